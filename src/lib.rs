@@ -1,0 +1,14 @@
+//! Lamina builds XenServer platform layers from Kubernetes manifests.
+//!
+//! The rooms, and the one way in which they may know each other:
+//! `api ← domain ← xapi ← controller, http ← local ← cli`, and `xapi::{wire, model} ← sim ← cli`.
+//! `tests/layers.rs` holds the arrows.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod domain;
+pub mod xapi;
+pub mod controller;
+pub mod http;
+pub mod local;
+pub mod sim;
