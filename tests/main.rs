@@ -1,1 +1,2 @@
-mod placeholder {}
+//! The one integration test binary: one link, many modules.
+mod crds;
