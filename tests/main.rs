@@ -1,1 +1,2 @@
-mod placeholder {}
+//! The one integration test binary: one API server, one link step.
+mod common;
