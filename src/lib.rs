@@ -12,3 +12,4 @@ pub mod controller;
 pub mod http;
 pub mod local;
 pub mod sim;
+pub mod telemetry;

@@ -1,2 +1,3 @@
-//! The one integration test binary: one link, many modules.
+//! The one integration test binary: one API server, one link step.
+mod common;
 mod crds;
