@@ -174,6 +174,14 @@ pub struct DiskStatus {
     /// What it was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<BaseTaken>,
+
+    /// The version it is being made for.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub version: String,
+
+    /// A machine was started on it: it may hold somebody's work, and nothing takes its place if it is lost.
+    #[serde(default)]
+    pub worked: bool,
 }
 
 /// What a disk was made from.
@@ -223,6 +231,15 @@ pub struct MachineStatus {
     /// The guest tools inside the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tools: Option<ToolsStatus>,
+
+    /// The value of spec.machine.restartToken that was last used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_token: Option<String>,
+
+    /// When the pool's coordinator had started its management service as the machine was recorded. A pool that died since
+    /// may have forgotten a machine that never ran: that one is made again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_start: Option<String>,
 }
 
 /// The guest tools inside the machine.
