@@ -103,3 +103,8 @@ fn yaml_reads_back_as_it_was() {
         assert_eq!(back, serde_json::to_value(&crd).unwrap());
     }
 }
+
+#[test]
+fn the_reference_is_committed() {
+    assert_committed("docs/reference.md", &lamina::api::condition::reference());
+}

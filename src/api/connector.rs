@@ -1,6 +1,7 @@
 //! `Connector`: where and how to reach one XenServer pool, and what was found there.
 //!
 //! As in `layer`, comments on fields are what `kubectl explain` prints.
+#![allow(clippy::duplicated_attributes, reason = "one printcolumn attribute a column is how kube reads them")]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::core::Reason as Refusal;

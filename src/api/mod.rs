@@ -8,11 +8,13 @@ pub mod connector;
 pub mod crd;
 pub mod layer;
 pub mod layer_status;
+pub mod reason;
 
 pub use condition::ConditionType;
 pub use connector::{Connector, ConnectorSpec, ConnectorStatus};
 pub use layer::{PlatformLayer, PlatformLayerSpec};
 pub use layer_status::{Phase, PlatformLayerStatus};
+pub use reason::{Fault, Reason};
 
 /// The API group of both kinds, and the prefix of everything that Lamina writes on other objects.
 pub const GROUP: &str = "lamina.dev";
