@@ -8,6 +8,7 @@ pub mod connector;
 pub mod crd;
 pub mod layer;
 pub mod layer_status;
+pub mod quantity;
 pub mod reason;
 
 pub use condition::ConditionType;

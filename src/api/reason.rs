@@ -93,6 +93,9 @@ reasons! {
     EjectingTools - [Ready Reconciling] "the guest tools ISO is being ejected from machine <machine>", "";
     FreezingDisk - [Ready Reconciling] "version <version> is being frozen", "";
     RemovingMachine - [Ready Reconciling] "version <version> is frozen; machine and work disk are being removed", "";
+    SettingUpMachine - [Ready Reconciling] "machine <machine> is being set up", "";
+    TaggingAgain - [Ready Reconciling] "an object that lost its keys, or has none yet, gets them", "";
+    ClearingUp - [Ready Reconciling] "an operation that is not wanted any more is being taken back", "";
     Discarding - [Ready Reconciling] "version <version> is being thrown away, as spec.discard says", "";
 
     // A person's turn.
@@ -115,6 +118,7 @@ reasons! {
     WaitingForStorage Wait [Ready Reconciling] "storage repository <name> does not answer", "Check its connection to the hosts.";
     WaitingForDisk Wait [Ready Reconciling] "disk <name> is in use", "Detach it from <user>.";
     WaitingForPool Wait [Ready Reconciling] "the pool is busy, starting or being upgraded", "";
+    WaitingForMachine Wait [Ready Reconciling] "machine <machine> is not at rest", "";
     HeldByDom0 Wait [Ready Reconciling] "an export that died holds disk <name> in the control domain; it is freed after 10 minutes", "";
 
     // Tried again.
@@ -150,6 +154,7 @@ reasons! {
     // Stalled: what was made.
     DiskLost Stalled [Ready Stalled] "disk <uuid> of version <version> was there and is gone", "Bring the disk back, or set spec.discard to this version and spec.version to a new one. Nothing is made again by itself.";
     MachineLost Stalled [Ready Stalled] "machine <uuid> was there and is gone; its disk is still there", "Set spec.machine.restartToken to a new value: a new machine is made on the same disk.";
+    SnapshotUnproven Stalled [Ready Stalled] "the pool forgot that frozen disk <uuid> is the snapshot of the packaging disk, which is kept", "Compare the two disks, then remove the packaging disk by hand.";
     PoolChanged Stalled [Ready Stalled ConnectorReady CoordinatorFound] "the pool that answers is not <uuid>, which the recorded disks are in", "Point the Connector back at that pool, or delete its layers with deletionPolicy Orphan.";
     NoRearmsLeft Stalled [Ready Stalled IntegrityVerified] "Windows in this disk had no rearm left", "Start again from an OS layer with rearms left, or remove spec.kms.";
     NoHostCanBoot Stalled [Ready Stalled] "no host can start machine <machine>: <why, host by host>", "Put disk, ISO and networks where one host sees them all.";
@@ -219,5 +224,7 @@ reasons! {
     TokensLeft - [] "tokens are left over in the image", "The vendor does not say which: ask its support, naming bit 1024.";
     KMSDirectoryMissing - [] "the scripts folder for KMS is missing (C:\\Windows\\Setup\\scripts\\kmsdir)", "Put it back.";
     KMSPolicyMissing - [] "the policy or start-up hook that runs the KMS script is missing", "Put it back.";
+    NoVerdict - [] "the report has no readable BlockFinalize number", "Run the check again; if it stays, repair the guest service.";
+    MoreFindings - [] "there are more findings than a status can hold", "Mend those that are listed, then run the check again.";
     NotRearmed - [] "spec.kms.rearm is true, but the report does not say that Windows was rearmed", "Start the machine and let the check rearm as the last thing before the shutdown.";
 }

@@ -7,7 +7,7 @@ use super::identity::BOOT;
 use super::observed::{Holder, Machine, Observed, OsDisk, Power, Storage, Trouble};
 use super::report::{Finding, Report};
 use super::want::{BaseFrom, FinalizePolicy, IntegrityPolicy, Want};
-use crate::api::condition::Reason;
+use crate::api::reason::Reason;
 
 /// XAPI ends a chain at 30; each version adds one or two levels, and the work needs room too.
 const DEEPEST_BASE: u32 = 20;
@@ -27,9 +27,12 @@ pub fn entry(want: &Want, seen: &Observed) -> Result<(), Trouble> {
 fn name_is_free(want: &Want, seen: &Observed) -> Result<(), Trouble> {
     match &seen.name_taken_by {
         None => Ok(()),
-        Some(other) => Err(Trouble::stalled(
+        Some(other) => Err(Trouble::new(
             Reason::NameConflict,
-            format!("layer name '{}' belongs to the older {other} on this Connector: set another spec.layerName, or delete one of the two", want.layer_name),
+            format!(
+                "layer name '{}' belongs to the older {other} on this Connector: set another spec.layerName, or delete one of the two",
+                want.layer_name
+            ),
         )),
     }
 }
@@ -38,7 +41,7 @@ fn versions_left(_: &Want, seen: &Observed) -> Result<(), Trouble> {
     if seen.records.versions.len() < MOST_VERSIONS {
         return Ok(());
     }
-    Err(Trouble::stalled(
+    Err(Trouble::new(
         Reason::TooManyVersions,
         format!("the layer has {MOST_VERSIONS} versions, which is the most: start a new layer with base.from: OSLayer"),
     ))
@@ -46,14 +49,21 @@ fn versions_left(_: &Want, seen: &Observed) -> Result<(), Trouble> {
 
 fn slot_is_ours(seen: &Observed) -> Result<(), Trouble> {
     seen.slot.clone().map_err(|holders| {
-        Trouble::wait(Reason::WaitingForSlot, format!("all machine slots of the Connector are taken by {holders}; finalize one of them, or raise limits.machines"))
+        Trouble::new(Reason::WaitingForSlot, format!("all machine slots of the Connector are taken by {holders}; finalize one of them, or raise limits.machines"))
     })
 }
 
 /// Before the OS disk is snapshotted, and again before the snapshot is claimed.
 pub fn os_disk(os: &OsDisk, storage: &Storage) -> Result<(), Trouble> {
-    const CHAIN: [Gate<OsDisk>; 7] =
-        [os_is_there, os_is_no_snapshot, os_is_a_plain_disk, os_is_persistent, os_is_shallow, os_is_at_rest, os_is_not_paused];
+    const CHAIN: [Gate<OsDisk>; 7] = [
+        os_is_there,
+        os_is_no_snapshot,
+        os_is_a_plain_disk,
+        os_is_persistent,
+        os_is_shallow,
+        os_is_at_rest,
+        os_is_not_paused,
+    ];
     CHAIN.iter().try_for_each(|gate| gate(os))?;
     let need = if storage.thick { os.virtual_size } else { 0 };
     room(storage, need, &format!("a snapshot of OS disk '{}'", os.name))
@@ -63,42 +73,75 @@ fn os_is_there(os: &OsDisk) -> Result<(), Trouble> {
     if os.managed && !os.missing {
         return Ok(());
     }
-    Err(Trouble::stalled(Reason::OSDiskNotFound, format!("OS disk '{}' ({}) is missing from its storage repository: restore it, or name another disk in osLayer.disk", os.name, os.uuid)))
+    Err(Trouble::new(
+        Reason::OSDiskNotFound,
+        format!(
+            "OS disk '{}' ({}) is missing from its storage repository: restore it, or name another disk in osLayer.disk",
+            os.name, os.uuid
+        ),
+    ))
 }
 
 fn os_is_no_snapshot(os: &OsDisk) -> Result<(), Trouble> {
     if !os.snapshot {
         return Ok(());
     }
-    Err(Trouble::stalled(Reason::OSDiskIsSnapshot, format!("OS disk '{}' ({}) is a snapshot: clone it (xe vdi-clone uuid={}) and name the clone", os.name, os.uuid, os.uuid)))
+    Err(Trouble::new(
+        Reason::OSDiskIsSnapshot,
+        format!(
+            "OS disk '{}' ({}) is a snapshot: clone it (xe vdi-clone uuid={}) and name the clone",
+            os.name, os.uuid, os.uuid
+        ),
+    ))
 }
 
 fn os_is_a_plain_disk(os: &OsDisk) -> Result<(), Trouble> {
     if !os.sharable && matches!(os.kind.as_str(), "user" | "system") {
         return Ok(());
     }
-    Err(Trouble::stalled(Reason::OSDiskUnsuitable, format!("OS disk '{}' ({}) is sharable or of type '{}': name an ordinary disk of type user or system", os.name, os.uuid, os.kind)))
+    Err(Trouble::new(
+        Reason::OSDiskUnsuitable,
+        format!(
+            "OS disk '{}' ({}) is sharable or of type '{}': name an ordinary disk of type user or system",
+            os.name, os.uuid, os.kind
+        ),
+    ))
 }
 
 fn os_is_persistent(os: &OsDisk) -> Result<(), Trouble> {
     if os.persist {
         return Ok(());
     }
-    Err(Trouble::stalled(Reason::OSDiskUnsuitable, format!("OS disk '{}' ({}) is reset at every boot: set on-boot to persist (xe vdi-param-set uuid={} on-boot=persist)", os.name, os.uuid, os.uuid)))
+    Err(Trouble::new(
+        Reason::OSDiskUnsuitable,
+        format!(
+            "OS disk '{}' ({}) is reset at every boot: set on-boot to persist (xe vdi-param-set uuid={} on-boot=persist)",
+            os.name, os.uuid, os.uuid
+        ),
+    ))
 }
 
 fn os_is_shallow(os: &OsDisk) -> Result<(), Trouble> {
     if os.depth < DEEPEST_BASE {
         return Ok(());
     }
-    Err(Trouble::stalled(Reason::ChainTooDeep, format!("OS disk '{}' ({}) hangs on {} layers of snapshots, the most is {DEEPEST_BASE}: make a full copy (xe vdi-copy) and name that", os.name, os.uuid, os.depth)))
+    Err(Trouble::new(
+        Reason::OSDiskChainTooDeep,
+        format!(
+            "OS disk '{}' ({}) hangs on {} layers of snapshots, the most is {DEEPEST_BASE}: make a full copy (xe vdi-copy) and name that",
+            os.name, os.uuid, os.depth
+        ),
+    ))
 }
 
 fn os_is_at_rest(os: &OsDisk) -> Result<(), Trouble> {
     if os.writers.is_empty() {
         return Ok(());
     }
-    Err(Trouble::stalled(Reason::OSDiskInUse, format!("OS disk '{}' ({}) is in use by {}: shut that machine down", os.name, os.uuid, os.writers.join(", "))))
+    Err(Trouble::new(
+        Reason::OSDiskInUse,
+        format!("OS disk '{}' ({}) is in use by {}: shut that machine down", os.name, os.uuid, os.writers.join(", ")),
+    ))
 }
 
 fn os_is_not_paused(os: &OsDisk) -> Result<(), Trouble> {
@@ -110,10 +153,12 @@ fn os_is_not_paused(os: &OsDisk) -> Result<(), Trouble> {
 
 /// A storage driver that died in the middle leaves a disk paused; only a person may say that nothing is at work on it.
 pub fn source_paused(name: &str, uuid: &str) -> Trouble {
-    Trouble::stalled(
+    Trouble::new(
         Reason::SourcePaused,
-        format!("disk '{name}' ({uuid}) was left paused by an interrupted operation of its storage: when nothing works on it, run \
-                 xe vdi-param-remove uuid={uuid} param-name=sm-config param-key=paused"),
+        format!(
+            "disk '{name}' ({uuid}) was left paused by an interrupted operation of its storage: when nothing works on it, run \
+                 xe vdi-param-remove uuid={uuid} param-name=sm-config param-key=paused"
+        ),
     )
 }
 
@@ -123,7 +168,10 @@ pub fn room(storage: &Storage, need: i64, what: &str) -> Result<(), Trouble> {
     if storage.free > need {
         return Ok(());
     }
-    Err(Trouble::stalled(Reason::StorageFull, format!("storage repository '{}' has no room for {what}: free space on it", storage.name)))
+    Err(Trouble::new(
+        Reason::StorageFull,
+        format!("storage repository '{}' has no room for {what}: free space on it", storage.name),
+    ))
 }
 
 /// The base of a new version, as `spec.base` and the finalized versions say.
@@ -131,17 +179,28 @@ pub fn room(storage: &Storage, need: i64, what: &str) -> Result<(), Trouble> {
 pub enum BaseChoice {
     OsLayer,
     /// The disk F of this version.
-    Version { version: String, disk: String },
+    Version {
+        version: String,
+        disk: String,
+    },
 }
 
 /// `base`: uuid of S for the wanted OS disk and version, if it is there.
-pub fn choose_base(want: &Want, seen_versions: &[super::observed::VersionRecord], base: Option<&str>) -> Result<BaseChoice, Trouble> {
+pub fn choose_base(
+    want: &Want,
+    seen_versions: &[super::observed::VersionRecord],
+    base: Option<&str>,
+) -> Result<BaseChoice, Trouble> {
     let on_base = |v: &&super::observed::VersionRecord| Some(v.base.as_str()) == base;
-    let take = |v: &super::observed::VersionRecord| BaseChoice::Version { version: v.version.clone(), disk: v.disk.clone() };
+    let take =
+        |v: &super::observed::VersionRecord| BaseChoice::Version { version: v.version.clone(), disk: v.disk.clone() };
     let other_os = || {
-        Trouble::stalled(
+        Trouble::new(
             Reason::BaseOnOtherOSLayer,
-            format!("no finalized version stands on OS layer '{}' version '{}': set base.from: OSLayer and install again", want.os_name, want.os_version),
+            format!(
+                "no finalized version stands on OS layer '{}' version '{}': set base.from: OSLayer and install again",
+                want.os_name, want.os_version
+            ),
         )
     };
     match want.base_from {
@@ -152,7 +211,10 @@ pub fn choose_base(want: &Want, seen_versions: &[super::observed::VersionRecord]
             let wanted = want.base_version.as_deref().unwrap_or_default();
             let found = seen_versions.iter().find(|v| v.version == wanted).ok_or_else(|| {
                 let known: Vec<_> = seen_versions.iter().map(|v| v.version.as_str()).collect();
-                Trouble::stalled(Reason::BaseVersionUnknown, format!("base version '{wanted}' is not among the finalized versions ({})", known.join(", ")))
+                Trouble::new(
+                    Reason::BaseVersionUnknown,
+                    format!("base version '{wanted}' is not among the finalized versions ({})", known.join(", ")),
+                )
             })?;
             Some(found).filter(on_base).map(take).ok_or_else(other_os)
         }
@@ -205,9 +267,12 @@ pub fn approval(want: &Want, version: &str, judgement: &Judgement) -> Result<(),
         None => String::new(),
     };
     let unchecked = if judgement.counts.is_err() { ", without a report of the guest that counts" } else { "" };
-    Err(Trouble::wait(
+    Err(Trouble::new(
         Reason::ApproveFinalize,
-        format!("version '{version}' is ready to be frozen{unchecked}{stale}: approve it with: {}", want.approve_command(version)),
+        format!(
+            "version '{version}' is ready to be frozen{unchecked}{stale}: approve it with: {}",
+            want.approve_command(version)
+        ),
     ))
 }
 
@@ -216,9 +281,12 @@ fn report_satisfies(want: &Want, judgement: &Judgement) -> Result<(), Trouble> {
         return Ok(());
     }
     if let Err(why) = &judgement.counts {
-        return Err(Trouble::wait(
+        return Err(Trouble::new(
             Reason::FixIntegrity,
-            format!("nothing proves that Windows is at rest, {why}: start the machine ({}), run Shutdown For Finalize in it again", want.restart_command()),
+            format!(
+                "nothing proves that Windows is at rest, {why}: start the machine ({}), run Shutdown For Finalize in it again",
+                want.restart_command()
+            ),
         ));
     }
     let blocking: Vec<_> = judgement
@@ -230,37 +298,52 @@ fn report_satisfies(want: &Want, judgement: &Judgement) -> Result<(), Trouble> {
     if blocking.is_empty() {
         return Ok(());
     }
-    Err(Trouble::wait(
+    Err(Trouble::new(
         Reason::FixIntegrity,
-        format!("{}. Start the machine ({}), mend this, run Shutdown For Finalize again", blocking.join("; "), want.restart_command()),
+        format!(
+            "{}. Start the machine ({}), mend this, run Shutdown For Finalize again",
+            blocking.join("; "),
+            want.restart_command()
+        ),
     ))
 }
 
 /// Before the freeze, and again on the live pool before the frozen disk is claimed.
 pub fn freeze(seen: &Observed, machine: &Machine) -> Result<(), Trouble> {
     if machine.power != Power::Halted || machine.busy {
-        return Err(Trouble::wait(Reason::WaitingForMachine, format!("machine '{}' is not at rest", machine.name)));
+        return Err(Trouble::new(Reason::WaitingForMachine, format!("machine '{}' is not at rest", machine.name)));
     }
     if machine.key(BOOT).and_then(|b| b.split_once('@')).is_some_and(|(_, started)| started != machine.start_time) {
-        return Err(Trouble::wait(Reason::FixIntegrity, format!("machine '{}' was started once more: run Shutdown For Finalize in it again", machine.name)));
+        return Err(Trouble::new(
+            Reason::FixIntegrity,
+            format!("machine '{}' was started once more: run Shutdown For Finalize in it again", machine.name),
+        ));
     }
     let Some(work) = seen.work.found() else {
-        return Err(Trouble::wait(Reason::WaitingForStorage, "the packaging disk cannot be looked at"));
+        return Err(Trouble::new(Reason::WaitingForStorage, "the packaging disk cannot be looked at"));
     };
     if work.paused {
-        return Err(Trouble::wait(Reason::WaitingForStorage, "the packaging disk is paused by its storage"));
+        return Err(Trouble::new(Reason::WaitingForStorage, "the packaging disk is paused by its storage"));
     }
     for a in &work.attachments {
         match &a.holder {
             Holder::Machine if !a.attached => {}
-            Holder::Machine => return Err(Trouble::wait(Reason::WaitingForMachine, "the packaging disk is still attached")),
+            Holder::Machine => {
+                return Err(Trouble::new(Reason::WaitingForMachine, "the packaging disk is still attached"));
+            }
             Holder::ControlDomain { .. } => {
-                return Err(Trouble::wait(Reason::HeldByDom0, format!("disk {} is held by a control domain: an export or a copy is at work on it", work.uuid)));
+                return Err(Trouble::new(
+                    Reason::HeldByDom0,
+                    format!("disk {} is held by a control domain: an export or a copy is at work on it", work.uuid),
+                ));
             }
             Holder::Other { name, .. } => {
-                return Err(Trouble::stalled(
-                    Reason::DiskInUse,
-                    format!("disk {} is also attached to machine '{name}': take it off there (xe vbd-destroy uuid={})", work.uuid, a.vbd),
+                return Err(Trouble::new(
+                    Reason::ForeignDisk,
+                    format!(
+                        "disk {} is also attached to machine '{name}': take it off there (xe vbd-destroy uuid={})",
+                        work.uuid, a.vbd
+                    ),
                 ));
             }
         }

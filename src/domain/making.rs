@@ -8,9 +8,9 @@
 //!
 //! Pure. `plan` asks it for the next move of an operation whose object is not there; it never decides that one is wanted.
 
-use super::observed::{Child, Flight, MarkSight, Making, Quiet, Sent, TaskSight, Trouble};
+use super::observed::{Child, Flight, Making, MarkSight, Quiet, Sent, TaskSight, Trouble};
 use super::plan::Step;
-use crate::api::condition::Reason;
+use crate::api::reason::Reason;
 
 /// The next move of an operation.
 #[derive(Clone, Debug, PartialEq)]
@@ -103,7 +103,7 @@ fn send(f: &Flight) -> Move {
         }
         (MarkSight::Stale { quiet: false, .. }, Some(_)) => Move::Wait(Waiting::InFlight),
         (MarkSight::Foreign { long: false, .. } | MarkSight::Removing, Some(_)) => Move::Wait(Waiting::Mark),
-        (MarkSight::Foreign { mark, long: true }, Some(_)) => Move::Stop(Trouble::stalled(
+        (MarkSight::Foreign { mark, long: true }, Some(_)) => Move::Stop(Trouble::new(
             Reason::BaseLocked,
             format!(
                 "disk {} is marked by another cluster ({}) for more than 10 minutes; if that cluster is gone, take the mark off: \
@@ -126,9 +126,7 @@ pub fn abandon(f: &Flight) -> Option<Move> {
     }
     let unknown = match f.sent {
         Sent::Never | Sent::Over => false,
-        Sent::Once | Sent::Unknown => {
-            f.intent.is_some() || f.mark == MarkSight::Ours || !f.children.is_empty()
-        }
+        Sent::Once | Sent::Unknown => f.intent.is_some() || f.mark == MarkSight::Ours || !f.children.is_empty(),
     } && matches!(f.task, TaskSight::None);
     if unknown && f.restarted && f.scans < 2 {
         return Some(if f.scan_due { Move::Do(Step::ScanStorage) } else { Move::Wait(Waiting::InFlight) });

@@ -5,8 +5,7 @@
 
 use super::identity::{Keys, Mark, Opid};
 use super::report::Report;
-use crate::api::condition::Reason;
-use crate::domain::fault::Fault;
+use crate::api::reason::Reason;
 
 /// What we can say of one object. `Lost` is not `Absent`: made and gone stops everything, never made allows a create.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,21 +26,16 @@ impl<T> Sight<T> {
     }
 }
 
-/// Something that stands in the way, ready to be told: which fault, which reason, and words for a user.
+/// Something that stands in the way, ready to be told. Its fault class is its reason's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trouble {
-    pub fault: Fault,
     pub reason: Reason,
     pub message: String,
 }
 
 impl Trouble {
-    pub fn stalled(reason: Reason, message: impl Into<String>) -> Self {
-        Self { fault: Fault::Stalled, reason, message: message.into() }
-    }
-
-    pub fn wait(reason: Reason, message: impl Into<String>) -> Self {
-        Self { fault: Fault::Wait, reason, message: message.into() }
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
     }
 }
 
@@ -85,8 +79,13 @@ pub enum Holder {
     /// Our packaging machine of this lineage.
     Machine,
     /// A control domain; `leaked`: seen there for ten minutes without a task of ours.
-    ControlDomain { leaked: bool },
-    Other { name: String, halted: bool },
+    ControlDomain {
+        leaked: bool,
+    },
+    Other {
+        name: String,
+        halted: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,11 +146,17 @@ impl Machine {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Dvd {
     None,
-    Empty { vbd: String },
+    Empty {
+        vbd: String,
+    },
     /// Holds the disc that we want in.
-    ToolsIn { vbd: String },
+    ToolsIn {
+        vbd: String,
+    },
     /// Holds another disc, brought by the template or put in by a person.
-    Foreign { vbd: String },
+    Foreign {
+        vbd: String,
+    },
 }
 
 /// Guest tools, judged on the current `guest_metrics` only.
@@ -257,9 +262,15 @@ pub enum MarkSight {
     None,
     Ours,
     /// Of our cluster, but of an operation that nobody is at; `quiet`: its in-flight test has passed.
-    Stale { mark: Mark, quiet: bool },
+    Stale {
+        mark: Mark,
+        quiet: bool,
+    },
     /// Of another cluster; `long`: for ten minutes now.
-    Foreign { mark: Mark, long: bool },
+    Foreign {
+        mark: Mark,
+        long: bool,
+    },
     /// S is about to be removed.
     Removing,
 }
@@ -280,9 +291,13 @@ pub enum Sent {
 #[derive(Clone, Debug, PartialEq)]
 pub enum TaskSight {
     None,
-    Pending { progress: f64 },
+    Pending {
+        progress: f64,
+    },
     /// `child`: uuid of what it made; none where that is gone again, and for a start.
-    Succeeded { child: Option<String> },
+    Succeeded {
+        child: Option<String>,
+    },
     Failed(Trouble),
 }
 

@@ -18,9 +18,8 @@ use super::observed::{
     Disk, Dvd, Flight, Holder, Machine, Making, MarkSight, Observed, Power, Sent, Setting, Sight, TaskSight, Trouble,
 };
 use super::want::{FinalizePolicy, Want};
-use crate::api::condition::Reason;
-use crate::api::Phase;
-use crate::domain::fault::Fault;
+use crate::api::reason::{Fault, Reason};
+use crate::api::{ConditionType, Phase};
 
 /// One thing to do. Objects are named by uuid; whoever acts looks the reference up anew.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,42 +31,113 @@ pub enum Step {
     RecordIntent(Making),
     /// Status only: the operation is over.
     DropIntent,
-    Mark { source: String, mark: Mark },
-    Unmark { source: String, mark: Mark },
+    Mark {
+        source: String,
+        mark: Mark,
+    },
+    Unmark {
+        source: String,
+        mark: Mark,
+    },
     Send(Making),
     /// The call's task ended without an object: remember it, destroy the task.
-    Settle { making: Making, opid: Opid },
-    Claim { making: Making, child: String },
-    CancelTasks { opid: Opid },
-    DestroyUnclaimed { making: Making, child: String },
-    DestroyHalfMade { machine: String },
+    Settle {
+        making: Making,
+        opid: Opid,
+    },
+    Claim {
+        making: Making,
+        child: String,
+    },
+    CancelTasks {
+        opid: Opid,
+    },
+    DestroyUnclaimed {
+        making: Making,
+        child: String,
+    },
+    DestroyHalfMade {
+        machine: String,
+    },
     ScanStorage,
     /// Keys and tag of a recorded object that lost them.
-    TagAgain { uuid: String },
-    NameDisk { uuid: String, name: String },
-    DescribeDisk { uuid: String, description: String },
-    ResizeDisk { uuid: String, size: i64 },
+    TagAgain {
+        uuid: String,
+    },
+    NameDisk {
+        uuid: String,
+        name: String,
+    },
+    DescribeDisk {
+        uuid: String,
+        description: String,
+    },
+    ResizeDisk {
+        uuid: String,
+        size: i64,
+    },
     /// Status only: what was found becomes a record.
     Record,
-    SetUp { machine: String, settings: Vec<Setting> },
-    AttachDisk { machine: String, disk: String },
-    AddDvd { machine: String },
-    EjectDisc { vbd: String },
-    InsertTools { vbd: String },
-    NoteBoot { machine: String, boot: String },
-    UseToken { machine: String, token: String },
-    BlockStart { machine: String },
-    UnblockStart { machine: String },
-    UnblockDestroy { machine: String },
-    ShutDown { machine: String },
-    DetachDisk { vbd: String },
-    FreeFromDom0 { vbd: String },
-    DestroyMachine { machine: String },
+    SetUp {
+        machine: String,
+        settings: Vec<Setting>,
+    },
+    AttachDisk {
+        machine: String,
+        disk: String,
+    },
+    AddDvd {
+        machine: String,
+    },
+    EjectDisc {
+        vbd: String,
+    },
+    InsertTools {
+        vbd: String,
+    },
+    NoteBoot {
+        machine: String,
+        boot: String,
+    },
+    UseToken {
+        machine: String,
+        token: String,
+    },
+    BlockStart {
+        machine: String,
+    },
+    UnblockStart {
+        machine: String,
+    },
+    UnblockDestroy {
+        machine: String,
+    },
+    ShutDown {
+        machine: String,
+    },
+    DetachDisk {
+        vbd: String,
+    },
+    FreeFromDom0 {
+        vbd: String,
+    },
+    DestroyMachine {
+        machine: String,
+    },
     /// After the freeze: the database is written out first.
-    DestroyWork { disk: String, after_freeze: bool },
-    DestroyFrozen { disk: String },
-    DestroyBase { disk: String },
-    Retain { disk: String },
+    DestroyWork {
+        disk: String,
+        after_freeze: bool,
+    },
+    DestroyFrozen {
+        disk: String,
+    },
+    DestroyBase {
+        disk: String,
+    },
+    Retain {
+        disk: String,
+    },
     /// The finalizer off.
     LetGo,
 }
@@ -126,8 +196,14 @@ pub enum Say {
     Person(Reason, String),
     Stalled(Reason, String),
     Finalized(String),
-    Suspended { finalized: bool },
-    Deleting { reason: Reason, message: String, stuck: bool },
+    Suspended {
+        finalized: bool,
+    },
+    Deleting {
+        reason: Reason,
+        message: String,
+        stuck: bool,
+    },
 }
 
 /// When to look again if no event comes before.
@@ -170,12 +246,10 @@ impl Verdict {
     }
 
     pub(super) fn trouble(t: Trouble) -> Self {
-        match (t.fault, t.reason) {
-            (_, Reason::FixIntegrity | Reason::ApproveFinalize | Reason::ResumeMachine | Reason::StartMachine) => {
-                Self::rest(Say::Person(t.reason, t.message))
-            }
-            (Fault::Stalled, _) => Self::rest(Say::Stalled(t.reason, t.message)),
-            (Fault::Wait | Fault::Retry, _) => Self::wait(Next::Capacity, t.reason, t.message),
+        match t.reason.fault() {
+            _ if t.reason.on().contains(&ConditionType::ActionRequired) => Self::rest(Say::Person(t.reason, t.message)),
+            Some(Fault::Stalled) => Self::rest(Say::Stalled(t.reason, t.message)),
+            Some(Fault::Wait | Fault::Retry) | None => Self::wait(Next::Capacity, t.reason, t.message),
         }
     }
 
@@ -186,14 +260,20 @@ impl Verdict {
             Move::Wait(Waiting::InFlight) => Self::wait(
                 Next::InFlight,
                 Reason::WaitingForInFlight,
-                format!("{what}: an earlier attempt may still be at work on the pool; looking twice, 60 seconds apart, before it is repeated"),
+                format!(
+                    "{what}: an earlier attempt may still be at work on the pool; looking twice, 60 seconds apart, before it is repeated"
+                ),
             ),
-            Move::Wait(Waiting::Turn) => {
-                Self::wait(Next::Capacity, Reason::WaitingForSource, format!("{what}: another layer is being made from the same disk"))
-            }
-            Move::Wait(Waiting::Mark) => {
-                Self::wait(Next::Capacity, Reason::WaitingForMark, format!("{what}: the disk is marked by somebody else at the moment"))
-            }
+            Move::Wait(Waiting::Turn) => Self::wait(
+                Next::Capacity,
+                Reason::WaitingForMark,
+                format!("{what}: another layer is being made from the same disk"),
+            ),
+            Move::Wait(Waiting::Mark) => Self::wait(
+                Next::Capacity,
+                Reason::WaitingForMark,
+                format!("{what}: the disk is marked by somebody else at the moment"),
+            ),
             Move::Stop(trouble) => Self::trouble(trouble),
         }
     }
@@ -267,7 +347,9 @@ fn at_rest(want: &Want, seen: &Observed) -> bool {
 pub(super) fn pool_changed(recorded: &str, now: &str) -> Say {
     Say::Stalled(
         Reason::PoolChanged,
-        format!("the layer's disks are in pool {recorded}, but the Connector now leads to pool {now}: nothing is looked up or made there. Point the Connector back"),
+        format!(
+            "the layer's disks are in pool {recorded}, but the Connector now leads to pool {now}: nothing is looked up or made there. Point the Connector back"
+        ),
     )
 }
 
@@ -285,7 +367,9 @@ fn version_changed(want: &Want, seen: &Observed) -> Say {
 fn clear_leftover(seen: &Observed) -> Option<Verdict> {
     let f = seen.leftover.as_ref()?;
     Some(match making::abandon(f) {
-        Some(mv) => Verdict::from_move(mv, Reason::ClearingUp, "clearing up after an operation that is not wanted any more"),
+        Some(mv) => {
+            Verdict::from_move(mv, Reason::ClearingUp, "clearing up after an operation that is not wanted any more")
+        }
         None => Verdict::act(Step::DropIntent, Reason::ClearingUp, "an operation that is not wanted any more is over"),
     })
 }
@@ -306,7 +390,10 @@ fn tidy(want: &Want, seen: &Observed) -> Verdict {
         let Some(f) = seen.frozen.found() else {
             return Verdict::rest(Say::Stalled(
                 Reason::DiskLost,
-                format!("the frozen disk of version '{}' is gone, its packaging disk '{}' ({}) is still there and kept: restore the frozen disk, or copy the packaging disk by hand", seen.subject, w.name, w.uuid),
+                format!(
+                    "the frozen disk of version '{}' is gone, its packaging disk '{}' ({}) is still there and kept: restore the frozen disk, or copy the packaging disk by hand",
+                    seen.subject, w.name, w.uuid
+                ),
             ));
         };
         if f.snapshot_of.as_deref() != Some(w.uuid.as_str()) {
@@ -332,12 +419,19 @@ fn tidy(want: &Want, seen: &Observed) -> Verdict {
     }
     match &seen.frozen {
         Sight::Found(f) if !f.keyed || !f.tagged => {
-            return Verdict::act(Step::TagAgain { uuid: f.uuid.clone() }, Reason::TaggingAgain, "the frozen disk lost its keys and gets them back");
+            return Verdict::act(
+                Step::TagAgain { uuid: f.uuid.clone() },
+                Reason::TaggingAgain,
+                "the frozen disk lost its keys and gets them back",
+            );
         }
         Sight::Lost => {
             return Verdict::rest(Say::Stalled(
                 Reason::DiskLost,
-                format!("the disk of finalized version '{}' is gone from the pool: restore it; nothing is made in its place", seen.subject),
+                format!(
+                    "the disk of finalized version '{}' is gone from the pool: restore it; nothing is made in its place",
+                    seen.subject
+                ),
             ));
         }
         Sight::Found(_) | Sight::Absent | Sight::CannotLook => {}
@@ -381,9 +475,11 @@ fn finish_operations(seen: &Observed) -> Option<Verdict> {
     let f = seen.flights.iter().find(done)?;
     let doing = working_reason(f.making);
     Some(match (&f.mark, &f.wanted_mark) {
-        (MarkSight::Ours, Some(mark)) => {
-            Verdict::act(Step::Unmark { source: f.source.clone(), mark: mark.clone() }, doing, "made, claimed and recorded; taking the mark off")
-        }
+        (MarkSight::Ours, Some(mark)) => Verdict::act(
+            Step::Unmark { source: f.source.clone(), mark: mark.clone() },
+            doing,
+            "made, claimed and recorded; taking the mark off",
+        ),
         _no_mark_of_ours => Verdict::act(Step::DropIntent, doing, "made, claimed and recorded"),
     })
 }
@@ -415,9 +511,9 @@ fn started(seen: &Observed, m: &Machine) -> bool {
 
 pub(super) fn working_reason(making: Making) -> Reason {
     match making {
-        Making::SnapshotOsDisk => Reason::MakingBase,
-        Making::CloneDisk => Reason::MakingDisk,
-        Making::CloneMachine => Reason::MakingMachine,
+        Making::SnapshotOsDisk => Reason::FreezingOSDisk,
+        Making::CloneDisk => Reason::CreatingDisk,
+        Making::CloneMachine => Reason::CreatingMachine,
         Making::StartMachine => Reason::StartingMachine,
         Making::FreezeDisk => Reason::FreezingDisk,
     }
@@ -446,7 +542,10 @@ fn disk_lost(want: &Want, seen: &Observed) -> Say {
     let uuid = seen.records.disk.as_ref().map(|d| d.uuid.as_str()).unwrap_or_default();
     let moved = match seen.unclaimed.as_slice() {
         [] => String::new(),
-        copies => format!(" A copy of it is there ({}): if it was moved, move it back by its uuid is impossible; copy what you need from it.", copies.join(", ")),
+        copies => format!(
+            " A copy of it is there ({}): if it was moved, move it back by its uuid is impossible; copy what you need from it.",
+            copies.join(", ")
+        ),
     };
     Say::Stalled(
         Reason::DiskLost,
@@ -465,7 +564,7 @@ fn make_disk(want: &Want, seen: &Observed) -> Verdict {
         return Verdict::trouble(t);
     }
     if !seen.finalizer || seen.records.pool.is_none() {
-        return Verdict::act(Step::Enter, Reason::MakingBase, "entering the pool");
+        return Verdict::act(Step::Enter, Reason::FreezingOSDisk, "entering the pool");
     }
     if let Some(verdict) = finish_operations(seen) {
         return verdict;
@@ -491,26 +590,37 @@ fn from_version(seen: &Observed, version: &str) -> Verdict {
 
 fn clone_from(seen: &Observed, source: &Disk) -> Verdict {
     if source.paused {
-        return Verdict::wait(Next::Capacity, Reason::WaitingForStorage, format!("disk {} is paused by its storage", source.uuid));
+        return Verdict::wait(
+            Next::Capacity,
+            Reason::WaitingForStorage,
+            format!("disk {} is paused by its storage", source.uuid),
+        );
     }
     advance(seen, Making::CloneDisk, "making the packaging disk")
 }
 
 fn from_os_layer(want: &Want, seen: &Observed) -> Verdict {
     match &seen.base {
-        Sight::Found(base) if !base.keyed => {
-            Verdict::act(Step::TagAgain { uuid: base.uuid.clone() }, Reason::TaggingAgain, "the base snapshot lost its keys and gets them back")
-        }
+        Sight::Found(base) if !base.keyed => Verdict::act(
+            Step::TagAgain { uuid: base.uuid.clone() },
+            Reason::TaggingAgain,
+            "the base snapshot lost its keys and gets them back",
+        ),
         Sight::Found(base) => clone_from(seen, base),
         Sight::CannotLook | Sight::Lost => cannot_tell(seen, "the base snapshot"),
         Sight::Absent => {
-            let fit = seen.os_disk.clone().and_then(|os| gate::os_disk(&os, &seen.storage).and_then(|()| format_fits(want, &os)));
+            let fit = seen
+                .os_disk
+                .clone()
+                .and_then(|os| gate::os_disk(&os, &seen.storage).and_then(|()| format_fits(want, &os)));
             match fit {
                 Ok(()) => advance(seen, Making::SnapshotOsDisk, "taking a snapshot of the OS disk"),
                 // What was begun before the OS disk got in use is taken back, unclaimed.
                 Err(t) => match seen.flight(Making::SnapshotOsDisk).filter(|f| f.intent.is_some()) {
                     Some(f) => match making::abandon(f) {
-                        Some(mv) => Verdict::from_move(mv, Reason::MakingBase, "taking the snapshot of the OS disk back"),
+                        Some(mv) => {
+                            Verdict::from_move(mv, Reason::FreezingOSDisk, "taking the snapshot of the OS disk back")
+                        }
                         None => Verdict { step: Step::DropIntent, ..Verdict::trouble(t) },
                     },
                     None => Verdict::trouble(t),
@@ -522,14 +632,20 @@ fn from_os_layer(want: &Want, seen: &Observed) -> Verdict {
 
 fn format_fits(want: &Want, os: &super::observed::OsDisk) -> Result<(), Trouble> {
     match &want.format {
-        Some(f) if !os.format.is_empty() && *f != os.format => Err(Trouble::stalled(
+        Some(f) if !os.format.is_empty() && *f != os.format => Err(Trouble::new(
             Reason::FormatMismatch,
-            format!("packagingDisk.format is {f}, but OS disk '{}' is {}, and a clone keeps its source's format: leave packagingDisk.format out", os.name, os.format),
+            format!(
+                "packagingDisk.format is {f}, but OS disk '{}' is {}, and a clone keeps its source's format: leave packagingDisk.format out",
+                os.name, os.format
+            ),
         )),
         Some(_) | None => match want.size {
-            Some(size) if size < os.virtual_size => Err(Trouble::stalled(
+            Some(size) if size < os.virtual_size => Err(Trouble::new(
                 Reason::DiskTooSmall,
-                format!("packagingDisk.size is smaller than OS disk '{}' ({} bytes): a disk cannot shrink; leave packagingDisk.size out or make it larger", os.name, os.virtual_size),
+                format!(
+                    "packagingDisk.size is smaller than OS disk '{}' ({} bytes): a disk cannot shrink; leave packagingDisk.size out or make it larger",
+                    os.name, os.virtual_size
+                ),
             )),
             Some(_) | None => Ok(()),
         },
@@ -538,17 +654,24 @@ fn format_fits(want: &Want, os: &super::observed::OsDisk) -> Result<(), Trouble>
 
 /// W is there: named, sized and recorded before anything is built on it.
 fn with_disk(want: &Want, seen: &Observed, w: &Disk) -> Verdict {
-    let making = |step, message: &str| Verdict::act(step, Reason::MakingDisk, message);
+    let making = |step, message: &str| Verdict::act(step, Reason::CreatingDisk, message);
     let recorded = seen.records.disk.as_ref().is_some_and(|d| d.uuid == w.uuid);
     if !w.keyed || !w.tagged {
-        return Verdict::act(Step::TagAgain { uuid: w.uuid.clone() }, Reason::TaggingAgain, "the packaging disk gets its keys");
+        return Verdict::act(
+            Step::TagAgain { uuid: w.uuid.clone() },
+            Reason::TaggingAgain,
+            "the packaging disk gets its keys",
+        );
     }
     if !recorded {
         if w.busy {
-            return Verdict::wait(Next::Task, Reason::MakingDisk, "the packaging disk is being named and sized");
+            return Verdict::wait(Next::Task, Reason::CreatingDisk, "the packaging disk is being named and sized");
         }
         if w.name != want.file_name {
-            return making(Step::NameDisk { uuid: w.uuid.clone(), name: want.file_name.clone() }, "naming the packaging disk");
+            return making(
+                Step::NameDisk { uuid: w.uuid.clone(), name: want.file_name.clone() },
+                "naming the packaging disk",
+            );
         }
         let description = description(want);
         if w.description != description {
@@ -569,14 +692,20 @@ fn with_disk(want: &Want, seen: &Observed, w: &Disk) -> Verdict {
         Sight::Lost => {
             let used = seen.records.machine.as_ref().and_then(|m| m.restart_token.as_deref());
             let asked = want.restart_token.is_some() && want.restart_token.as_deref() != used;
-            if asked || seen.flight(Making::CloneMachine).is_some_and(|f| f.intent.is_some()) || !w_worked(seen) && machine_forgotten(seen) {
+            if asked
+                || seen.flight(Making::CloneMachine).is_some_and(|f| f.intent.is_some())
+                || !w_worked(seen) && machine_forgotten(seen)
+            {
                 return make_machine(seen);
             }
             Verdict::rest(Say::Stalled(
                 Reason::MachineLost,
                 format!(
                     "the packaging machine of version '{}' is gone from the pool; its disk '{}' ({}) is untouched. For a new machine on the same disk: {}",
-                    seen.subject, w.name, w.uuid, want.restart_command()
+                    seen.subject,
+                    w.name,
+                    w.uuid,
+                    want.restart_command()
                 ),
             ))
         }
@@ -615,7 +744,11 @@ fn rounded(size: i64) -> i64 {
 fn with_machine(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     let recorded = seen.records.machine.as_ref().is_some_and(|r| r.uuid == m.uuid);
     if !m.keyed {
-        return Verdict::act(Step::TagAgain { uuid: m.uuid.clone() }, Reason::TaggingAgain, "the packaging machine gets its keys");
+        return Verdict::act(
+            Step::TagAgain { uuid: m.uuid.clone() },
+            Reason::TaggingAgain,
+            "the packaging machine gets its keys",
+        );
     }
     if !m.guard_drift.is_empty() {
         return Verdict::act(
@@ -628,7 +761,7 @@ fn with_machine(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict 
         return set_up(want, seen, w, m, recorded);
     }
     if !recorded {
-        return Verdict::act(Step::Record, Reason::MakingMachine, "the packaging machine is made");
+        return Verdict::act(Step::Record, Reason::CreatingMachine, "the packaging machine is made");
     }
     if let Some(verdict) = finish_operations(seen) {
         return verdict;
@@ -637,10 +770,20 @@ fn with_machine(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict 
         Power::Running => running(want, seen, m),
         Power::Paused | Power::Suspended => Verdict::rest(Say::Person(
             Reason::ResumeMachine,
-            format!("machine '{}' is {}: resume it to go on installing (xe vm-{} uuid={})", m.name, if m.power == Power::Paused { "paused" } else { "suspended" }, if m.power == Power::Paused { "unpause" } else { "resume" }, m.uuid),
+            format!(
+                "machine '{}' is {}: resume it to go on installing (xe vm-{} uuid={})",
+                m.name,
+                if m.power == Power::Paused { "paused" } else { "suspended" },
+                if m.power == Power::Paused { "unpause" } else { "resume" },
+                m.uuid
+            ),
         )),
         Power::Halted => halted(want, seen, w, m),
-        Power::Unknown => Verdict::wait(Next::Capacity, Reason::WaitingForMachine, format!("machine '{}' is in a power state that Lamina does not know", m.name)),
+        Power::Unknown => Verdict::wait(
+            Next::Capacity,
+            Reason::WaitingForMachine,
+            format!("machine '{}' is in a power state that Lamina does not know", m.name),
+        ),
     }
 }
 
@@ -651,19 +794,24 @@ fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine, recorded: bool) -
         return Verdict::wait(Next::Task, Reason::SettingUpMachine, "the packaging machine is being set up");
     }
     if !m.drift.is_empty() {
-        return act(Step::SetUp { machine: m.uuid.clone(), settings: m.drift.clone() }, "setting up the packaging machine");
+        return act(
+            Step::SetUp { machine: m.uuid.clone(), settings: m.drift.clone() },
+            "setting up the packaging machine",
+        );
     }
     if m.disk.is_none() {
         return act(Step::AttachDisk { machine: m.uuid.clone(), disk: w.uuid.clone() }, "attaching the packaging disk");
     }
     match &m.dvd {
         Dvd::None => return act(Step::AddDvd { machine: m.uuid.clone() }, "adding a DVD drive"),
-        Dvd::Foreign { vbd } => return act(Step::EjectDisc { vbd: vbd.clone() }, "taking the template's disc out of the DVD drive"),
+        Dvd::Foreign { vbd } => {
+            return act(Step::EjectDisc { vbd: vbd.clone() }, "taking the template's disc out of the DVD drive");
+        }
         Dvd::Empty { vbd } => return act(Step::InsertTools { vbd: vbd.clone() }, "inserting the tools disc"),
         Dvd::ToolsIn { .. } => {}
     }
     if !recorded {
-        return Verdict::act(Step::Record, Reason::MakingMachine, "the packaging machine is made");
+        return Verdict::act(Step::Record, Reason::CreatingMachine, "the packaging machine is made");
     }
     if let Some(verdict) = finish_operations(seen) {
         return verdict;
@@ -672,7 +820,10 @@ fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine, recorded: bool) -
     if !want.power_on && !under_way {
         return Verdict::rest(Say::Person(
             Reason::StartMachine,
-            format!("machine '{}' is ready, and machine.powerOn is false: start it (xe vm-start uuid={})", m.name, m.uuid),
+            format!(
+                "machine '{}' is ready, and machine.powerOn is false: start it (xe vm-start uuid={})",
+                m.name, m.uuid
+            ),
         ));
     }
     start(seen, w, m)
@@ -685,15 +836,22 @@ fn start(seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
         Holder::Machine | Holder::ControlDomain { .. } => None,
     }) {
         return Verdict::rest(Say::Stalled(
-            Reason::DiskInUse,
-            format!("disk '{}' ({}) is also attached to machine '{other}': take it off there, two machines would destroy it", w.name, w.uuid),
+            Reason::ForeignDisk,
+            format!(
+                "disk '{}' ({}) is also attached to machine '{other}': take it off there, two machines would destroy it",
+                w.name, w.uuid
+            ),
         ));
     }
     if let Some(verdict) = held(w) {
         return verdict;
     }
     if let Some(why) = &m.cannot_boot {
-        return Verdict::wait(Next::Capacity, Reason::NoHostCanStart, format!("no host can start machine '{}': {why}", m.name));
+        return Verdict::wait(
+            Next::Capacity,
+            Reason::WaitingForCapacity,
+            format!("no host can start machine '{}': {why}", m.name),
+        );
     }
     advance(seen, Making::StartMachine, "starting the packaging machine")
 }
@@ -707,29 +865,52 @@ fn place(m: &Machine) -> String {
 
 fn running(want: &Want, seen: &Observed, m: &Machine) -> Verdict {
     if m.key(BOOT) != Some(m.boot_id().as_str()) {
-        return Verdict::act(Step::NoteBoot { machine: m.uuid.clone(), boot: m.boot_id() }, Reason::InstallSoftware, "the machine has booted");
+        return Verdict::act(
+            Step::NoteBoot { machine: m.uuid.clone(), boot: m.boot_id() },
+            Reason::InstallSoftware,
+            "the machine has booted",
+        );
     }
     // First seen while running: used up, a running machine needs no start.
     if let Some(token) = new_token(want, m)
         && seen.flight(Making::StartMachine).is_none_or(|f| f.intent.is_none())
     {
-        return Verdict::act(Step::UseToken { machine: m.uuid.clone(), token }, Reason::InstallSoftware, "the machine is running already");
+        return Verdict::act(
+            Step::UseToken { machine: m.uuid.clone(), token },
+            Reason::InstallSoftware,
+            "the machine is running already",
+        );
     }
     if m.tools.ready
         && let Dvd::ToolsIn { vbd } = &m.dvd
         && !m.busy
     {
-        return Verdict::act(Step::EjectDisc { vbd: vbd.clone() }, Reason::InstallSoftware, "the guest tools are in; ejecting their disc");
+        return Verdict::act(
+            Step::EjectDisc { vbd: vbd.clone() },
+            Reason::InstallSoftware,
+            "the guest tools are in; ejecting their disc",
+        );
     }
     let fresh = m.report.as_ref().filter(|r| r.sealed && m.guest_boot.as_deref() == Some(r.boot.as_str()));
     if let Some(report) = fresh {
         let judgement = gate::judge(want, m);
-        let findings: Vec<_> = judgement.findings.iter().map(|f| format!("{} ({}): {}", f.reason, f.detail, f.remedy)).collect();
+        let findings: Vec<_> =
+            judgement.findings.iter().map(|f| format!("{} ({}): {}", f.reason, f.detail, f.remedy)).collect();
         return Verdict::rest(if findings.is_empty() {
             let _checked = report;
-            Say::Person(Reason::ShutDownGuest, format!("the check in {} found nothing that blocks; let Shutdown For Finalize switch it off", place(m)))
+            Say::Person(
+                Reason::ShutDownGuest,
+                format!("the check in {} found nothing that blocks; let Shutdown For Finalize switch it off", place(m)),
+            )
         } else {
-            Say::Person(Reason::FixIntegrity, format!("the last check in {} found: {}. Mend this, then run Shutdown For Finalize again", place(m), findings.join("; ")))
+            Say::Person(
+                Reason::FixIntegrity,
+                format!(
+                    "the last check in {} found: {}. Mend this, then run Shutdown For Finalize again",
+                    place(m),
+                    findings.join("; ")
+                ),
+            )
         });
     }
     let tools = if m.tools.ready {
@@ -742,7 +923,10 @@ fn running(want: &Want, seen: &Observed, m: &Machine) -> Verdict {
     let kms = if want.kms_rearm { " As the very last thing rearm Windows (slmgr /rearm)." } else { "" };
     Verdict::rest(Say::Person(
         Reason::InstallSoftware,
-        format!("open the console of {}, install the platform software, then run Shutdown For Finalize.{tools}{kms}", place(m)),
+        format!(
+            "open the console of {}, install the platform software, then run Shutdown For Finalize.{tools}{kms}",
+            place(m)
+        ),
     ))
 }
 
@@ -763,7 +947,11 @@ fn halted(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
         return take_back_freeze(seen, m, t);
     }
     if !m.start_blocked {
-        return Verdict::act(Step::BlockStart { machine: m.uuid.clone() }, Reason::FreezingDisk, "keeping the machine off while its disk is frozen");
+        return Verdict::act(
+            Step::BlockStart { machine: m.uuid.clone() },
+            Reason::FreezingDisk,
+            "keeping the machine off while its disk is frozen",
+        );
     }
     advance(seen, Making::FreezeDisk, "freezing the packaging disk as the version")
 }
@@ -778,11 +966,22 @@ fn restart(want: &Want, seen: &Observed, w: &Disk, m: &Machine, starting: bool) 
         return Some(Verdict::wait(Next::Task, Reason::StartingMachine, "the machine is busy"));
     }
     if m.start_blocked {
-        return Some(Verdict::act(Step::UnblockStart { machine: m.uuid.clone() }, Reason::StartingMachine, "the machine may be started again"));
+        return Some(Verdict::act(
+            Step::UnblockStart { machine: m.uuid.clone() },
+            Reason::StartingMachine,
+            "the machine may be started again",
+        ));
     }
     let sent = seen.flight(Making::StartMachine).map(|f| &f.sent);
-    if starting && let Some(token) = token && matches!(sent, Some(Sent::Never)) {
-        return Some(Verdict::act(Step::UseToken { machine: m.uuid.clone(), token }, Reason::StartingMachine, "using the restart token"));
+    if starting
+        && let Some(token) = token
+        && matches!(sent, Some(Sent::Never))
+    {
+        return Some(Verdict::act(
+            Step::UseToken { machine: m.uuid.clone(), token },
+            Reason::StartingMachine,
+            "using the restart token",
+        ));
     }
     Some(start(seen, w, m))
 }
@@ -810,7 +1009,11 @@ fn take_back_freeze(seen: &Observed, m: &Machine, why: Trouble) -> Verdict {
 /// F is claimed: named, then recorded; from then on the version exists.
 fn record_frozen(f: &Disk) -> Verdict {
     if !f.keyed || !f.tagged {
-        return Verdict::act(Step::TagAgain { uuid: f.uuid.clone() }, Reason::TaggingAgain, "the frozen disk gets its keys");
+        return Verdict::act(
+            Step::TagAgain { uuid: f.uuid.clone() },
+            Reason::TaggingAgain,
+            "the frozen disk gets its keys",
+        );
     }
     Verdict::act(Step::Record, Reason::FreezingDisk, "the frozen disk becomes the version")
 }

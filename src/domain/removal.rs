@@ -7,7 +7,7 @@ use super::making;
 use super::observed::{Disk, Flight, Machine, Observed, Power, Sight};
 use super::plan::{self, Next, Plan, Say, Step, Verdict};
 use super::want::{DeletionPolicy, Want};
-use crate::api::condition::Reason;
+use crate::api::reason::Reason;
 
 const DELETING: &str = "removing what the layer has on the pool";
 
@@ -65,7 +65,9 @@ fn removal(want: &Want, seen: &Observed, estate: &Estate) -> Verdict {
     for f in &estate.frozen {
         match want.deletion {
             DeletionPolicy::Delete => return destroy_disk(f, Step::DestroyFrozen { disk: f.uuid.clone() }),
-            DeletionPolicy::Retain if !estate.retained.contains(&f.uuid) => return act(Step::Retain { disk: f.uuid.clone() }),
+            DeletionPolicy::Retain if !estate.retained.contains(&f.uuid) => {
+                return act(Step::Retain { disk: f.uuid.clone() });
+            }
             DeletionPolicy::Retain | DeletionPolicy::Orphan => {}
         }
     }
@@ -102,7 +104,8 @@ pub(super) fn discard(seen: &Observed) -> Verdict {
 /// Nothing may be under way when things are taken down: a child that comes later would be nobody's.
 fn settle_flights(seen: &Observed) -> Option<Verdict> {
     let all = seen.flights.iter().chain(seen.leftover.as_ref());
-    all.filter(|f| worth_a_look(f)).find_map(|f| Some(Verdict::from_move(making::abandon(f)?, Reason::Deleting, DELETING)))
+    all.filter(|f| worth_a_look(f))
+        .find_map(|f| Some(Verdict::from_move(making::abandon(f)?, Reason::Deleting, DELETING)))
 }
 
 /// A flight of another layer's (S is shared) is none of ours to settle.
@@ -119,7 +122,11 @@ fn destroy_disk(disk: &Disk, step: Step) -> Verdict {
     if let Some(verdict) = plan::held(disk) {
         return verdict;
     }
-    if disk.busy { Verdict::wait(Next::Task, Reason::Deleting, DELETING) } else { Verdict::act(step, Reason::Deleting, DELETING) }
+    if disk.busy {
+        Verdict::wait(Next::Task, Reason::Deleting, DELETING)
+    } else {
+        Verdict::act(step, Reason::Deleting, DELETING)
+    }
 }
 
 /// The machine, step by step; `None`: it is not there any more, or on its way.

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::identity::{BOOT, NONCE};
 use super::observed::Machine;
-use crate::api::condition::Reason;
+use crate::api::reason::Reason;
 
 /// Where the guest's keys are in `VM.xenstore_data`.
 pub const PREFIX: &str = "vm-data/lamina/";
@@ -118,7 +118,9 @@ impl Report {
             all.push(Finding {
                 reason: reason.clone(),
                 detail: detail.clone(),
-                remedy: known.map_or("clear what the detail names, then run the check again", Reason::remedy).to_owned(),
+                remedy: known
+                    .map_or("clear what the detail names, then run the check again", Reason::remedy)
+                    .to_owned(),
                 always: false,
             });
         }
@@ -144,7 +146,12 @@ fn bits_of(bits: u64) -> Vec<Finding> {
             Finding {
                 reason: known.map_or_else(|| format!("Bit{value}"), |r| r.as_str().to_owned()),
                 detail: format!("BlockFinalize has bit {value}"),
-                remedy: known.map_or("unknown to Lamina: ask the vendor of the guest service what this bit means", Reason::remedy).to_owned(),
+                remedy: known
+                    .map_or(
+                        "unknown to Lamina: ask the vendor of the guest service what this bit means",
+                        Reason::remedy,
+                    )
+                    .to_owned(),
                 always: value == 1,
             }
         })

@@ -89,9 +89,8 @@ pub struct Reply {
 impl Reply {
     /// The result, the failure, or `None` where the reply is neither.
     pub fn outcome(self) -> Option<Result<Value, Failure>> {
-        let strings = |v: &Value| -> Vec<String> {
-            v.as_array().map(|a| a.iter().map(text).collect()).unwrap_or_default()
-        };
+        let strings =
+            |v: &Value| -> Vec<String> { v.as_array().map(|a| a.iter().map(text).collect()).unwrap_or_default() };
         match self.error {
             None | Some(Value::Null) => self.result.map(Ok),
             Some(list @ Value::Array(_)) => Failure::from_list(&strings(&list)).map(Err),
@@ -161,7 +160,10 @@ mod tests {
 
     #[test]
     fn both_error_shapes_are_read() {
-        for error in [json!({"code": 1, "message": "VDI_IN_USE", "data": ["r", "destroy"]}), json!(["VDI_IN_USE", "r", "destroy"])] {
+        for error in [
+            json!({"code": 1, "message": "VDI_IN_USE", "data": ["r", "destroy"]}),
+            json!(["VDI_IN_USE", "r", "destroy"]),
+        ] {
             let reply: Reply = serde_json::from_value(json!({"id": 0, "error": error})).unwrap();
             assert_eq!(reply.outcome().unwrap().unwrap_err(), Failure::new("VDI_IN_USE", ["r", "destroy"]));
         }
