@@ -6,9 +6,9 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
-pub mod domain;
-pub mod xapi;
 pub mod controller;
+pub mod domain;
 pub mod http;
 pub mod local;
 pub mod sim;
+pub mod xapi;
