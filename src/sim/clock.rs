@@ -93,8 +93,13 @@ impl Clock {
                 gone.await.unwrap_or_default();
             }
             None if lasting.is_zero() => tokio::task::yield_now().await,
-            None => tokio::time::sleep(self.scaled(lasting)).await,
+            None => self.sleep(lasting).await,
         }
+    }
+
+    /// A pause that nobody can hold: housekeeping of the daemon, a guest's own wait.
+    pub async fn sleep(&self, lasting: Duration) {
+        tokio::time::sleep(self.scaled(lasting)).await;
     }
 
     /// From now on stages whose label begins with `prefix` wait; `""` holds all.
