@@ -8,6 +8,7 @@
 //! A call changes the world in *stages*: between two of them it awaits `pool.clock.stage(name)`, so that a manual clock can stop there, and
 //! never holds the database's lock across an await. A dropped future is a dead process: each stage must leave what a crash would.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
@@ -16,14 +17,17 @@ use crate::xapi::wire::{Failure, Ref};
 
 pub mod clock;
 pub mod db;
+mod daemon;
 mod events;
 pub mod faults;
 mod fields;
 mod http;
+mod process;
+mod query;
 mod rpc;
 pub mod schema;
 pub mod serve;
-mod session;
+pub mod session;
 mod storage;
 pub mod task;
 mod vbd;
@@ -48,6 +52,9 @@ pub struct Pool {
     pub log: faults::Log,
     pub accounts: session::Accounts,
     jobs: task::Jobs,
+    process: process::Process,
+    /// PEM by host address.
+    certificates: HashMap<String, String>,
 }
 
 impl Pool {
@@ -115,6 +122,9 @@ pub async fn dispatch(pool: &Arc<Pool>, call: &Call) -> Answer {
         return answer;
     }
     if let Some(answer) = vbd::call(pool, call).await {
+        return answer;
+    }
+    if let Some(answer) = daemon::call(pool, call) {
         return answer;
     }
     if let Some(answer) = task::call(pool, call) {

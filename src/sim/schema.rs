@@ -14,6 +14,9 @@ use crate::xapi::wire::{Failure, NEVER, Ref};
 /// A row of the database: field name → value, in the encodings of JSON (xapi.md 1.3).
 pub type Record = Map<String, Value>;
 
+/// Marks a string that the daemon would write as a bare `NaN`, `Infinity` or `-Infinity` (xapi.md 1.3).
+pub const ODD_FLOAT: char = '\u{7f}';
+
 /// A type of the data model. `Other` stands for shapes that no simulated call takes apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Type {
@@ -275,7 +278,11 @@ impl Digest {
         let digest = Self::parsed()?;
         let classes = digest.classes.iter().map(|(name, class)| {
             let fields = class.fields.iter().filter_map(|f| field(f)).collect();
-            let messages = class.messages.iter().filter_map(|m| Some((m.name.clone(), message(m)?))).collect();
+            let mut messages: BTreeMap<_, _> =
+                class.messages.iter().filter_map(|m| Some((m.name.clone(), message(m)?))).collect();
+            if messages.contains_key("get_all") {
+                messages.extend(undocumented(name));
+            }
             (name.clone(), Class { name: name.clone(), fields, messages })
         });
         let relations = digest.relations.iter().cloned();
@@ -305,6 +312,18 @@ fn field(row: &[String]) -> Option<Field> {
         Type::Void | Type::Ref(_) | Type::Set(_) | Type::Map(..) | Type::Record(_) | Type::Other => kind.zero(),
     });
     Some(Field { name: name.clone(), kind, qualifier, default })
+}
+
+/// Every class that lists its objects filters them, too, though no document says so (xapi.md 8).
+fn undocumented(class: &str) -> impl Iterator<Item = (String, Message)> {
+    let reference = Type::Ref(class.to_owned());
+    let records = Type::Map(Box::new(reference.clone()), Box::new(Type::Record(class.to_owned())));
+    let results = [("get_all_where", Type::Set(Box::new(reference))), ("get_all_records_where", records)];
+    results.into_iter().map(|(name, result)| {
+        let params = vec![Param { name: "expr".to_owned(), kind: Type::String, default: None }];
+        let (name, role) = (name.to_owned(), "read-only".to_owned());
+        (name.clone(), Message { name, params, result, role, implicit: true, sessionless: false, removed: false })
+    })
 }
 
 fn message(m: &DigestMessage) -> Option<Message> {
