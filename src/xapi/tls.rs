@@ -116,17 +116,14 @@ impl ServerCertVerifier for Pinned {
 
 /// The certificate problem at the root of a failed connection, if that is what it was.
 pub fn problem(error: &(dyn std::error::Error + 'static)) -> Option<TlsProblem> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        // An io::Error hides what it carries from the chain of sources.
-        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let rustls = error.downcast_ref().or_else(|| inner.and_then(|e| e.downcast_ref::<rustls::Error>()));
-        if let Some(rustls::Error::InvalidCertificate(problem)) = rustls {
-            return Some(sort(problem));
-        }
-        next = error.source();
+    if let Some(rustls::Error::InvalidCertificate(problem)) = error.downcast_ref() {
+        return Some(sort(problem));
     }
-    None
+    // An io::Error leaves what it carries out of its chain of sources, and the HTTP library puts one into another.
+    match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        Some(inner) => problem(inner),
+        None => problem(error.source()?),
+    }
 }
 
 fn sort(problem: &CertificateError) -> TlsProblem {
@@ -135,7 +132,8 @@ fn sort(problem: &CertificateError) -> TlsProblem {
             Some(Unpinned(seen)) => TlsProblem::Pin { seen: seen.clone() },
             None => TlsProblem::Other(other.to_string()),
         },
-        CertificateError::UnknownIssuer => TlsProblem::Untrusted,
+        // A bad signature: a trusted name, but another key, as after a host was installed anew.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => TlsProblem::Untrusted,
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => TlsProblem::Name,
         CertificateError::Expired
         | CertificateError::ExpiredContext { .. }
