@@ -1,3 +1,11 @@
 //! XenServer's management API, in XenServer's own words. Knows nothing of Kubernetes.
+pub mod calls;
+pub mod client;
+mod codes;
+pub mod error;
+pub mod look;
+pub mod mirror;
 pub mod model;
+pub mod tls;
+pub mod view;
 pub mod wire;

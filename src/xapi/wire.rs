@@ -3,8 +3,11 @@
 //! Used by the client and by the simulator; it holds shapes only, never behaviour of either side.
 //! Source: the XAPI wire protocol (JSON-RPC 1.0 and 2.0 on `POST /jsonrpc`).
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// A reference to an object of a pool, `OpaqueRef:…`. Opaque, and not to be kept: store uuids.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -79,16 +82,16 @@ pub struct Request<'a> {
 /// A JSON-RPC reply of either version. `error` is an object (2.0) or a bare array (1.0, and failures
 /// raised before dispatch, whose `id` is 0): read it with [`Reply::outcome`].
 #[derive(Deserialize)]
-pub struct Reply {
-    #[serde(default)]
-    pub result: Option<Value>,
+pub struct Reply<T = Value> {
+    #[serde(default = "Option::default")]
+    pub result: Option<T>,
     #[serde(default)]
     pub error: Option<Value>,
 }
 
-impl Reply {
+impl<T> Reply<T> {
     /// The result, the failure, or `None` where the reply is neither.
-    pub fn outcome(self) -> Option<Result<Value, Failure>> {
+    pub fn outcome(self) -> Option<Result<T, Failure>> {
         let strings =
             |v: &Value| -> Vec<String> { v.as_array().map(|a| a.iter().map(text).collect()).unwrap_or_default() };
         match self.error {
@@ -107,19 +110,53 @@ fn text(v: &Value) -> String {
     v.as_str().map_or_else(|| v.to_string(), str::to_owned)
 }
 
-/// One event of `event.from`. A `del` has no snapshot.
-#[derive(Clone, Debug, Deserialize)]
+/// Makes JSON of what XAPI writes: its floats may be `NaN`, `Infinity` and `-Infinity`, which JSON does not know and which
+/// become 0. Strings are left alone.
+pub fn standard_json(text: &[u8]) -> Cow<'_, [u8]> {
+    const ODD: [&[u8]; 2] = [b"NaN", b"Infinity"];
+    let mut out: Option<Vec<u8>> = None;
+    let (mut in_string, mut copied, mut at) = (false, 0, 0);
+    while let Some(rest) = text.get(at..).filter(|rest| !rest.is_empty()) {
+        let odd = ODD.iter().find(|odd| !in_string && rest.starts_with(odd));
+        at += match (odd, rest) {
+            (Some(odd), _) => {
+                let out = out.get_or_insert_default();
+                out.extend_from_slice(text.get(copied..at).unwrap_or_default());
+                out.push(b'0');
+                copied = at + odd.len();
+                odd.len()
+            }
+            (None, [b'\\', ..]) => 2,
+            (None, [byte, ..]) => {
+                in_string ^= *byte == b'"';
+                1
+            }
+            (None, []) => 1,
+        };
+    }
+    match out {
+        Some(mut out) => {
+            out.extend_from_slice(text.get(copied..).unwrap_or_default());
+            Cow::Owned(out)
+        }
+        None => Cow::Borrowed(text),
+    }
+}
+
+/// One event of `event.from`. A `del` has no snapshot. The snapshot stays text until somebody knows its class, so that one
+/// odd record spoils nothing but itself.
+#[derive(Debug, Deserialize)]
 pub struct Event {
     pub class: String,
     pub operation: String,
     #[serde(rename = "ref")]
     pub reference: Ref,
     #[serde(default)]
-    pub snapshot: Value,
+    pub snapshot: Option<Box<RawValue>>,
 }
 
 /// The answer of `event.from`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Debug, Deserialize)]
 pub struct EventBatch {
     pub events: Vec<Event>,
     #[serde(default)]
@@ -167,6 +204,17 @@ mod tests {
             let reply: Reply = serde_json::from_value(json!({"id": 0, "error": error})).unwrap();
             assert_eq!(reply.outcome().unwrap().unwrap_err(), Failure::new("VDI_IN_USE", ["r", "destroy"]));
         }
+    }
+
+    #[test]
+    fn numbers_that_json_does_not_know_become_zero_outside_strings() {
+        let patched = |text: &str| String::from_utf8(standard_json(text.as_bytes()).into_owned()).unwrap();
+        assert_eq!(patched(r#"{"a":NaN,"b":[-Infinity,Infinity]}"#), r#"{"a":0,"b":[-0,0]}"#);
+        assert_eq!(
+            patched(r#"{"NaN":"say \"NaN\", Infinity\\","b":NaN}"#),
+            r#"{"NaN":"say \"NaN\", Infinity\\","b":0}"#
+        );
+        assert!(matches!(standard_json(br#"{"a":"NaN"}"#), Cow::Borrowed(_)));
     }
 
     #[test]

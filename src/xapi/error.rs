@@ -1,0 +1,183 @@
+//! What can go wrong between Lamina and a pool, and which of the three faults it is.
+//!
+//! Two questions matter above all and have their own methods: was the call perhaps executed although it failed
+//! ([`Error::maybe_executed`]), and what kind of wait follows ([`Error::fault`]). No secret gets in here: the client blanks
+//! the session out of failures before it builds one.
+
+use std::sync::Arc;
+
+use super::model::PowerState;
+use super::wire::{Failure, Ref};
+use crate::domain::fault::Fault;
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection, so nothing was sent.
+    #[error("could not connect to {endpoint}")]
+    NotConnected { endpoint: String, source: Arc<reqwest::Error> },
+    /// The call may have been executed, may be under way, or may never have arrived. Time-outs too.
+    #[error("the connection to {endpoint} was lost before the reply was whole")]
+    ConnectionLost { endpoint: String, source: Arc<reqwest::Error> },
+    /// Nothing was sent.
+    #[error("the certificate of {endpoint} was refused: {problem}")]
+    Tls { endpoint: String, problem: TlsProblem },
+    /// XAPI answers 200 even to failed calls: something else is talking, or a request was malformed.
+    #[error("{endpoint} answered with HTTP status {status}")]
+    Status { endpoint: String, status: u16 },
+    #[error("{endpoint} sent a reply that cannot be understood")]
+    Garbage { endpoint: String, source: Arc<serde_json::Error> },
+    /// A live look met a record that is not shaped as its class is; it may be the one that was looked for.
+    #[error("the {class} {reference} cannot be read")]
+    Unreadable { class: &'static str, reference: Ref },
+    #[error("xapi refused: {0}")]
+    Api(Failure),
+    /// A listed host is a member and named `named` as its coordinator, where no log-in succeeded.
+    #[error("no log-in at the coordinator, named as {named}")]
+    NoCoordinator { named: String, source: Box<Error> },
+    /// This process may no longer change anything; nothing was sent.
+    #[error("this replica does not lead")]
+    NotLeading,
+    /// The client cannot even be made from these options.
+    #[error("{0}")]
+    Config(String),
+}
+
+/// Why a certificate was refused, as far as a user can do something about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TlsProblem {
+    /// `seen`: SHA-256 of the certificate shown, in hex.
+    #[error("its fingerprint {seen} is none of those listed")]
+    Pin { seen: String },
+    #[error("it is signed by nobody who is trusted")]
+    Untrusted,
+    #[error("it is made out to another name")]
+    Name,
+    #[error("it is expired, or not valid yet")]
+    Expired,
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Error {
+    pub fn fault(&self) -> Fault {
+        match self {
+            Error::Api(failure) => fault_of(failure),
+            Error::NoCoordinator { source, .. } => source.fault(),
+            Error::Tls { .. } | Error::Config(_) => Fault::Stalled,
+            Error::NotConnected { .. }
+            | Error::ConnectionLost { .. }
+            | Error::Status { .. }
+            | Error::Garbage { .. }
+            | Error::Unreadable { .. }
+            | Error::NotLeading => Fault::Retry,
+        }
+    }
+
+    /// A label for metrics: XAPI's code, or our word for what happened on the way.
+    pub fn kind(&self) -> &str {
+        match self {
+            Error::NotConnected { .. } => "not-connected",
+            Error::ConnectionLost { .. } => "connection-lost",
+            Error::Tls { .. } => "tls",
+            Error::Status { .. } => "status",
+            Error::Garbage { .. } => "garbage",
+            Error::Unreadable { .. } => "unreadable",
+            Error::Api(failure) => &failure.code,
+            Error::NoCoordinator { .. } => "no-coordinator",
+            Error::NotLeading => "not-leading",
+            Error::Config(_) => "config",
+        }
+    }
+
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Error::Api(failure) => Some(failure),
+            Error::NotConnected { .. }
+            | Error::ConnectionLost { .. }
+            | Error::Tls { .. }
+            | Error::Status { .. }
+            | Error::Garbage { .. }
+            | Error::Unreadable { .. }
+            | Error::NoCoordinator { .. }
+            | Error::NotLeading
+            | Error::Config(_) => None,
+        }
+    }
+
+    pub fn is_code(&self, code: &str) -> bool {
+        self.failure().is_some_and(|f| f.code == code)
+    }
+
+    /// The object named in the call does not exist (any more).
+    pub fn is_gone(&self) -> bool {
+        self.is_code("HANDLE_INVALID") || self.is_code("UUID_INVALID")
+    }
+
+    /// The pool knows us, or could, and does not let us in: other credentials are needed.
+    pub fn is_refused(&self) -> bool {
+        let at_the_door = |f: &Failure| f.params.first().is_some_and(|p| p == "session.login_with_password");
+        self.is_code("SESSION_AUTHENTICATION_FAILED")
+            || self.is_code("SESSION_AUTHORIZATION_FAILED")
+            || self.is_code("RBAC_PERMISSION_DENIED") && self.failure().is_some_and(at_the_door)
+    }
+
+    /// What a machine's power state really was, from `VM_BAD_POWER_STATE [vm, expected, actual]`. XAPI writes it in lower
+    /// case, layers below it capitalised.
+    pub fn actual_power_state(&self) -> Option<PowerState> {
+        let failure = self.failure().filter(|f| f.code == "VM_BAD_POWER_STATE")?;
+        Some(match failure.params.get(2)?.to_ascii_lowercase().as_str() {
+            "halted" => PowerState::Halted,
+            "paused" => PowerState::Paused,
+            "running" => PowerState::Running,
+            "suspended" => PowerState::Suspended,
+            _ => PowerState::Other,
+        })
+    }
+
+    /// False only where the call was surely not executed: never sent, or refused by XAPI.
+    pub fn maybe_executed(&self) -> bool {
+        match self {
+            Error::ConnectionLost { .. } | Error::Status { .. } | Error::Garbage { .. } => true,
+            Error::NotConnected { .. }
+            | Error::Tls { .. }
+            | Error::Unreadable { .. }
+            | Error::Api(_)
+            | Error::NoCoordinator { .. }
+            | Error::NotLeading
+            | Error::Config(_) => false,
+        }
+    }
+}
+
+/// The fault of a failure, whether a call or a task (`task.error_info`) brought it. Unknown codes are retried.
+pub fn fault_of(failure: &Failure) -> Fault {
+    super::codes::CODES.iter().find(|(code, _)| *code == failure.code).map_or(Fault::Retry, |(_, class)| class.fault())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_power_state_is_read_in_any_case() {
+        for actual in ["halted", "Halted"] {
+            let error = Error::Api(Failure::new("VM_BAD_POWER_STATE", ["OpaqueRef:v", "running", actual]));
+            assert_eq!(error.actual_power_state(), Some(PowerState::Halted));
+        }
+        assert_eq!(Error::Api(Failure::new("VM_BAD_POWER_STATE", ["OpaqueRef:v"])).actual_power_state(), None);
+        assert_eq!(Error::Api(Failure::new("VDI_IN_USE", ["a", "b", "halted"])).actual_power_state(), None);
+    }
+
+    #[test]
+    fn a_refusal_to_let_us_in_is_told_from_a_missing_right() {
+        let rbac = |permission: &str| Error::Api(Failure::new("RBAC_PERMISSION_DENIED", [permission, "text"]));
+        assert!(rbac("session.login_with_password").is_refused());
+        assert!(!rbac("sr.scan").is_refused());
+    }
+
+    #[test]
+    fn codes_nobody_knows_are_retried() {
+        assert_eq!(fault_of(&Failure::new("RATE_LIMIT_OF_2031", [""])), Fault::Retry);
+        assert_eq!(fault_of(&Failure::new("SR_BACKEND_FAILURE_9999", [""])), Fault::Retry);
+    }
+}

@@ -1,0 +1,419 @@
+//! A pool's objects in memory, as an informer keeps them: one long poll (`event.from`) per Connector, whose events change a
+//! [`View`] and are handed on as [`Batch`]es that wake the layers concerned.
+//!
+//! ```text
+//!        ┌── dump (token "") ──▶ synced ──event.from──▶ apply, compare the counts ──▶ hand on ──┐
+//!        │                         ▲ └────────────────────────────────────────────────────────┘
+//!        │ session gone, other     │ every `resync`: each class listed anew
+//!        │ coordinator, bad token, │
+//!        └── restart of xapi ──────┴── no answer, twice: lost, tried again after `retry`
+//! ```
+//!
+//! Never writes to the pool and decides nothing. Events may be lost (xapi forgets old deletions and does not say so):
+//! that costs time, never truth, since counts are compared after each batch and everything is listed anew now and then.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
+
+use super::calls::parse;
+use super::client::{Client, Token};
+use super::error::Error;
+use super::model::{Class, GuestMetrics, Host, Network, Pbd, Pool, Sm, Sr, Task, Vbd, Vdi, Vif, Vm, VmMetrics};
+use super::view::{Row, Table, View};
+use super::wire::{Event, EventBatch, Ref};
+
+pub struct MirrorOptions {
+    /// How long one `event.from` waits for events. Beyond 60 s the TLS proxy of a host may cut it.
+    pub poll: Duration,
+    /// The pause to the next listing of everything, asked anew each time.
+    pub resync: Arc<dyn Fn() -> Duration + Send + Sync>,
+    /// The pause before trying again, after n failures in a row.
+    pub retry: Arc<dyn Fn(u32) -> Duration + Send + Sync>,
+    /// Keys of other_config by which disks and machines are found without a scan.
+    pub indexed: &'static [&'static str],
+}
+
+/// What changed at once. Sent after the view shows it.
+#[derive(Debug)]
+pub struct Batch {
+    /// When the reply was whole. XAPI's events bear no time, so the lag that can be measured is from here to whoever
+    /// acts on it.
+    pub received: Instant,
+    pub changes: Vec<Change>,
+}
+
+/// One object that is other than it was, in a field that we read.
+#[derive(Debug)]
+pub enum Change {
+    Pool(Diff<Pool>),
+    Host(Diff<Host>),
+    Sr(Diff<Sr>),
+    Pbd(Diff<Pbd>),
+    Sm(Diff<Sm>),
+    Vdi(Diff<Vdi>),
+    Vbd(Diff<Vbd>),
+    Vif(Diff<Vif>),
+    Vm(Diff<Vm>),
+    /// `vm`: the machine measured; metrics do not name it.
+    VmMetrics {
+        vm: Option<Ref>,
+        diff: Diff<VmMetrics>,
+    },
+    GuestMetrics {
+        vm: Option<Ref>,
+        diff: Diff<GuestMetrics>,
+    },
+    Network(Diff<Network>),
+    Task(Diff<Task>),
+    /// Everything was listed anew: a first look, a new session, the slow resync.
+    Relisted,
+}
+
+#[derive(Debug)]
+pub struct Diff<T> {
+    pub reference: Ref,
+    pub old: Option<Arc<T>>,
+    pub new: Option<Arc<T>>,
+}
+
+/// Whether the pool can be seen.
+#[derive(Clone, Debug)]
+pub enum Health {
+    /// Not yet.
+    Never,
+    Synced,
+    Lost(Error),
+}
+
+/// The mirror of one pool. Its task ends when this is dropped.
+pub struct Mirror {
+    shared: Arc<Shared>,
+    health: watch::Receiver<Health>,
+    task: tokio::task::AbortHandle,
+}
+
+struct Shared {
+    view: RwLock<View>,
+    nudge: Notify,
+}
+
+impl Shared {
+    fn change(&self) -> std::sync::RwLockWriteGuard<'_, View> {
+        self.view.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Mirror {
+    /// Starts to look. Ends by itself when the receiver of the batches is gone; a slow receiver slows it down.
+    pub fn start(client: Client, options: MirrorOptions, batches: mpsc::Sender<Batch>) -> Self {
+        let shared = Arc::new(Shared { view: RwLock::new(View::indexed(options.indexed)), nudge: Notify::new() });
+        let (health_out, health) = watch::channel(Health::Never);
+        let watcher = Watcher {
+            client,
+            batches,
+            shared: shared.clone(),
+            health: health_out,
+            token: Token::default(),
+            resync_at: Instant::now(),
+            changes: Vec::new(),
+            disputed: HashMap::new(),
+            options,
+        };
+        Self { shared, health, task: tokio::spawn(watcher.run()).abort_handle() }
+    }
+
+    /// The pool as last seen; `synced` says whether that is now.
+    pub fn view(&self) -> View {
+        self.shared.view.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.health.clone()
+    }
+
+    /// Cuts the pause after a failure short, e.g. when the credentials have changed.
+    pub fn nudge(&self) {
+        self.shared.nudge.notify_one();
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Watcher {
+    client: Client,
+    options: MirrorOptions,
+    batches: mpsc::Sender<Batch>,
+    shared: Arc<Shared>,
+    health: watch::Sender<Health>,
+    token: Token,
+    resync_at: Instant,
+    /// Found, and not handed on yet.
+    changes: Vec<Change>,
+    /// Counts that differ from ours even after a listing, with ours: not worth a listing at every batch.
+    disputed: HashMap<&'static str, (i64, usize)>,
+}
+
+impl Watcher {
+    async fn run(mut self) {
+        let mut failures = 0;
+        while !self.batches.is_closed() {
+            let Err(error) = self.step().await else {
+                failures = 0;
+                continue;
+            };
+            failures += 1;
+            let was_synced = matches!(*self.health.borrow(), Health::Synced);
+            // A refused place in the stream is given up; after an outage nothing that we have is worth going on from.
+            if error.failure().is_some() || !was_synced || failures > 1 {
+                self.token.text.clear();
+            }
+            // One cut long poll, or one lost session, is no news.
+            if was_synced && failures == 1 {
+                tracing::debug!(%error, "the event stream broke off");
+                continue;
+            }
+            self.lose(error);
+            let pause = (self.options.retry)(failures);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.shared.nudge.notified() => {}
+            }
+        }
+    }
+
+    /// One long poll and what follows from it.
+    async fn step(&mut self) -> Result<(), Error> {
+        let until_resync = self.resync_at.saturating_duration_since(Instant::now());
+        if until_resync.is_zero() && !self.token.text.is_empty() {
+            self.relist_all().await?;
+            self.relisted();
+            self.hand_on(Instant::now()).await;
+        }
+        let until_resync = self.resync_at.saturating_duration_since(Instant::now());
+        let wait = if until_resync.is_zero() { self.options.poll } else { self.options.poll.min(until_resync) };
+        let batch: EventBatch = self.client.send_poll(CLASSES, &mut self.token, wait).await?;
+        let received = Instant::now();
+        let dump = std::mem::replace(&mut self.token.text, batch.token).is_empty();
+        self.absorb(batch.events, dump);
+        self.recount(&batch.valid_ref_counts).await?;
+        self.hand_on(received).await;
+        Ok(())
+    }
+
+    /// Takes events into the view. A dump is the whole pool: what is not in it is gone.
+    fn absorb(&mut self, events: Vec<Event>, dump: bool) {
+        if dump {
+            let mut new = View::indexed(self.options.indexed);
+            events.into_iter().for_each(|event| apply(&mut new, event, &mut Vec::new()));
+            replace_all(&mut self.shared.change(), new, &mut self.changes);
+            self.relisted();
+            return;
+        }
+        let mut view = self.shared.change();
+        let started = view.agent_start().map(str::to_owned);
+        events.into_iter().for_each(|event| apply(&mut view, event, &mut self.changes));
+        // A new xapi remembers no deletions of the old one's time.
+        if view.agent_start() != started.as_deref() {
+            self.token.text.clear();
+        }
+    }
+
+    fn relisted(&mut self) {
+        self.changes.push(Change::Relisted);
+        self.resync_at = Instant::now() + (self.options.resync)();
+    }
+
+    /// Lists one class anew. Events that come later are newer than what is listed here, so none is undone.
+    async fn relist<T: Mirrored>(&mut self) -> Result<(), Error> {
+        // What could not be repaired here is repaired by a dump.
+        let records = self.client.read().get_all_records::<T>().await.inspect_err(|_| self.token.text.clear())?;
+        let mut view = self.shared.change();
+        let mut table = Table::indexed(T::table(&mut view).keys());
+        table.fill(records);
+        replace(&mut view, table, &mut self.changes);
+        Ok(())
+    }
+
+    /// Compares the number of rows, and lists anew what differs: a deletion was lost.
+    async fn recount_class<T: Mirrored>(&mut self, counts: &HashMap<String, i64>) -> Result<(), Error> {
+        let Some(theirs) = counts.get(&T::NAME.to_ascii_lowercase()).copied() else { return Ok(()) };
+        let ours = self.count::<T>();
+        if i64::try_from(ours) == Ok(theirs) || self.disputed.get(T::NAME) == Some(&(theirs, ours)) {
+            return Ok(());
+        }
+        tracing::info!(class = T::NAME, theirs, ours, "events were lost: listing anew");
+        self.relist::<T>().await?;
+        self.disputed.insert(T::NAME, (theirs, self.count::<T>()));
+        Ok(())
+    }
+
+    fn count<T: Mirrored>(&self) -> usize {
+        T::table(&mut self.shared.change()).count()
+    }
+
+    /// The view is whole again: says so, and tells of the changes.
+    async fn hand_on(&mut self, received: Instant) {
+        let mut changes = std::mem::take(&mut self.changes);
+        {
+            let mut view = self.shared.change();
+            view.synced = true;
+            changes.iter_mut().for_each(|change| change.name_machine(&view));
+        }
+        self.health.send_if_modified(|health| {
+            let news = !matches!(health, Health::Synced);
+            *health = Health::Synced;
+            news
+        });
+        if !changes.is_empty() {
+            // Nobody listens any more: `run` sees that too.
+            let _ = self.batches.send(Batch { received, changes }).await;
+        }
+    }
+
+    fn lose(&mut self, error: Error) {
+        self.shared.change().synced = false;
+        self.health.send_if_modified(|health| {
+            let news = !matches!(health, Health::Lost(old) if old.kind() == error.kind());
+            if news {
+                tracing::warn!(%error, kind = error.kind(), "the pool cannot be seen");
+            }
+            *health = Health::Lost(error);
+            news
+        });
+    }
+}
+
+impl Change {
+    /// Once a batch is applied, since the machine may come after its metrics in it.
+    fn name_machine(&mut self, view: &View) {
+        let machine = |metrics: &Ref| view.vm_of_metrics(metrics).map(|(vm, _)| vm.clone());
+        match self {
+            Change::VmMetrics { vm, diff } => *vm = machine(&diff.reference),
+            Change::GuestMetrics { vm, diff } => *vm = machine(&diff.reference),
+            Change::Pool(_)
+            | Change::Host(_)
+            | Change::Sr(_)
+            | Change::Pbd(_)
+            | Change::Sm(_)
+            | Change::Vdi(_)
+            | Change::Vbd(_)
+            | Change::Vif(_)
+            | Change::Vm(_)
+            | Change::Network(_)
+            | Change::Task(_)
+            | Change::Relisted => {}
+        }
+    }
+}
+
+/// A class that the view has a table of.
+trait Mirrored: Row {
+    fn table(view: &mut View) -> &mut Arc<Table<Self>>;
+    fn change(diff: Diff<Self>) -> Change;
+}
+
+/// The classes mirrored, each with its table and how its changes are told.
+macro_rules! mirrored {
+    ($($class:ident $table:ident $change:expr;)*) => {
+        /// As subscribed to.
+        const CLASSES: &[&str] = &[$(<$class as Class>::NAME),*];
+
+        $(impl Mirrored for $class {
+            fn table(view: &mut View) -> &mut Arc<Table<Self>> {
+                &mut view.$table
+            }
+
+            fn change(diff: Diff<Self>) -> Change {
+                $change(diff)
+            }
+        })*
+
+        fn apply(view: &mut View, event: Event, changes: &mut Vec<Change>) {
+            $(if event.class.eq_ignore_ascii_case(<$class as Class>::NAME) {
+                return apply_to::<$class>(view, &event, changes);
+            })*
+        }
+
+        fn replace_all(view: &mut View, new: View, changes: &mut Vec<Change>) {
+            $(replace(view, Arc::unwrap_or_clone(new.$table), changes);)*
+        }
+
+        impl Watcher {
+            async fn recount(&mut self, counts: &HashMap<String, i64>) -> Result<(), Error> {
+                $(self.recount_class::<$class>(counts).await?;)*
+                Ok(())
+            }
+
+            async fn relist_all(&mut self) -> Result<(), Error> {
+                $(self.relist::<$class>().await?;)*
+                Ok(())
+            }
+        }
+    };
+}
+
+mirrored! {
+    Pool pools Change::Pool;
+    Host hosts Change::Host;
+    Sr srs Change::Sr;
+    Pbd pbds Change::Pbd;
+    Sm sms Change::Sm;
+    Vdi vdis Change::Vdi;
+    Vbd vbds Change::Vbd;
+    Vif vifs Change::Vif;
+    Vm vms Change::Vm;
+    VmMetrics vm_metrics |diff| Change::VmMetrics { vm: None, diff };
+    GuestMetrics guest_metrics |diff| Change::GuestMetrics { vm: None, diff };
+    Network networks Change::Network;
+    Task tasks Change::Task;
+}
+
+fn apply_to<T: Mirrored>(view: &mut View, event: &Event, changes: &mut Vec<Change>) {
+    let reference = event.reference.clone();
+    if event.operation == "del" {
+        let table = T::table(view);
+        if table.contains(&reference) {
+            let old = Arc::make_mut(table).remove(&reference);
+            tell(view, Diff { reference, old, new: None }, changes);
+        }
+        return;
+    }
+    let new = event.snapshot.as_ref().and_then(|row| parse::<T>(&reference, row)).map(Arc::new);
+    // Most events are about fields that we do not read: they must not cost a copy of the table.
+    if new.is_some() && T::table(view).get(&reference) == new.as_ref() {
+        return;
+    }
+    let old = Arc::make_mut(T::table(view)).put(&reference, new.clone());
+    tell(view, Diff { reference, old, new }, changes);
+}
+
+/// Puts a whole table in the place of another.
+fn replace<T: Mirrored>(view: &mut View, new: Table<T>, changes: &mut Vec<Change>) {
+    let new = Arc::new(new);
+    let old = std::mem::replace(T::table(view), new.clone());
+    let both: HashSet<&Ref> = old.references().chain(new.references()).collect();
+    for reference in both {
+        let diff =
+            Diff { reference: reference.clone(), old: old.get(reference).cloned(), new: new.get(reference).cloned() };
+        tell(view, diff, changes);
+    }
+}
+
+fn tell<T: Mirrored>(view: &mut View, diff: Diff<T>, changes: &mut Vec<Change>) {
+    if diff.old == diff.new {
+        return;
+    }
+    let change = T::change(diff);
+    if let Change::Vm(diff) = &change {
+        view.remeasure(&diff.reference, diff.old.as_deref(), diff.new.as_deref());
+    }
+    changes.push(change);
+}
