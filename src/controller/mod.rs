@@ -1,1 +1,2 @@
-//! (being built)
+//! Where Kubernetes and XenServer meet.
+pub mod lease;

@@ -2,7 +2,6 @@
 //!
 //! The control plane is a static and never dropped; its programs end with this process (`lamina::local`).
 use std::fmt::Debug;
-use std::future::Future;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
