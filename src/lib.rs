@@ -6,10 +6,10 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
-pub mod domain;
-pub mod xapi;
 pub mod controller;
+pub mod domain;
 pub mod http;
 pub mod local;
 pub mod sim;
 pub mod telemetry;
+pub mod xapi;

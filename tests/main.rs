@@ -1,4 +1,5 @@
 //! The one integration test binary: one API server, one link step.
 mod common;
 mod crds;
+mod http;
 mod lease;

@@ -1,2 +1,3 @@
 //! Where Kubernetes and XenServer meet.
 pub mod lease;
+pub mod metrics;

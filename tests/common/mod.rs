@@ -15,6 +15,12 @@ use tokio::sync::OnceCell;
 /// Far beyond what anything takes on a loaded machine: who meets it has found a bug.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Installs the TLS provider that `main` installs, for tests that make an HTTP client of their own.
+pub fn tls() {
+    // An error says that it is there already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 pub async fn cluster() -> &'static ControlPlane {
     static CLUSTER: OnceCell<ControlPlane> = OnceCell::const_new();
     CLUSTER.get_or_init(async || ControlPlane::start(Options::default()).await.expect("the control plane starts")).await
