@@ -1,4 +1,6 @@
 //! The one integration test binary: one API server, one link step.
+mod client;
 mod common;
 mod crds;
-mod client;
+mod http;
+mod lease;

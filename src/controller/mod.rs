@@ -1,1 +1,3 @@
-//! (being built)
+//! Where Kubernetes and XenServer meet.
+pub mod lease;
+pub mod metrics;

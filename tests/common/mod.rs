@@ -2,7 +2,6 @@
 //!
 //! The control plane is a static and never dropped; its programs end with this process (`lamina::local`).
 use std::fmt::Debug;
-use std::future::Future;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
@@ -15,6 +14,12 @@ use tokio::sync::OnceCell;
 
 /// Far beyond what anything takes on a loaded machine: who meets it has found a bug.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Installs the TLS provider that `main` installs, for tests that make an HTTP client of their own.
+pub fn tls() {
+    // An error says that it is there already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
 
 pub async fn cluster() -> &'static ControlPlane {
     static CLUSTER: OnceCell<ControlPlane> = OnceCell::const_new();
