@@ -272,7 +272,11 @@ impl ControlPlane {
 
     fn write(&self, name: &str, text: &str) -> Result<PathBuf, Error> {
         let path = self.root.join(name);
-        std::fs::write(&path, text).map_err(|source| Error::Directory { path: path.clone(), source })?;
+        // Tests ask for the same kubeconfig at the same time: nobody may read half of it.
+        let draft = self.root.join(format!("{}.draft", uuid::Uuid::new_v4().simple()));
+        std::fs::write(&draft, text)
+            .and_then(|()| std::fs::rename(&draft, &path))
+            .map_err(|source| Error::Directory { path: path.clone(), source })?;
         Ok(path)
     }
 

@@ -2,6 +2,7 @@
 //!
 //! The control plane is a static and never dropped; its programs end with this process (`lamina::local`).
 use std::fmt::Debug;
+use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
@@ -83,3 +84,67 @@ pub async fn eventually<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
     };
     tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| panic!("never happened: {what}"))
 }
+
+/// The cluster with everything that `deploy/` holds, in force. Applied once, read as kustomize would (resources only), since kubectl
+/// need not be there.
+pub async fn installed() -> Client {
+    static INSTALLED: OnceCell<()> = OnceCell::const_new();
+    let client = admin().await;
+    INSTALLED
+        .get_or_init(async || {
+            for yaml in resources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy"))) {
+                apply(&client, "default", &yaml).await;
+            }
+            policies_in_force(&client).await;
+        })
+        .await;
+    client
+}
+
+fn resources(dir: &Path) -> Vec<String> {
+    #[derive(serde::Deserialize)]
+    struct Kustomization {
+        resources: Vec<String>,
+    }
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let listed: Kustomization = serde_saphyr::from_str(&read(&dir.join("kustomization.yaml"))).expect("a kustomization");
+    listed
+        .resources
+        .iter()
+        .map(|name| dir.join(name))
+        .flat_map(|path| if path.is_dir() { resources(&path) } else { vec![read(&path)] })
+        .collect()
+}
+
+/// The API server learns of policies by a watch, of their bindings by another, both in order: the last one stands for all.
+async fn policies_in_force(client: &Client) {
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    let unapproved = self::client(Who::User { name: "nobody-in-particular", groups: &["lamina-probe"] }).await;
+    apply(client, "default", PROBE_RIGHTS).await;
+    let probe: lamina::api::PlatformLayer = serde_saphyr::from_str(PROBE).expect("a layer");
+    eventually("the admission policies are in force", async || {
+        let asked = Api::namespaced(unapproved.clone(), "default").create(&dry_run, &probe).await;
+        asked.err().filter(|error| error.to_string().contains("verb approve"))
+    })
+    .await;
+}
+
+const PROBE: &str = "
+apiVersion: lamina.dev/v1alpha1
+kind: PlatformLayer
+metadata: {name: probe}
+spec:
+  version: '1'
+  purpose: Packaging
+  integrity: Skip
+  connectorRef: {name: lab}
+  osLayer: {name: w, version: '1', disk: {name: w}}
+";
+
+const PROBE_RIGHTS: &str = "
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: lamina-probe}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: lamina-editor}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: lamina-probe}]
+";
