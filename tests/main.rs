@@ -1,1 +1,3 @@
-mod placeholder {}
+//! The one test binary: each module is a part of the whole.
+
+mod wire;
