@@ -5,3 +5,4 @@ mod common;
 mod crds;
 mod http;
 mod lease;
+mod wire;
