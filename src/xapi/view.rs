@@ -204,6 +204,20 @@ impl View {
         }
     }
 
+    /// This look, filled up from an older view with what it did not ask for and nothing is created or destroyed by: networks,
+    /// drivers, network cards, and the disks of other storage repositories than `sr`.
+    #[must_use]
+    pub fn over(mut self, older: &Self, sr: &Ref) -> Self {
+        let vdis = Arc::make_mut(&mut self.vdis);
+        for (reference, vdi) in older.vdis.iter().filter(|(_, vdi)| vdi.sr != *sr) {
+            vdis.put(reference, Some(Arc::clone(vdi)));
+        }
+        self.networks = Arc::clone(&older.networks);
+        self.sms = Arc::clone(&older.sms);
+        self.vifs = Arc::clone(&older.vifs);
+        self
+    }
+
     /// The machine that a record of metrics or guest metrics belongs to.
     pub fn vm_of_metrics(&self, metrics: &Ref) -> Option<(&Ref, &Arc<Vm>)> {
         self.vms.rows.get_key_value(self.measured.get(metrics)?)
