@@ -122,6 +122,18 @@ impl<T: Row> Table<T> {
     }
 }
 
+/// A pool for the tests of whoever judges one.
+#[cfg(test)]
+impl<T: Row> FromIterator<(Ref, T)> for Table<T> {
+    fn from_iter<I: IntoIterator<Item = (Ref, T)>>(rows: I) -> Self {
+        let mut table = Self::default();
+        for (reference, row) in rows {
+            table.put(&reference, Some(Arc::new(row)));
+        }
+        table
+    }
+}
+
 fn marks<T: Row>(keys: &'static [&'static str], row: &T) -> Vec<(&'static str, String)> {
     let Some(map) = row.other_config() else { return Vec::new() };
     keys.iter().filter_map(|key| Some((*key, map.get(*key)?.clone()))).collect()
@@ -165,7 +177,7 @@ pub struct View {
     pub networks: Arc<Table<Network>>,
     pub tasks: Arc<Table<Task>>,
     /// Machines by the references of their metrics and guest metrics, whose records do not name them.
-    pub(super) measured: Arc<HashMap<Ref, Ref>>,
+    pub(crate) measured: Arc<HashMap<Ref, Ref>>,
 }
 
 impl View {
