@@ -6,3 +6,4 @@ mod crds;
 mod http;
 mod lease;
 mod wire;
+mod world;
