@@ -11,7 +11,8 @@ const SDK: &str = "XenAPI==26.17.0";
 
 async fn run(program: PathBuf, arguments: &[&str]) {
     let out = Command::new(&program).args(arguments).stdin(Stdio::null()).output().await;
-    let out = out.unwrap_or_else(|e| panic!("cannot run {}: {e}; this test needs python3 with venv", program.display()));
+    let out =
+        out.unwrap_or_else(|e| panic!("cannot run {}: {e}; this test needs python3 with venv", program.display()));
     let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{} {arguments:?}: {stdout}{stderr}", program.display());
 }
@@ -31,5 +32,6 @@ async fn python() -> PathBuf {
 #[tokio::test]
 async fn the_python_sdk_lives_a_whole_life() {
     let raw = Raw::new().await;
-    run(python().await, &[concat!(env!("CARGO_MANIFEST_DIR"), "/tests/wire/sdk.py"), &raw.url(), "root", "secret"]).await;
+    run(python().await, &[concat!(env!("CARGO_MANIFEST_DIR"), "/tests/wire/sdk.py"), &raw.url(), "root", "secret"])
+        .await;
 }
