@@ -4,5 +4,6 @@ mod client;
 mod common;
 mod crds;
 mod http;
+mod layers;
 mod lease;
 mod wire;
