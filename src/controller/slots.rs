@@ -52,7 +52,7 @@ fn in_work(layer: &PlatformLayer) -> bool {
     })
 }
 
-fn condition<'a>(layer: &'a PlatformLayer, type_: ConditionType) -> Option<&'a str> {
+fn condition(layer: &PlatformLayer, type_: ConditionType) -> Option<&str> {
     find(&layer.status.as_ref()?.conditions, type_).map(|c| c.reason.as_str())
 }
 
