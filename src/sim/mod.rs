@@ -36,6 +36,7 @@ mod query;
 pub mod restart;
 mod rpc;
 pub mod schema;
+pub mod script;
 pub mod serve;
 pub mod session;
 mod sr;
