@@ -18,6 +18,7 @@ use crate::xapi::wire::{Failure, Ref};
 mod allowed;
 pub mod clock;
 mod clone;
+pub mod control;
 mod daemon;
 pub mod db;
 pub mod disk;

@@ -96,7 +96,10 @@ async fn writing_the_map_of_a_running_machine_locks_the_guest_out() {
 #[tokio::test]
 async fn a_guest_may_lack_the_feature_refuse_or_hang() {
     let raw = pool(Clock::new(500.0)).await;
-    install(&raw, "- match: {name: deaf}\n  steps: [{install_tools: 0}, {wait: 2}, hang]\n- match: {name: dumb}\n  steps: [hang]\n");
+    install(
+        &raw,
+        "- match: {name: deaf}\n  steps: [{install_tools: 0}, {wait: 2}, hang]\n- match: {name: dumb}\n  steps: [hang]\n",
+    );
     let (dumb, _) = raw.machine("dumb").await;
     raw.run("VM.start", json!([dumb, false, false])).await.unwrap();
     assert_eq!(raw.run("VM.clean_shutdown", json!([dumb])).await, failure(["VM_LACKS_FEATURE", &dumb]));
@@ -107,7 +110,10 @@ async fn a_guest_may_lack_the_feature_refuse_or_hang() {
     let metrics = raw.get("VM", &deaf, "guest_metrics").await;
     raw.until("VM_guest_metrics", metrics.as_str().unwrap(), "other", |o| o.get("feature-shutdown").is_some()).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(raw.run("VM.clean_shutdown", json!([deaf])).await, failure(["VM_FAILED_SHUTDOWN_ACKNOWLEDGMENT", &deaf]));
+    assert_eq!(
+        raw.run("VM.clean_shutdown", json!([deaf])).await,
+        failure(["VM_FAILED_SHUTDOWN_ACKNOWLEDGMENT", &deaf])
+    );
     raw.run("VM.hard_shutdown", json!([deaf])).await.unwrap();
 }
 
