@@ -3,7 +3,7 @@
 //! The one place that knows both the pool and what a Connector looks like; it changes neither.
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Secret;
@@ -14,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 use crate::api::connector::{Connector, ConnectorSpec, SecretRef, Tls};
 use crate::sim::clock::Clock;
 use crate::sim::serve::{Options, Sim};
+use crate::sim::world::WorldFile;
+use crate::sim::{control, script};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -30,6 +32,12 @@ pub struct Args {
     /// YAML file with repositories, disks and templates to add to the default pool
     #[arg(long, value_name = "FILE")]
     world: Option<PathBuf>,
+    /// YAML file with scripts for guests; without one they boot, report their tools and obey
+    #[arg(long, value_name = "FILE")]
+    guests: Option<PathBuf>,
+    /// Address for commands by plain HTTP, which make faults, restart the pool and more. Whoever reaches it owns the pool
+    #[arg(long, value_name = "ADDRESS")]
+    control: Option<SocketAddr>,
     /// How much faster than a real pool's its time runs
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
     speed: f64,
@@ -42,20 +50,35 @@ pub struct Args {
 pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     anyhow::ensure!(args.speed.is_finite() && args.speed > 0.0, "--speed must be greater than 0");
     let world = match &args.world {
-        None => Default::default(),
+        None => WorldFile::default(),
         Some(file) => {
-            let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-            serde_saphyr::from_str(&text).with_context(|| format!("{} describes no world", file.display()))?
+            serde_saphyr::from_str(&read(file)?).with_context(|| format!("{} describes no world", file.display()))?
         }
+    };
+    let scripts = match &args.guests {
+        None => Vec::new(),
+        Some(file) => script::parse(&read(file)?).with_context(|| format!("{} is no script", file.display()))?,
     };
     let (user, password) = (args.user.clone(), args.password.clone());
     let options =
         Options { listen: args.listen, clock: Clock::new(args.speed), user, password, world, ..Options::default() };
     let sim = Sim::start(options).await?;
-    let text = introduction(&sim, &args)?;
+    for script in scripts {
+        script::install(&sim.pool.world.guests, script);
+    }
+    let mut text = introduction(&sim, &args)?;
+    if let Some(address) = args.control {
+        let address =
+            control::listen(&sim.pool, address).await.with_context(|| format!("cannot listen on {address}"))?;
+        text.insert_str(0, &format!("# Commands: http://{address}\n"));
+    }
     std::io::stdout().lock().write_all(text.as_bytes()).context("cannot write to standard output")?;
     stop.cancelled().await;
     Ok(())
+}
+
+fn read(file: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
 /// Comments and manifests: one text that can be piped to `kubectl apply -f -` as a whole.
