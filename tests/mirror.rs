@@ -97,6 +97,22 @@ async fn the_mirror_follows_the_pool() {
 }
 
 #[tokio::test]
+async fn a_record_that_cannot_be_read_spoils_nothing_but_itself() {
+    let sim = pool().await;
+    let mut watched = Watched::start(client(&sim));
+    let odd = network(&sim, "odd");
+    watched.synced().await;
+    sim.pool.db().set("network", &odd, "name_label", json!(7)).unwrap();
+    watched.until("it cannot be read", |w| w.networks().is_empty()).await;
+    network(&sim, "good");
+    watched.until("the stream goes on", |w| w.networks() == ["good"]).await;
+    sim.pool.db().set("network", &odd, "name_label", json!("mended")).unwrap();
+    watched.until("it can be read again", |w| w.networks() == ["good", "mended"]).await;
+    // It was counted all the time, so nothing seemed to be lost.
+    assert_eq!(sim.pool.log.counts().get("network.get_all_records"), None);
+}
+
+#[tokio::test]
 async fn metrics_name_their_machine_even_if_it_comes_after_them() {
     let sim = pool().await;
     let mut watched = Watched::start(client(&sim));

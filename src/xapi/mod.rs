@@ -8,6 +8,7 @@ pub mod look;
 pub mod mirror;
 pub mod model;
 mod session;
+mod sharded;
 mod tls;
 pub mod view;
 pub mod wire;
