@@ -274,9 +274,12 @@ impl Client {
 pub(super) fn endpoint(text: &str) -> Result<Url, Error> {
     Url::parse(text)
         .ok()
-        .filter(|url| url.scheme() == "https" && url.has_host())
+        .filter(|url| {
+            url.scheme() == "https" && url.has_host() && url.username().is_empty() && url.password().is_none()
+        })
         .and_then(|url| url.join("/jsonrpc").ok())
-        .ok_or_else(|| Error::Config(format!("{text:?} is no https address")))
+        // What stands before an @ may be a password.
+        .ok_or_else(|| Error::Config(format!("{:?} is no https address", text.rsplit('@').next().unwrap_or_default())))
 }
 
 /// As users write it.
@@ -301,8 +304,9 @@ mod tests {
 
     #[test]
     fn only_https_addresses_are_endpoints() {
-        for bad in ["http://xen1", "xen1", "https://", "/jsonrpc", ""] {
-            assert!(endpoint(bad).is_err(), "{bad}");
+        for bad in ["http://xen1", "xen1", "https://", "/jsonrpc", "", "https://root:hunter2@xen1"] {
+            let error = endpoint(bad).unwrap_err().to_string();
+            assert!(!error.contains("hunter2"), "{error}");
         }
     }
 }
