@@ -11,4 +11,5 @@ pub mod domain;
 pub mod http;
 pub mod local;
 pub mod sim;
+pub mod telemetry;
 pub mod xapi;

@@ -1,2 +1,9 @@
+//! The one integration test binary: one API server, one link step.
+mod admission;
 mod client;
+mod common;
+mod crds;
+mod http;
+mod lease;
 mod mirror;
+mod wire;

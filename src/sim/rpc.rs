@@ -41,7 +41,9 @@ struct Target {
 
 /// Every method that `system.listMethods` names.
 pub fn methods() -> Value {
-    let of = |c: &'static super::schema::Class| c.messages.keys().map(move |m| format!("{}.{m}", c.name));
+    let of = |class: &'static super::schema::Class| {
+        class.messages.values().filter(|m| !m.removed).map(move |m| format!("{}.{}", class.name, m.name))
+    };
     let all = schema().classes.values().flat_map(of);
     all.chain(["system.listMethods".to_owned()]).map(Value::from).collect()
 }

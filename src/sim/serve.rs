@@ -83,8 +83,7 @@ impl Sim {
     pub async fn start(options: Options) -> Result<Self, Error> {
         let mut db = super::db::Db::default();
         world::populate(&mut db);
-        let addresses: Vec<IpAddr> =
-            db.all("host").filter_map(|(_, row)| row.get("address")?.as_str()?.parse().ok()).collect();
+        let addresses = addresses(&db);
         let sockets = bind(&addresses, options.port).await?;
         let mut hosts = Vec::new();
         let mut acceptors = Vec::new();
@@ -130,6 +129,17 @@ impl Drop for Sim {
     fn drop(&mut self) {
         self.pool.end();
     }
+}
+
+/// The hosts' addresses, the coordinator's first.
+fn addresses(db: &super::db::Db) -> Vec<IpAddr> {
+    let master = db.all("pool").next().and_then(|(_, row)| row.get("master"));
+    let mut hosts: Vec<(bool, IpAddr)> = db
+        .all("host")
+        .filter_map(|(r, row)| Some((Some(&json!(r)) != master, row.get("address")?.as_str()?.parse().ok()?)))
+        .collect();
+    hosts.sort();
+    hosts.into_iter().map(|(_, address)| address).collect()
 }
 
 /// One port on every address.
@@ -186,12 +196,8 @@ fn record_certificates(db: &mut super::db::Db, hosts: &[Host]) {
         .collect();
     for host in hosts {
         let reference = by_address.get(&host.address.ip().to_string());
-        let fields = [
-            ("type", json!("host")),
-            ("host", json!(reference)),
-            ("fingerprint", json!(host.fingerprint)),
-            ("fingerprint_sha256", json!(host.fingerprint)),
-        ];
+        let fields =
+            [("type", json!("host")), ("host", json!(reference)), ("fingerprint", json!(host.fingerprint))];
         db.create("Certificate", fields);
     }
 }

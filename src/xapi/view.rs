@@ -129,6 +129,18 @@ impl<T: Row> Table<T> {
     }
 }
 
+/// A pool for the tests of whoever judges one.
+#[cfg(test)]
+impl<T: Row> FromIterator<(Ref, T)> for Table<T> {
+    fn from_iter<I: IntoIterator<Item = (Ref, T)>>(rows: I) -> Self {
+        let mut table = Self::default();
+        for (reference, row) in rows {
+            table.put(&reference, Some(Arc::new(row)));
+        }
+        table
+    }
+}
+
 fn marks<T: Row>(keys: &'static [&'static str], row: &T) -> Vec<(&'static str, String)> {
     let Some(map) = row.other_config() else { return Vec::new() };
     keys.iter().filter_map(|key| Some((*key, map.get(*key)?.clone()))).collect()
@@ -172,7 +184,7 @@ pub struct View {
     pub networks: Arc<Table<Network>>,
     pub tasks: Arc<Table<Task>>,
     /// Machines by the references of their metrics and guest metrics, whose records do not name them.
-    pub(super) measured: Arc<Sharded<Ref, Ref>>,
+    pub(crate) measured: Arc<Sharded<Ref, Ref>>,
 }
 
 impl View {
@@ -209,6 +221,20 @@ impl View {
         for metrics in new.map(of).into_iter().flatten().filter(|r| !r.is_null()) {
             measured.insert(metrics, vm.clone());
         }
+    }
+
+    /// This look, filled up from an older view with what it did not ask for and nothing is created or destroyed by: networks,
+    /// drivers, network cards, and the disks of other storage repositories than `sr`.
+    #[must_use]
+    pub fn over(mut self, older: &Self, sr: &Ref) -> Self {
+        let vdis = Arc::make_mut(&mut self.vdis);
+        for (reference, vdi) in older.vdis.iter().filter(|(_, vdi)| vdi.sr != *sr) {
+            vdis.put(reference, Some(Arc::clone(vdi)));
+        }
+        self.networks = Arc::clone(&older.networks);
+        self.sms = Arc::clone(&older.sms);
+        self.vifs = Arc::clone(&older.vifs);
+        self
     }
 
     /// The machine that a record of metrics or guest metrics belongs to.

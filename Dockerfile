@@ -1,0 +1,19 @@
+# The image of the controller. Untried: nothing here could build or run images when this was written.
+FROM rust:1.95-slim-bookworm AS build
+# ring compiles C and assembler.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY Cargo.toml Cargo.lock ./
+COPY src src
+COPY crds crds
+COPY deploy deploy
+COPY examples examples
+RUN cargo build --locked --release --bin lamina
+
+# glibc, certificate authorities, no shell.
+FROM gcr.io/distroless/cc-debian12:nonroot
+COPY --from=build /src/target/release/lamina /usr/local/bin/lamina
+USER 65532:65532
+EXPOSE 8080
+ENTRYPOINT ["/usr/local/bin/lamina"]
+CMD ["run"]

@@ -1,0 +1,230 @@
+//! Every reason that a condition or a finding can bear: one table, from which the enum, the words users read and
+//! `docs/reference.md` are made.
+//!
+//! To add one, add a row. A row names the conditions it may stand on (`condition::check` holds every status to that), the fault
+//! class (which decides on backoff, and on Stalled), what it means and what to do. `<…>` in a meaning stands for what the message
+//! fills in. A name once released is API: people write alerts on it.
+
+use super::condition::ConditionType;
+
+/// What sort of trouble a reason is; the retry policy of the controller hangs on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// Will go away by itself: tried again with growing pauses.
+    Retry,
+    /// Something else must happen first: looked at again when it does, and at a fixed pace.
+    Wait,
+    /// A person or the world must change something: no more tries, but every change is looked at anew.
+    Stalled,
+}
+
+macro_rules! reasons {
+    ($($name:ident $fault:tt [$($on:ident)*] $meaning:literal, $remedy:literal;)*) => {
+        /// Why a condition is as it is, in one word. The table at the head of this file explains each.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Reason { $(#[doc = $meaning] $name,)* }
+
+        impl Reason {
+            /// All reasons, in the order of the table.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The word users read.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name),)* }
+            }
+
+            /// The conditions it may stand on. Empty: only a finding of the check inside the guest.
+            #[must_use]
+            pub const fn on(self) -> &'static [ConditionType] {
+                match self { $(Self::$name => &[$(ConditionType::$on,)*],)* }
+            }
+
+            /// What sort of trouble it is; `None` for a state of the normal flow.
+            #[must_use]
+            pub const fn fault(self) -> Option<Fault> {
+                match self { $(Self::$name => reasons!(@$fault),)* }
+            }
+
+            /// What it means.
+            #[must_use]
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$name => $meaning,)* }
+            }
+
+            /// What to do about it; empty if nothing.
+            #[must_use]
+            pub const fn remedy(self) -> &'static str {
+                match self { $(Self::$name => $remedy,)* }
+            }
+        }
+    };
+    (@-) => { None };
+    (@$fault:ident) => { Some(Fault::$fault) };
+}
+
+impl Reason {
+    /// The reason of that name, if it is one of ours.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|r| r.as_str() == word)
+    }
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+reasons! {
+    // The normal flow.
+    Finalized - [Ready] "version <version> is frozen as disk <uuid>", "";
+    Suspended - [Ready Suspended] "spec.suspend is true: nothing is done to the pool", "Set spec.suspend to false to go on.";
+    Deleting - [Ready Reconciling] "what the layer has in the pool is being removed", "";
+    Observing - [Ready Reconciling] "the pool is being looked at", "";
+    FreezingOSDisk - [Ready Reconciling] "the shared base is being made of OS disk <name>", "";
+    CreatingDisk - [Ready Reconciling] "the packaging disk is being made", "";
+    ResizingDisk - [Ready Reconciling] "the packaging disk is being enlarged", "";
+    CreatingMachine - [Ready Reconciling] "the packaging machine is being made", "";
+    AttachingDisk - [Ready Reconciling] "disk and DVD drive are being put into machine <machine>", "";
+    InsertingTools - [Ready Reconciling] "the guest tools ISO is being inserted into machine <machine>", "";
+    StartingMachine - [Ready Reconciling] "machine <machine> is being started", "";
+    EjectingTools - [Ready Reconciling] "the guest tools ISO is being ejected from machine <machine>", "";
+    FreezingDisk - [Ready Reconciling] "version <version> is being frozen", "";
+    RemovingMachine - [Ready Reconciling] "version <version> is frozen; machine and work disk are being removed", "";
+    SettingUpMachine - [Ready Reconciling] "machine <machine> is being set up", "";
+    TaggingAgain - [Ready Reconciling] "an object that lost its keys, or has none yet, gets them", "";
+    ClearingUp - [Ready Reconciling] "an operation that is not wanted any more is being taken back", "";
+    Discarding - [Ready Reconciling] "version <version> is being thrown away, as spec.discard says", "";
+
+    // A person's turn.
+    StartMachine - [Ready ActionRequired] "machine <machine> is ready and spec.machine.powerOn is false", "Start the machine, or set spec.machine.powerOn to true.";
+    InstallSoftware - [Ready ActionRequired] "machine <machine> runs: software is to be installed", "Open the machine's console, install the platform's software, run the check and shut down for finalize.";
+    ShutDownGuest - [Ready ActionRequired] "machine <machine> runs and its check found nothing", "Shut the machine down for finalize.";
+    ResumeMachine - [Ready ActionRequired] "machine <machine> is paused or suspended", "Resume the machine, then shut it down from inside.";
+    FixIntegrity - [Ready ActionRequired] "machine <machine> was shut down, but its Windows is not at rest or was not checked", "Set spec.machine.restartToken to a new value, mend what status.integrity.findings lists, run the check, shut down for finalize.";
+    ApproveFinalize - [Ready ActionRequired] "machine <machine> was shut down and version <version> can be frozen", "Approve: set spec.finalize.approved to the version, with the verb approve on platformlayers.";
+
+    // Waiting for something else.
+    ConnectorNotFound Wait [Ready Reconciling ConnectorReady] "Connector <name> does not exist", "Create the Connector, or correct spec.connectorRef.";
+    ConnectorNotReady Wait [Ready Reconciling ConnectorReady] "Connector <name> is not ready: <its reason>", "See the Connector's conditions. To delete a layer whose pool is gone, set spec.deletionPolicy to Orphan.";
+    WaitingForSlot Wait [Ready Reconciling] "the Connector's limits.machines are in use, by <layers>", "Finalize or discard a layer that awaits a person, or raise limits.machines.";
+    WaitingForMark Wait [Ready Reconciling] "another operation holds disk <name>", "";
+    WaitingForInFlight Wait [Ready Reconciling] "an earlier call to the pool may still be under way: looked at twice, 60 s apart", "";
+    WaitingForScan Wait [Ready Reconciling] "the pool's service was restarted: storage is scanned, twice 60 s apart, before anything is made again", "";
+    WaitingForTask Wait [Ready Reconciling] "the pool works on <step>", "";
+    WaitingForCapacity Wait [Ready Reconciling] "no host has room for machine <machine>", "Free memory on a host that sees disk, ISO and networks, or lower spec.machine.memory.";
+    WaitingForStorage Wait [Ready Reconciling] "storage repository <name> does not answer", "Check its connection to the hosts.";
+    WaitingForDisk Wait [Ready Reconciling] "disk <name> is in use", "Detach it from <user>.";
+    WaitingForPool Wait [Ready Reconciling] "the pool is busy, starting or being upgraded", "";
+    WaitingForMachine Wait [Ready Reconciling] "machine <machine> is not at rest", "";
+    HeldByDom0 Wait [Ready Reconciling] "an export that died holds disk <name> in the control domain; it is freed after 10 minutes", "";
+
+    // Tried again.
+    PoolError Retry [Ready Reconciling] "the pool refused a call for a reason that usually passes: <code>", "If it stays: look for the operation id in the controller's log and in the coordinator's xensource.log.";
+    ReplyLost Retry [Ready Reconciling] "the reply to a call was lost or garbled; the pool is looked at before anything is repeated", "";
+    StorageError Retry [Ready Reconciling] "storage failed: <code>", "If it stays: check the storage repository, and SMlog on the coordinator.";
+    APIServerError Retry [Ready Reconciling] "the Kubernetes API refused a write", "";
+
+    // Stalled: the object itself.
+    InvalidObject Stalled [Ready Stalled] "the object cannot be read: <what>", "Correct the field that is named.";
+    NameConflict Stalled [Ready Stalled] "layer <name> has the same layerName on this Connector and is older", "Set another spec.layerName, or delete one of the two.";
+    NamespaceNotAllowed Stalled [Ready Stalled ConnectorReady] "Connector <name> does not let in namespace <namespace>", "Have the namespace added to the Connector's allowedNamespaces, or use another Connector.";
+    VersionChanged Stalled [Ready Stalled] "spec.version names <new> while <old> is in work", "Set spec.version back, or set spec.discard to the version in work to throw it away.";
+    TooManyVersions Stalled [Ready Stalled] "the layer has 64 versions", "Start a new layer from the OS layer.";
+    BaseVersionUnknown Stalled [Ready Stalled] "spec.base.version is not among status.versions", "Name a finalized version, or use base.from Latest.";
+    BaseOnOtherOSLayer Stalled [Ready Stalled] "no finalized version was made on this OS disk and OS layer version", "Set base.from to OSLayer and install again.";
+    FormatMismatch Stalled [Ready Stalled] "spec.packagingDisk.format is not the format of OS disk <name>", "Remove the field, or name an OS disk of that format.";
+    DiskTooSmall Stalled [Ready Stalled] "spec.packagingDisk.size is smaller than OS disk <name>", "Raise the size to the OS disk's or more, or remove it.";
+    NetworkNotFound Stalled [Ready Stalled] "the pool has no network <name>", "Correct spec.machine.networks; the Connector's status lists the names.";
+    NetworkAmbiguous Stalled [Ready Stalled] "the pool has several networks named <name>", "Use the uuid.";
+
+    // Stalled: the OS disk.
+    OSDiskNotFound Stalled [Ready Stalled] "no disk <name> in storage repository <repository>", "Correct spec.osLayer.disk, or put the disk there.";
+    OSDiskAmbiguous Stalled [Ready Stalled] "several disks named <name> in storage repository <repository>", "Use the uuid.";
+    OSDiskOnOtherStorageRepository Stalled [Ready Stalled] "disk <name> is in <other>, not in the Connector's <repository>", "Copy the disk over, or use a Connector for that storage repository.";
+    OSDiskInUse Stalled [Ready Stalled] "machine <machine> may write to OS disk <name>", "Shut that machine down, or detach the disk from it.";
+    OSDiskIsSnapshot Stalled [Ready Stalled] "OS disk <name> is a snapshot", "Clone it (xe vdi-clone uuid=<uuid>) and name the clone.";
+    OSDiskUnsuitable Stalled [Ready Stalled] "OS disk <name> cannot be frozen: <why>", "Copy it (xe vdi-copy) and name the copy.";
+    OSDiskChainTooDeep Stalled [Ready Stalled] "OS disk <name> stands on too long a chain of snapshots", "Copy it in full (xe vdi-copy) and name the copy.";
+    BaseLocked Stalled [Ready Stalled] "another cluster's mark is on disk <name> since 10 minutes", "If that cluster is gone: xe vdi-param-remove uuid=<uuid> param-name=other-config param-key=lamina.dev/making";
+    SourcePaused Stalled [Ready Stalled] "disk <name> is paused since the pool's service died while copying it", "xe vdi-param-remove uuid=<uuid> param-name=sm-config param-key=paused";
+
+    // Stalled: what was made.
+    DiskLost Stalled [Ready Stalled] "disk <uuid> of version <version> was there and is gone", "Bring the disk back, or set spec.discard to this version and spec.version to a new one. Nothing is made again by itself.";
+    MachineLost Stalled [Ready Stalled] "machine <uuid> was there and is gone; its disk is still there", "Set spec.machine.restartToken to a new value: a new machine is made on the same disk.";
+    SnapshotUnproven Stalled [Ready Stalled] "the pool forgot that frozen disk <uuid> is the snapshot of the packaging disk, which is kept", "Compare the two disks, then remove the packaging disk by hand.";
+    PoolChanged Stalled [Ready Stalled ConnectorReady CoordinatorFound] "the pool that answers is not <uuid>, which the recorded disks are in", "Point the Connector back at that pool, or delete its layers with deletionPolicy Orphan.";
+    NoRearmsLeft Stalled [Ready Stalled IntegrityVerified] "Windows in this disk had no rearm left", "Start again from an OS layer with rearms left, or remove spec.kms.";
+    NoHostCanBoot Stalled [Ready Stalled] "no host can start machine <machine>: <why, host by host>", "Put disk, ISO and networks where one host sees them all.";
+    ForeignDisk Stalled [Ready Stalled] "another machine has the packaging disk: <machine>", "Detach the disk from that machine.";
+
+    // Stalled: the pool.
+    StorageFull Stalled [Ready Stalled StorageReady] "storage repository <name> has no room", "Free room in it. Nothing is lost.";
+    PermissionDenied Stalled [Ready Stalled PermissionsSufficient] "the account may not do <permission>", "Give the account the role vm-admin, better pool-operator.";
+    OperationBlocked Stalled [Ready Stalled] "somebody has blocked <operation> on <object>", "Take the block off (blocked_operations).";
+    FeatureMissing Stalled [Ready Stalled] "the pool cannot do <what>: version or licence", "Use a pool of a supported version and edition.";
+
+    // A Connector's checks.
+    Passed - [Reachable Authenticated CoordinatorFound TemplateValid StorageReady ToolsISOFound PermissionsSufficient] "the check passed", "";
+    NotChecked - [Reachable Authenticated CoordinatorFound TemplateValid StorageReady ToolsISOFound PermissionsSufficient ConnectorReady GuestToolsReady IntegrityVerified] "an earlier check failed, or it is too early to say", "";
+    Connected - [Ready ConnectorReady] "all checks passed", "";
+    Connecting - [Ready Reconciling] "the checks are being made", "";
+    Unreachable Retry [Ready Reconciling Reachable] "no endpoint answers: <why, endpoint by endpoint>", "Check address, network and firewall (TCP 443).";
+    NotXenServer Retry [Ready Reconciling Reachable] "what answers is not a XenServer", "Correct spec.endpoints.";
+    CertificateUntrusted Stalled [Ready Stalled Reachable] "the certificate of <endpoint> is not to be trusted: <why>", "Set spec.tls: fingerprintsSHA256 for self-signed certificates, caBundle for an authority of your own.";
+    FingerprintMismatch Stalled [Ready Stalled Reachable] "the certificate of <endpoint> has fingerprint <other>", "If the certificate was renewed, add the new fingerprint to spec.tls.fingerprintsSHA256.";
+    CABundleNotFound Stalled [Ready Stalled Reachable] "ConfigMap <name> or its key <key> does not exist", "Create it, or correct spec.tls.caBundleRef.";
+    CABundleInvalid Stalled [Ready Stalled Reachable] "the CA bundle holds no certificate", "Give certificates as PEM.";
+    CredentialsNotFound Stalled [Ready Stalled Authenticated] "Secret <name> does not exist", "Create it: kubectl create secret generic <name> --type kubernetes.io/basic-auth --from-literal=username=… --from-file=password=…";
+    CredentialsIncomplete Stalled [Ready Stalled Authenticated] "Secret <name> has no key <key>", "Add the keys username and password.";
+    CredentialsRefused Stalled [Ready Stalled Authenticated] "the pool refused the account in Secret <name>", "Correct the Secret; it is read again every 30 s.";
+    CredentialsGone Stalled [Ready Stalled Authenticated] "Secret <name> is gone while layers are being deleted", "Restore the Secret, or set the layers' deletionPolicy to Orphan.";
+    CoordinatorUnknown Retry [Ready Reconciling CoordinatorFound] "the hosts that answer are not the coordinator, and the one they name does not answer", "Check the pool; add the coordinator's address to spec.endpoints.";
+    TemplateNotFound Stalled [Ready Stalled TemplateValid] "the pool has no template <name>", "Correct spec.template; status.inventory lists the names.";
+    TemplateAmbiguous Stalled [Ready Stalled TemplateValid] "the pool has several templates named <name>", "Use the uuid.";
+    TemplateNotCustom Stalled [Ready Stalled TemplateValid] "template <name> is one of the built-in ones", "Make a machine from it and turn that into a template.";
+    TemplateHasDisks Stalled [Ready Stalled TemplateValid] "template <name> has a disk", "Remove the template's disks.";
+    TemplateWithoutNetwork Stalled [Ready Stalled TemplateValid] "template <name> has no network card", "Add a network card to the template.";
+    StorageNotFound Stalled [Ready Stalled StorageReady] "the pool has no storage repository <name>", "Correct spec.storageRepository; status.inventory lists the names.";
+    StorageAmbiguous Stalled [Ready Stalled StorageReady] "the pool has several storage repositories named <name>", "Use the uuid.";
+    StorageIsISO Stalled [Ready Stalled StorageReady] "storage repository <name> is for ISO files", "Name one that holds disks.";
+    StorageDetached Stalled [Ready Stalled StorageReady] "storage repository <name> is attached to no host", "Attach it.";
+    StorageUnsuitable Stalled [Ready Stalled StorageReady] "storage repository <name> cannot snapshot or clone", "Use one that can, for example of type ext, nfs or lvmoiscsi.";
+    ToolsISONotFound Stalled [Ready Stalled ToolsISOFound] "no ISO with the guest tools is in the pool", "Put it into an ISO storage repository and set spec.toolsISO.";
+    ToolsISOAmbiguous Stalled [Ready Stalled ToolsISOFound] "several ISOs are named <name>", "Use the uuid in spec.toolsISO.";
+    PoolOperatorMissing - [PermissionsSufficient] "the account may not sync the pool's database or change HA settings: an unclean death of the pool's service can cost work of the last five minutes", "Give the account the role pool-operator.";
+    VerificationOff - [TLSInsecure] "spec.tls.insecureSkipVerify: whoever answers is believed", "Set spec.tls.fingerprintsSHA256 instead.";
+    UnclaimedObjects - [Unclaimed] "in the pool are objects of this cluster that no layer owns: <uuids, sizes, times>", "Look at each, and delete by hand what nobody needs. Lamina never does.";
+    LayersExist Wait [Ready Reconciling] "the Connector is being deleted, but <n> layers use it", "Delete those layers first.";
+
+    // Guest tools.
+    ToolsRunning - [GuestToolsReady] "drivers and agent are at work", "";
+    ToolsAwaited - [GuestToolsReady] "the machine runs; its guest tools were not seen yet", "Install the guest tools from the DVD drive.";
+    ToolsNotSeen - [GuestToolsReady] "no guest tools 10 minutes after the start", "Open the console. Usual causes: firmware other than the OS disk was installed with, no tools in the OS layer, a driver that fails.";
+
+    // The check inside the guest.
+    Verified - [IntegrityVerified] "the check of the last boot found nothing", "";
+    Skipped - [IntegrityVerified] "spec.integrity is Skip: nothing was checked", "";
+    FindingsOpen - [IntegrityVerified] "the check of the last boot has findings; see status.integrity.findings", "Mend them, run the check again.";
+    IntegrityUnknown - [IntegrityVerified] "no report counts: <missing, of another boot, nonce or seal wrong>", "Start the machine, run the check again, shut down for finalize.";
+
+    // Findings: one per bit of the vendor's record, and what Lamina's own check adds.
+    BypassEnabled - [] "the support override that switches the check off is set", "Remove the override. No policy lets it pass.";
+    RebootPending - [] "Windows wants a reboot, after an install or for changed boot drivers", "Reboot and run the check again; more than one round is normal.";
+    InstallerBusy - [] "an installer is at work", "Wait, or finish the installer.";
+    NGenRunning - [] ".NET is compiling in the background", "Wait. Never reboot to get rid of it: that can break assemblies.";
+    RunOncePending - [] "an entry waits in RunOnce of the machine", "Log in or reboot so that it runs; some need somebody at the console.";
+    WindowsUpgradeUnfinished - [] "an in-place upgrade of Windows is under way", "Let it finish; then remove the extra recovery partition it may have made.";
+    NGenNeeded - [] ".NET has compilations queued", "Run `ngen executequeueditems` of each Framework and Framework64 version. Not `ngen update /force`.";
+    SCCMClientIdentity - [] "the client identity of Software Center is in the image (SMSCFG.INI): every copy would share it", "Delete SMSCFG.INI.";
+    FSLogixAltitude - [] "the altitude of the FSLogix filter driver does not go with layering", "Correct the altitude, or update FSLogix.";
+    WEMKeyFile - [] "the machine key of the Workspace Environment Management agent is in the image", "Delete the key file.";
+    TokensLeft - [] "tokens are left over in the image", "The vendor does not say which: ask its support, naming bit 1024.";
+    KMSDirectoryMissing - [] "the scripts folder for KMS is missing (C:\\Windows\\Setup\\scripts\\kmsdir)", "Put it back.";
+    KMSPolicyMissing - [] "the policy or start-up hook that runs the KMS script is missing", "Put it back.";
+    NoVerdict - [] "the report has no readable BlockFinalize number", "Run the check again; if it stays, repair the guest service.";
+    MoreFindings - [] "there are more findings than a status can hold", "Mend those that are listed, then run the check again.";
+    NotRearmed - [] "spec.kms.rearm is true, but the report does not say that Windows was rearmed", "Start the machine and let the check rearm as the last thing before the shutdown.";
+}

@@ -1,0 +1,219 @@
+//! Operations as far as they can be seen: marks, tasks, unclaimed children, and how the in-flight test stands.
+//!
+//! Called by `observe` alone. A test is only advanced by a live look.
+
+use std::collections::HashSet;
+
+use super::{Lens, base_lineage, lineage};
+use crate::api::reason::Reason;
+use crate::domain::identity::{self, BOOT, Lineage, Mark, Opid, Proof, Role, START_BEFORE, TASK_TAG, prove};
+use crate::domain::observed::{
+    Child, Flight, MarkSight, Making, Observed, Quiet, Sent, TaskSight, Trouble,
+};
+use crate::xapi::model::{Task, TaskStatus, Vdi};
+use crate::xapi::wire::{Failure, Ref, task_result};
+
+/// All operations that matter to a layer.
+pub struct Seen {
+    pub flights: Vec<Flight>,
+    pub leftover: Option<Flight>,
+    /// A task or its child is not in the mirror yet, or not any more.
+    pub doubt: bool,
+}
+
+pub fn all(lens: &Lens<'_>, seen: &Observed, parent: Option<&str>, sr: &Ref) -> Seen {
+    let mut doubt = false;
+    let uid = lens.want.uid.as_str();
+    let of = |role| lineage(lens.cluster, uid, &seen.subject, role);
+    let intent = seen.records.operation.as_ref();
+    let mut wanted: Vec<(Making, Opid, String, Option<Mark>)> = Vec::new();
+    let mut add = |making, lineage: &Lineage, source: &str| wanted.push((making, lineage.opid(), source.to_owned(), Some(lineage.mark())));
+    if let Ok(os) = &seen.os_disk {
+        add(Making::SnapshotOsDisk, &base_lineage(lens, &seen.storage.uuid, &os.uuid), &os.uuid);
+    }
+    // The source that an intent names holds, even if another one would be chosen by now.
+    let source_of = |making: Making, opid: &Opid, now: Option<&str>| {
+        intent.filter(|i| i.step == making && i.opid == *opid).map(|i| i.source.clone()).or(now.map(str::to_owned))
+    };
+    let base = seen.base.found().map(|b| b.uuid.as_str());
+    if let Some(source) = source_of(Making::CloneDisk, &of(Role::Work).opid(), parent.or(base)) {
+        add(Making::CloneDisk, &of(Role::Work), &source);
+    }
+    let work = seen.work.found().map(|w| w.uuid.as_str());
+    for (making, role) in [(Making::CloneMachine, Role::Machine), (Making::FreezeDisk, Role::Frozen)] {
+        if let Some(source) = source_of(making, &of(role).opid(), work) {
+            add(making, &of(role), &source);
+        }
+    }
+    if let Some(m) = seen.machine.found() {
+        let start = |token: &str| Lineage::start_opid(lens.cluster, uid, &seen.subject, token);
+        let token = lens.want.restart_token.as_deref().unwrap_or_default();
+        let ran = m.key(BOOT).is_some() || m.key(START_BEFORE).is_some_and(|b| b != m.start_time);
+        let (first, again) = (start(""), start(token));
+        let opid = match intent {
+            Some(i) if i.opid == first => first,
+            Some(i) if i.opid == again => again,
+            Some(_) | None if ran => again,
+            Some(_) | None => first,
+        };
+        wanted.push((Making::StartMachine, opid, m.uuid.clone(), None));
+    }
+    let flights: Vec<Flight> =
+        wanted.into_iter().map(|(making, opid, source, mark)| flight(lens, seen, making, opid, source, mark, sr, &mut doubt)).collect();
+    let known = |i: &&crate::domain::observed::Intent| flights.iter().any(|f| f.opid == i.opid);
+    let leftover = intent.filter(|i| !known(i)).map(|i| {
+        let owner = if i.step == Making::SnapshotOsDisk { Role::Base.as_str() } else { uid };
+        let mark = Mark { cluster: lens.cluster.to_owned(), owner: owner.to_owned(), op: i.opid.0.clone() };
+        let mark = (i.step != Making::StartMachine).then_some(mark);
+        flight(lens, seen, i.step, i.opid.clone(), i.source.clone(), mark, sr, &mut doubt)
+    });
+    Seen { flights, leftover, doubt }
+}
+
+#[expect(clippy::too_many_arguments, reason = "one flight is one row of facts; a struct for the call would only repeat it")]
+fn flight(
+    lens: &Lens<'_>,
+    seen: &Observed,
+    making: Making,
+    opid: Opid,
+    source: String,
+    wanted_mark: Option<Mark>,
+    sr: &Ref,
+    doubt: &mut bool,
+) -> Flight {
+    let intent = seen.records.operation.clone().filter(|i| i.opid == opid);
+    let attempt = lens.pool.memory().attempt(&opid);
+    let children = if intent.is_some() || lens.deleting { children(lens, making, &opid, &source, wanted_mark.as_ref()) } else { Vec::new() };
+    let task = task_sight(lens, making, &opid, &attempt.sent, attempt.task.as_ref(), doubt);
+    let restarted = intent.as_ref().is_some_and(|i| i.agent_start != seen.agent_start);
+    let (scans, scan_due) = lens.pool.memory().scans(&seen.storage.uuid, &seen.agent_start, lens.now, lens.pace.in_flight);
+    let turn = lens.pool.memory().has_turn(&source, &lens.want.uid);
+    let mark = mark_sight(lens, &source, wanted_mark.as_ref(), sr);
+    // A test that began before there was anything to test would prove nothing.
+    let quiet = if intent.is_some() || mark == MarkSight::Ours { quiet(lens, &opid.0, &source, sr) } else { Quiet::No };
+    Flight { making, opid, source, wanted_mark, mark, intent, sent: attempt.sent, task, children, quiet, restarted, scans, scan_due, turn }
+}
+
+fn mark_sight(lens: &Lens<'_>, source: &str, wanted: Option<&Mark>, sr: &Ref) -> MarkSight {
+    let on_it = lens.view.vdis.by_uuid(source).and_then(|(_, d)| Mark::read(&d.other_config));
+    match on_it {
+        None => MarkSight::None,
+        Some(mark) if Some(&mark) == wanted => MarkSight::Ours,
+        Some(mark) if mark.cluster != lens.cluster => {
+            let since = lens.pool.memory().since(&format!("mark/{source}/{mark}"), true, lens.now);
+            let long = since.is_some_and(|t| lens.now.duration_since(t) >= lens.pace.patience);
+            MarkSight::Foreign { mark, long }
+        }
+        Some(mark) if mark.is_removal() => MarkSight::Removing,
+        Some(mark) => {
+            let quiet = quiet(lens, &mark.op, source, sr) == Quiet::Twice;
+            MarkSight::Stale { mark, quiet }
+        }
+    }
+}
+
+/// Tasks that bear exactly this tag; a sub-task bears none.
+fn task_sight(lens: &Lens<'_>, making: Making, opid: &Opid, sent: &Sent, own: Option<&Ref>, doubt: &mut bool) -> TaskSight {
+    let tagged = || lens.view.tasks.with(TASK_TAG, &opid.0).map(|(_, t)| t.as_ref());
+    let named = own.and_then(|r| lens.view.tasks.get(r)).map(AsRef::as_ref);
+    if *sent == Sent::Once && named.is_none() {
+        *doubt = true;
+    }
+    let pending = |t: &&Task| matches!(t.status, TaskStatus::Pending | TaskStatus::Cancelling);
+    if let Some(task) = named.into_iter().chain(tagged()).find(pending) {
+        return TaskSight::Pending { progress: task.progress };
+    }
+    match sent {
+        // What ended before this attempt, or was settled, says nothing of it.
+        Sent::Never | Sent::Over => return TaskSight::None,
+        Sent::Once | Sent::Unknown => {}
+    }
+    let ended = |status: TaskStatus| move |t: &&Task| t.status == status;
+    let known = || named.into_iter().chain(tagged());
+    if let Some(task) = known().find(ended(TaskStatus::Success)) {
+        let child = Ref(task_result(&task.result));
+        let uuid = match making {
+            Making::CloneMachine => lens.view.vms.get(&child).map(|vm| vm.uuid.clone()),
+            Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk => lens.view.vdis.get(&child).map(|d| d.uuid.clone()),
+            Making::StartMachine => None,
+        };
+        *doubt |= uuid.is_none() && making != Making::StartMachine;
+        return TaskSight::Succeeded { child: uuid.filter(|u| !claimed(lens, making, u)) };
+    }
+    match known().find(|t| !matches!(t.status, TaskStatus::Other)) {
+        Some(task) => TaskSight::Failed(failed(task)),
+        None => TaskSight::None,
+    }
+}
+
+/// A child that bears its keys is no child to claim any more.
+fn claimed(lens: &Lens<'_>, making: Making, uuid: &str) -> bool {
+    let keys = match making {
+        Making::CloneMachine | Making::StartMachine => lens.view.vms.by_uuid(uuid).map(|(_, vm)| &vm.other_config),
+        Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk => lens.view.vdis.by_uuid(uuid).map(|(_, d)| &d.other_config),
+    };
+    keys.is_some_and(|k| matches!(prove(lens.cluster, uuid, k, false), Proof::ByKeys(_)))
+}
+
+fn failed(task: &Task) -> Trouble {
+    match Failure::from_list(&task.error_info) {
+        Some(failure) => super::super::trouble::of_failure(&failure),
+        None => Trouble::new(Reason::PoolError, "the pool cancelled the call"),
+    }
+}
+
+fn children(lens: &Lens<'_>, making: Making, opid: &Opid, source: &str, mark: Option<&Mark>) -> Vec<Child> {
+    let source_ref = lens.view.vdis.by_uuid(source).map(|(r, _)| r);
+    let shaped = |d: &Vdi| match making {
+        Making::SnapshotOsDisk | Making::FreezeDisk => d.is_a_snapshot && Some(&d.snapshot_of) == source_ref,
+        Making::CloneDisk => !d.is_a_snapshot,
+        Making::CloneMachine | Making::StartMachine => false,
+    };
+    match (making, mark) {
+        (Making::StartMachine, _) | (_, None) => Vec::new(),
+        (Making::CloneMachine, _) => {
+            let name = machine_working_name(opid);
+            let unclaimed = |uuid: &str, keys| !matches!(prove(lens.cluster, uuid, keys, false), Proof::ByKeys(_));
+            let named = lens.view.vms.iter().filter(|(_, vm)| vm.name_label == name && unclaimed(&vm.uuid, &vm.other_config));
+            named.map(|(_, vm)| Child { uuid: vm.uuid.clone(), shaped: true, settled: !vm.is_a_template }).collect()
+        }
+        (Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk, Some(mark)) => {
+            let is_child = |d: &Vdi| d.uuid != source && d.managed && d.other_config.get(identity::SELF) != Some(&d.uuid);
+            let marked = lens.view.vdis.with(identity::MAKING, &mark.to_string()).filter(|(_, d)| is_child(d));
+            marked.map(|(_, d)| Child { uuid: d.uuid.clone(), shaped: shaped(d), settled: true }).collect()
+        }
+    }
+}
+
+/// The name that a machine is cloned under, and found again by.
+pub fn machine_working_name(opid: &Opid) -> String {
+    format!("lamina-{opid}")
+}
+
+/// How the in-flight test of an operation stands; a live look advances it.
+fn quiet(lens: &Lens<'_>, opid: &str, source: &str, sr: &Ref) -> Quiet {
+    if !lens.live {
+        return lens.pool.memory().in_flight(opid);
+    }
+    let view = lens.view;
+    let op = Opid(opid.to_owned());
+    let tag = |t: &Task| t.other_config.get(TASK_TAG).cloned();
+    let at_work = |t: &Task| matches!(t.status, TaskStatus::Pending | TaskStatus::Cancelling);
+    let mine = |t: &Task| tag(t).is_some_and(|tag| op.covers(&tag));
+    // A sub-task bears no tag of its own: whoever is above it does.
+    let below = |t: &Task| view.tasks.get(&t.subtask_of).is_some_and(|above| mine(above));
+    let tasks = view.tasks.iter().any(|(_, t)| at_work(t) && (mine(t) || below(t)));
+    let busy = view.vdis.by_uuid(source).is_some_and(|(_, d)| !d.current_operations.is_empty())
+        || view.vms.by_uuid(source).is_some_and(|(_, vm)| !vm.current_operations.is_empty());
+    let others_tag = |task: &str| view.tasks.get(&Ref(task.to_owned())).and_then(|t| tag(t)).is_some_and(|t| !op.covers(&t));
+    let storage: HashSet<String> = view
+        .srs
+        .get(sr)
+        .into_iter()
+        .flat_map(|sr| sr.current_operations.keys())
+        .filter(|task| !others_tag(task))
+        .cloned()
+        .collect();
+    lens.pool.memory().look_in_flight(opid, tasks || busy, storage, lens.now, lens.pace.in_flight)
+}
+

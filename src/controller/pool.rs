@@ -1,0 +1,244 @@
+//! One pool as this process knows it: client, mirror, and what it remembers of its own calls.
+//!
+//! Made by `connector`, used by `observe` and `act`. The memory is a cache of knowledge that dies with the process: without it
+//! everything is still right, only slower (the in-flight test takes its place).
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::domain::identity::Opid;
+use crate::domain::observed::{Quiet, Sent};
+use crate::xapi::client::Client;
+use crate::xapi::mirror::Mirror;
+use crate::xapi::wire::Ref;
+
+/// A Connector's pool.
+pub struct Pool {
+    pub client: Client,
+    pub mirror: Mirror,
+    memory: Mutex<Memory>,
+}
+
+impl Pool {
+    pub fn new(client: Client, mirror: Mirror) -> Self {
+        Self { client, mirror, memory: Mutex::default() }
+    }
+
+    /// The memory, locked: never held across an await.
+    pub fn memory(&self) -> MutexGuard<'_, Memory> {
+        // A panic elsewhere does not make what is remembered wrong: each entry is written at once.
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What this process remembers of one operation's call.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    pub sent: Sent,
+    /// The task that XAPI named.
+    pub task: Option<Ref>,
+}
+
+#[derive(Default)]
+struct InFlight {
+    quiet_since: Option<Instant>,
+    /// The storage repository's operations at the first look: one that began later cannot be ours.
+    at_first: HashSet<String>,
+}
+
+#[derive(Default)]
+struct Source {
+    holder: Option<String>,
+    queue: VecDeque<String>,
+}
+
+#[derive(Default)]
+struct Scans {
+    agent_start: String,
+    done: Vec<Instant>,
+    task: Option<Ref>,
+}
+
+/// See [`Pool`].
+#[derive(Default)]
+pub struct Memory {
+    attempts: HashMap<Opid, Attempt>,
+    flights: HashMap<String, InFlight>,
+    sources: HashMap<String, Source>,
+    scans: HashMap<String, Scans>,
+    since: HashMap<String, Instant>,
+}
+
+impl Memory {
+    pub fn attempt(&self, opid: &Opid) -> Attempt {
+        self.attempts.get(opid).cloned().unwrap_or(Attempt { sent: Sent::Unknown, task: None })
+    }
+
+    /// From here on the test of this operation starts anew.
+    pub fn set_attempt(&mut self, opid: &Opid, sent: Sent, task: Option<Ref>) {
+        self.flights.remove(&opid.0);
+        self.attempts.insert(opid.clone(), Attempt { sent, task });
+    }
+
+    pub fn forget_attempt(&mut self, opid: &Opid) {
+        self.flights.remove(&opid.0);
+        self.attempts.remove(opid);
+    }
+
+    /// One live look of an in-flight test. `own`: something of this operation is seen at work. `storage`: the operations on the storage
+    /// repository that bear no other tag of ours.
+    pub fn look_in_flight(&mut self, opid: &str, own: bool, storage: HashSet<String>, now: Instant, apart: Duration) -> Quiet {
+        let first = !self.flights.contains_key(opid);
+        let flight = self.flights.entry(opid.to_owned()).or_default();
+        if first {
+            flight.at_first = storage.clone();
+        }
+        if own || storage.iter().any(|op| flight.at_first.contains(op)) {
+            flight.quiet_since = None;
+            return Quiet::No;
+        }
+        let since = *flight.quiet_since.get_or_insert(now);
+        if now.duration_since(since) >= apart { Quiet::Twice } else { Quiet::Once }
+    }
+
+    /// How the test stands, without a look.
+    pub fn in_flight(&self, opid: &str) -> Quiet {
+        match self.flights.get(opid).and_then(|f| f.quiet_since) {
+            Some(_) => Quiet::Once,
+            None => Quiet::No,
+        }
+    }
+
+    /// Is it this layer's turn on the source, or would it be if it asked?
+    pub fn has_turn(&self, source: &str, layer: &str) -> bool {
+        self.sources.get(source).is_none_or(|s| match &s.holder {
+            Some(holder) => holder == layer,
+            None => s.queue.front().is_none_or(|first| first == layer),
+        })
+    }
+
+    /// Takes the turn, or a place in the queue.
+    pub fn take_turn(&mut self, source: &str, layer: &str) -> bool {
+        let free = self.has_turn(source, layer);
+        let s = self.sources.entry(source.to_owned()).or_default();
+        if free {
+            s.holder = Some(layer.to_owned());
+            s.queue.retain(|l| l != layer);
+        } else if !s.queue.iter().any(|l| l == layer) {
+            s.queue.push_back(layer.to_owned());
+        }
+        free
+    }
+
+    /// Ends the layer's turns and places everywhere; returns the layers whose turn comes now.
+    pub fn leave_sources(&mut self, layer: &str) -> Vec<String> {
+        let mut next = Vec::new();
+        for s in self.sources.values_mut() {
+            s.queue.retain(|l| l != layer);
+            if s.holder.as_deref() == Some(layer) {
+                s.holder = None;
+            }
+            if s.holder.is_none() {
+                next.extend(s.queue.front().cloned());
+            }
+        }
+        self.sources.retain(|_, s| s.holder.is_some() || !s.queue.is_empty());
+        next
+    }
+
+    /// Notes a scan that has succeeded; scans before the present start of xapi do not count.
+    pub fn scan_done(&mut self, sr: &str, agent_start: &str, now: Instant) {
+        let scans = self.scans_of(sr, agent_start);
+        scans.task = None;
+        scans.done.push(now);
+    }
+
+    pub fn scan_started(&mut self, sr: &str, agent_start: &str, task: Option<Ref>) {
+        self.scans_of(sr, agent_start).task = task;
+    }
+
+    pub fn scan_task(&self, sr: &str) -> Option<Ref> {
+        self.scans.get(sr).and_then(|s| s.task.clone())
+    }
+
+    fn scans_of(&mut self, sr: &str, agent_start: &str) -> &mut Scans {
+        let scans = self.scans.entry(sr.to_owned()).or_default();
+        if scans.agent_start != agent_start {
+            *scans = Scans { agent_start: agent_start.to_owned(), ..Scans::default() };
+        }
+        scans
+    }
+
+    /// How many scans of this start of xapi count (0, 1, or 2 when two are `apart`), and whether another one is due.
+    pub fn scans(&self, sr: &str, agent_start: &str, now: Instant, apart: Duration) -> (u8, bool) {
+        let Some(scans) = self.scans.get(sr).filter(|s| s.agent_start == agent_start) else { return (0, true) };
+        let due = scans.task.is_none() && scans.done.last().is_none_or(|last| now.duration_since(*last) >= apart);
+        match (scans.done.first(), scans.done.last()) {
+            (Some(first), Some(last)) if last.duration_since(*first) >= apart => (2, due),
+            (Some(_), _) => (1, due),
+            (None, _) => (0, due),
+        }
+    }
+
+    /// Since when this process has seen a fact without a break: call it with `holds` at every look.
+    pub fn since(&mut self, fact: &str, holds: bool, now: Instant) -> Option<Instant> {
+        if !holds {
+            self.since.remove(fact);
+            return None;
+        }
+        Some(*self.since.entry(fact.to_owned()).or_insert(now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const APART: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn an_in_flight_test_needs_two_quiet_looks_apart() {
+        let (mut m, now) = (Memory::default(), Instant::now());
+        let none = HashSet::new;
+        assert_eq!(m.look_in_flight("op", true, none(), now, APART), Quiet::No);
+        assert_eq!(m.look_in_flight("op", false, none(), now, APART), Quiet::Once);
+        assert_eq!(m.look_in_flight("op", false, none(), now + APART / 2, APART), Quiet::Once);
+        assert_eq!(m.look_in_flight("op", true, none(), now + APART, APART), Quiet::No);
+        assert_eq!(m.look_in_flight("op", false, none(), now + APART, APART), Quiet::Once);
+        assert_eq!(m.look_in_flight("op", false, none(), now + APART * 2, APART), Quiet::Twice);
+    }
+
+    #[test]
+    fn only_storage_operations_of_the_first_look_hold_it_up() {
+        let (mut m, now) = (Memory::default(), Instant::now());
+        let old = HashSet::from(["old".to_owned()]);
+        assert_eq!(m.look_in_flight("op", false, old, now, APART), Quiet::No);
+        let new = HashSet::from(["new".to_owned()]);
+        assert_eq!(m.look_in_flight("op", false, new, now, APART), Quiet::Once);
+    }
+
+    #[test]
+    fn turns_on_a_source_go_in_the_order_of_asking() {
+        let mut m = Memory::default();
+        assert!(m.take_turn("s", "a") && m.take_turn("s", "a"));
+        assert!(!m.take_turn("s", "b") && !m.take_turn("s", "c") && !m.has_turn("s", "b"));
+        assert_eq!(m.leave_sources("a"), ["b"]);
+        assert!(m.has_turn("s", "b") && !m.has_turn("s", "c") && !m.take_turn("s", "c"));
+        assert!(m.take_turn("s", "b"));
+        assert_eq!(m.leave_sources("b"), ["c"]);
+    }
+
+    #[test]
+    fn scans_count_for_one_start_of_xapi() {
+        let (mut m, now) = (Memory::default(), Instant::now());
+        assert_eq!(m.scans("sr", "1", now, APART), (0, true));
+        m.scan_done("sr", "1", now);
+        assert_eq!(m.scans("sr", "1", now, APART), (1, false));
+        m.scan_done("sr", "1", now + APART);
+        assert_eq!(m.scans("sr", "1", now + APART, APART), (2, false));
+        assert_eq!(m.scans("sr", "2", now + APART, APART), (0, true));
+    }
+}

@@ -1,0 +1,352 @@
+//! Gates: named predicates in a chain; the first that fails says why, with its reason and the cure.
+//!
+//! Pure. `plan` runs a chain before each step that cannot be taken back, again on the live pool right before it acts, and
+//! again before a freshly made disk is claimed.
+
+use super::identity::BOOT;
+use super::observed::{Holder, Machine, Observed, OsDisk, Power, Storage, Trouble};
+use super::report::{Finding, Report};
+use super::want::{BaseFrom, FinalizePolicy, IntegrityPolicy, Want};
+use crate::api::reason::Reason;
+
+/// XAPI ends a chain at 30; each version adds one or two levels, and the work needs room too.
+const DEEPEST_BASE: u32 = 20;
+/// Versions of one layer.
+const MOST_VERSIONS: usize = 64;
+
+type Gate<T> = fn(&T) -> Result<(), Trouble>;
+
+/// Before anything is made for a version.
+pub fn entry(want: &Want, seen: &Observed) -> Result<(), Trouble> {
+    name_is_free(want, seen)?;
+    versions_left(want, seen)?;
+    seen.machine_source.clone()?;
+    slot_is_ours(seen)
+}
+
+fn name_is_free(want: &Want, seen: &Observed) -> Result<(), Trouble> {
+    match &seen.name_taken_by {
+        None => Ok(()),
+        Some(other) => Err(Trouble::new(
+            Reason::NameConflict,
+            format!(
+                "layer name '{}' belongs to the older {other} on this Connector: set another spec.layerName, or delete one of the two",
+                want.layer_name
+            ),
+        )),
+    }
+}
+
+fn versions_left(_: &Want, seen: &Observed) -> Result<(), Trouble> {
+    if seen.records.versions.len() < MOST_VERSIONS {
+        return Ok(());
+    }
+    Err(Trouble::new(
+        Reason::TooManyVersions,
+        format!("the layer has {MOST_VERSIONS} versions, which is the most: start a new layer with base.from: OSLayer"),
+    ))
+}
+
+fn slot_is_ours(seen: &Observed) -> Result<(), Trouble> {
+    seen.slot.clone().map_err(|holders| {
+        Trouble::new(Reason::WaitingForSlot, format!("all machine slots of the Connector are taken by {holders}; finalize one of them, or raise limits.machines"))
+    })
+}
+
+/// Before the OS disk is snapshotted, and again before the snapshot is claimed.
+pub fn os_disk(os: &OsDisk, storage: &Storage) -> Result<(), Trouble> {
+    const CHAIN: [Gate<OsDisk>; 7] = [
+        os_is_there,
+        os_is_no_snapshot,
+        os_is_a_plain_disk,
+        os_is_persistent,
+        os_is_shallow,
+        os_is_at_rest,
+        os_is_not_paused,
+    ];
+    CHAIN.iter().try_for_each(|gate| gate(os))?;
+    let need = if storage.thick { os.virtual_size } else { 0 };
+    room(storage, need, &format!("a snapshot of OS disk '{}'", os.name))
+}
+
+fn os_is_there(os: &OsDisk) -> Result<(), Trouble> {
+    if os.managed && !os.missing {
+        return Ok(());
+    }
+    Err(Trouble::new(
+        Reason::OSDiskNotFound,
+        format!(
+            "OS disk '{}' ({}) is missing from its storage repository: restore it, or name another disk in osLayer.disk",
+            os.name, os.uuid
+        ),
+    ))
+}
+
+fn os_is_no_snapshot(os: &OsDisk) -> Result<(), Trouble> {
+    if !os.snapshot {
+        return Ok(());
+    }
+    Err(Trouble::new(
+        Reason::OSDiskIsSnapshot,
+        format!(
+            "OS disk '{}' ({}) is a snapshot: clone it (xe vdi-clone uuid={}) and name the clone",
+            os.name, os.uuid, os.uuid
+        ),
+    ))
+}
+
+fn os_is_a_plain_disk(os: &OsDisk) -> Result<(), Trouble> {
+    if !os.sharable && matches!(os.kind.as_str(), "user" | "system") {
+        return Ok(());
+    }
+    Err(Trouble::new(
+        Reason::OSDiskUnsuitable,
+        format!(
+            "OS disk '{}' ({}) is sharable or of type '{}': name an ordinary disk of type user or system",
+            os.name, os.uuid, os.kind
+        ),
+    ))
+}
+
+fn os_is_persistent(os: &OsDisk) -> Result<(), Trouble> {
+    if os.persist {
+        return Ok(());
+    }
+    Err(Trouble::new(
+        Reason::OSDiskUnsuitable,
+        format!(
+            "OS disk '{}' ({}) is reset at every boot: set on-boot to persist (xe vdi-param-set uuid={} on-boot=persist)",
+            os.name, os.uuid, os.uuid
+        ),
+    ))
+}
+
+fn os_is_shallow(os: &OsDisk) -> Result<(), Trouble> {
+    if os.depth < DEEPEST_BASE {
+        return Ok(());
+    }
+    Err(Trouble::new(
+        Reason::OSDiskChainTooDeep,
+        format!(
+            "OS disk '{}' ({}) hangs on {} layers of snapshots, the most is {DEEPEST_BASE}: make a full copy (xe vdi-copy) and name that",
+            os.name, os.uuid, os.depth
+        ),
+    ))
+}
+
+fn os_is_at_rest(os: &OsDisk) -> Result<(), Trouble> {
+    if os.writers.is_empty() {
+        return Ok(());
+    }
+    Err(Trouble::new(
+        Reason::OSDiskInUse,
+        format!("OS disk '{}' ({}) is in use by {}: shut that machine down", os.name, os.uuid, os.writers.join(", ")),
+    ))
+}
+
+fn os_is_not_paused(os: &OsDisk) -> Result<(), Trouble> {
+    if !os.paused {
+        return Ok(());
+    }
+    Err(source_paused(&os.name, &os.uuid))
+}
+
+/// A storage driver that died in the middle leaves a disk paused; only a person may say that nothing is at work on it.
+pub fn source_paused(name: &str, uuid: &str) -> Trouble {
+    Trouble::new(
+        Reason::SourcePaused,
+        format!(
+            "disk '{name}' ({uuid}) was left paused by an interrupted operation of its storage: when nothing works on it, run \
+                 xe vdi-param-remove uuid={uuid} param-name=sm-config param-key=paused"
+        ),
+    )
+}
+
+/// Room for `need` more bytes. Free space is not told: it never rests.
+pub fn room(storage: &Storage, need: i64, what: &str) -> Result<(), Trouble> {
+    // A thin disk grows as it is written; without any room at all not even its tables can be made.
+    if storage.free > need {
+        return Ok(());
+    }
+    Err(Trouble::new(
+        Reason::StorageFull,
+        format!("storage repository '{}' has no room for {what}: free space on it", storage.name),
+    ))
+}
+
+/// The base of a new version, as `spec.base` and the finalized versions say.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BaseChoice {
+    OsLayer,
+    /// The disk F of this version.
+    Version {
+        version: String,
+        disk: String,
+    },
+}
+
+/// `base`: uuid of S for the wanted OS disk and version, if it is there.
+pub fn choose_base(
+    want: &Want,
+    seen_versions: &[super::observed::VersionRecord],
+    base: Option<&str>,
+) -> Result<BaseChoice, Trouble> {
+    let on_base = |v: &&super::observed::VersionRecord| Some(v.base.as_str()) == base;
+    let take =
+        |v: &super::observed::VersionRecord| BaseChoice::Version { version: v.version.clone(), disk: v.disk.clone() };
+    let other_os = || {
+        Trouble::new(
+            Reason::BaseOnOtherOSLayer,
+            format!(
+                "no finalized version stands on OS layer '{}' version '{}': set base.from: OSLayer and install again",
+                want.os_name, want.os_version
+            ),
+        )
+    };
+    match want.base_from {
+        BaseFrom::OSLayer => Ok(BaseChoice::OsLayer),
+        BaseFrom::Latest if seen_versions.is_empty() => Ok(BaseChoice::OsLayer),
+        BaseFrom::Latest => seen_versions.iter().rev().find(on_base).map(take).ok_or_else(other_os),
+        BaseFrom::Version => {
+            let wanted = want.base_version.as_deref().unwrap_or_default();
+            let found = seen_versions.iter().find(|v| v.version == wanted).ok_or_else(|| {
+                let known: Vec<_> = seen_versions.iter().map(|v| v.version.as_str()).collect();
+                Trouble::new(
+                    Reason::BaseVersionUnknown,
+                    format!("base version '{wanted}' is not among the finalized versions ({})", known.join(", ")),
+                )
+            })?;
+            Some(found).filter(on_base).map(take).ok_or_else(other_os)
+        }
+    }
+}
+
+/// How the report of the last boot stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judgement {
+    /// `Err`: why no report counts, in words.
+    pub counts: Result<(), String>,
+    pub findings: Vec<Finding>,
+}
+
+/// Judges what the guest wrote, with the machine as it stands.
+pub fn judge(want: &Want, machine: &Machine) -> Judgement {
+    let Some(report) = &machine.report else {
+        return Judgement { counts: Err("the guest wrote no report".to_owned()), findings: Vec::new() };
+    };
+    let counts = report.counts(machine).map_err(str::to_owned);
+    let mut findings = if counts.is_ok() { report.judge() } else { Vec::new() };
+    if counts.is_ok() && want.kms_rearm {
+        findings.extend(kms(report));
+    }
+    Judgement { counts, findings }
+}
+
+fn kms(report: &Report) -> Option<Finding> {
+    let reason = match (report.rearms_before, report.rearmed) {
+        (Some(0), _) => Reason::NoRearmsLeft,
+        (Some(_), true) => return None,
+        (Some(_), false) | (None, _) => Reason::NotRearmed,
+    };
+    let detail = match report.rearms_before {
+        None => "the report does not say how many rearms Windows had".to_owned(),
+        Some(n) => format!("Windows had {n} rearms left before the check"),
+    };
+    Some(Finding { reason: reason.as_str().to_owned(), detail, remedy: reason.remedy().to_owned(), always: true })
+}
+
+/// May this halted machine's disk be frozen? `Err`: whose turn it is and what to do.
+pub fn approval(want: &Want, version: &str, judgement: &Judgement) -> Result<(), Trouble> {
+    report_satisfies(want, judgement)?;
+    let by_itself = want.finalize == FinalizePolicy::OnShutdown && judgement.counts.is_ok();
+    if by_itself || want.approved.as_deref() == Some(version) {
+        return Ok(());
+    }
+    let stale = match &want.approved {
+        Some(other) => format!(" (finalize.approved is '{other}', which is another version)"),
+        None => String::new(),
+    };
+    let unchecked = if judgement.counts.is_err() { ", without a report of the guest that counts" } else { "" };
+    Err(Trouble::new(
+        Reason::ApproveFinalize,
+        format!(
+            "version '{version}' is ready to be frozen{unchecked}{stale}: approve it with: {}",
+            want.approve_command(version)
+        ),
+    ))
+}
+
+fn report_satisfies(want: &Want, judgement: &Judgement) -> Result<(), Trouble> {
+    if want.integrity == IntegrityPolicy::Skip && judgement.counts.is_err() {
+        return Ok(());
+    }
+    if let Err(why) = &judgement.counts {
+        return Err(Trouble::new(
+            Reason::FixIntegrity,
+            format!(
+                "nothing proves that Windows is at rest, {why}: start the machine ({}), run Shutdown For Finalize in it again",
+                want.restart_command()
+            ),
+        ));
+    }
+    let blocking: Vec<_> = judgement
+        .findings
+        .iter()
+        .filter(|f| f.always || want.integrity == IntegrityPolicy::Enforce)
+        .map(|f| format!("{} ({}): {}", f.reason, f.detail, f.remedy))
+        .collect();
+    if blocking.is_empty() {
+        return Ok(());
+    }
+    Err(Trouble::new(
+        Reason::FixIntegrity,
+        format!(
+            "{}. Start the machine ({}), mend this, run Shutdown For Finalize again",
+            blocking.join("; "),
+            want.restart_command()
+        ),
+    ))
+}
+
+/// Before the freeze, and again on the live pool before the frozen disk is claimed.
+pub fn freeze(seen: &Observed, machine: &Machine) -> Result<(), Trouble> {
+    if machine.power != Power::Halted || machine.busy {
+        return Err(Trouble::new(Reason::WaitingForMachine, format!("machine '{}' is not at rest", machine.name)));
+    }
+    if machine.key(BOOT).and_then(|b| b.split_once('@')).is_some_and(|(_, started)| started != machine.start_time) {
+        return Err(Trouble::new(
+            Reason::FixIntegrity,
+            format!("machine '{}' was started once more: run Shutdown For Finalize in it again", machine.name),
+        ));
+    }
+    let Some(work) = seen.work.found() else {
+        return Err(Trouble::new(Reason::WaitingForStorage, "the packaging disk cannot be looked at"));
+    };
+    if work.paused {
+        return Err(Trouble::new(Reason::WaitingForStorage, "the packaging disk is paused by its storage"));
+    }
+    for a in &work.attachments {
+        match &a.holder {
+            Holder::Machine if !a.attached => {}
+            Holder::Machine => {
+                return Err(Trouble::new(Reason::WaitingForMachine, "the packaging disk is still attached"));
+            }
+            Holder::ControlDomain { .. } => {
+                return Err(Trouble::new(
+                    Reason::HeldByDom0,
+                    format!("disk {} is held by a control domain: an export or a copy is at work on it", work.uuid),
+                ));
+            }
+            Holder::Other { name, .. } => {
+                return Err(Trouble::new(
+                    Reason::ForeignDisk,
+                    format!(
+                        "disk {} is also attached to machine '{name}': take it off there (xe vbd-destroy uuid={})",
+                        work.uuid, a.vbd
+                    ),
+                ));
+            }
+        }
+    }
+    room(&seen.storage, if seen.storage.thick { work.virtual_size } else { 0 }, "the frozen version")
+}

@@ -1,0 +1,302 @@
+//! Who an object of the pool belongs to: lineages, operation ids, the keys written on objects, the mark on a source, and proof.
+//!
+//! Pure. Used by everything that makes, claims or removes something. It must never build a key from names, generations or
+//! clocks: a renamed layer, a restored backup or a second controller would make a second disk.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
+
+use sha2::{Digest, Sha256};
+
+/// `other_config` of an object.
+pub type Keys = BTreeMap<String, String>;
+
+/// What all our keys begin with.
+pub const PREFIX: &str = "lamina.dev/";
+/// On a source: "a child is being made of this"; the value is a [`Mark`].
+pub const MAKING: &str = "lamina.dev/making";
+/// In a task: XAPI turns our request header into this key of the task's `other_config`.
+pub const TASK_TAG: &str = "http:lamina-op";
+/// The tag on disks and machines, for people and for other tools' lists.
+pub const TAG: &str = "lamina";
+
+pub const SCHEMA: &str = "lamina.dev/schema";
+pub const CLUSTER: &str = "lamina.dev/cluster";
+pub const ROLE: &str = "lamina.dev/role";
+pub const OP: &str = "lamina.dev/op";
+pub const SELF: &str = "lamina.dev/self";
+pub const OS: &str = "lamina.dev/os";
+pub const OS_VERSION: &str = "lamina.dev/os-version";
+pub const LAYER: &str = "lamina.dev/layer";
+pub const VERSION: &str = "lamina.dev/version";
+pub const BASE: &str = "lamina.dev/base";
+pub const RETAINED: &str = "lamina.dev/retained";
+pub const NONCE: &str = "lamina.dev/nonce";
+pub const START_BEFORE: &str = "lamina.dev/start-before";
+pub const BOOT: &str = "lamina.dev/boot";
+pub const TOKEN: &str = "lamina.dev/token";
+
+/// What an object of ours is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// The snapshot of the OS disk, shared by all layers of the cluster.
+    Base,
+    /// The packaging disk.
+    Work,
+    /// The packaging machine.
+    Machine,
+    /// A frozen version.
+    Frozen,
+}
+
+impl Role {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Work => "work",
+            Self::Machine => "machine",
+            Self::Frozen => "frozen",
+        }
+    }
+
+    pub fn parse(s: &str) -> Option<Self> {
+        [Self::Base, Self::Work, Self::Machine, Self::Frozen].into_iter().find(|r| r.as_str() == s)
+    }
+
+    /// The keys that an object of this role has, all of them, when it is claimed.
+    fn required(self) -> &'static [&'static str] {
+        match self {
+            Self::Base => &[SCHEMA, CLUSTER, ROLE, OP, SELF, OS, OS_VERSION],
+            Self::Work | Self::Frozen => &[SCHEMA, CLUSTER, ROLE, OP, SELF, LAYER, VERSION, BASE],
+            Self::Machine => &[SCHEMA, CLUSTER, ROLE, OP, SELF, LAYER, VERSION, NONCE],
+        }
+    }
+}
+
+/// A short hash of a lineage: 16 hexadecimal digits. The same lineage has the same id in every process, for ever.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Opid(pub String);
+
+impl Opid {
+    fn of(parts: &[&str]) -> Self {
+        let mut hash = Sha256::new();
+        for part in parts {
+            // Length first: ("a", "bc") and ("ab", "c") are two lineages.
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part.as_bytes());
+        }
+        Self(hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect())
+    }
+
+    /// The tag of an auxiliary call of this operation. In-flight tests look for tags by prefix, finders of children for the exact one.
+    pub fn aux(&self, what: &str) -> String {
+        format!("{}.{what}", self.0)
+    }
+
+    /// Does a task's tag belong to this operation, auxiliary calls included?
+    pub fn covers(&self, tag: &str) -> bool {
+        tag.strip_prefix(self.0.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+}
+
+impl Display for Opid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The lineage of an object: at most one live claimed object has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lineage {
+    Base { cluster: String, sr: String, os: String, os_version: String },
+    Layer { cluster: String, layer: String, version: String, role: Role },
+}
+
+impl Lineage {
+    pub fn opid(&self) -> Opid {
+        match self {
+            Self::Base { cluster, sr, os, os_version } => Opid::of(&[cluster, sr, os, os_version, Role::Base.as_str()]),
+            Self::Layer { cluster, layer, version, role } => Opid::of(&[cluster, layer, version, role.as_str()]),
+        }
+    }
+
+    /// The id of a start of the machine of this layer and version, for this restart token.
+    pub fn start_opid(cluster: &str, layer: &str, version: &str, token: &str) -> Opid {
+        Opid::of(&[cluster, layer, version, "start", token])
+    }
+
+    pub fn role(&self) -> Role {
+        match self {
+            Self::Base { .. } => Role::Base,
+            Self::Layer { role, .. } => *role,
+        }
+    }
+
+    pub fn cluster(&self) -> &str {
+        match self {
+            Self::Base { cluster, .. } | Self::Layer { cluster, .. } => cluster,
+        }
+    }
+
+    /// The mark that says on the source that a child of this lineage is being made.
+    pub fn mark(&self) -> Mark {
+        let owner = match self {
+            Self::Base { .. } => Role::Base.as_str().to_owned(),
+            Self::Layer { layer, .. } => layer.clone(),
+        };
+        Mark { cluster: self.cluster().to_owned(), owner, op: self.opid().0 }
+    }
+
+    /// The keys of a claimed object of this lineage: written in one call, which is the claim. `base` is the uuid of S, for
+    /// disks that stand on one; `extra` what the role adds (a machine's nonce and token).
+    pub fn keys(&self, uuid: &str, base: Option<&str>, extra: &[(&str, &str)]) -> Keys {
+        let mut keys = Keys::new();
+        let mut put = |k: &str, v: &str| drop(keys.insert(k.to_owned(), v.to_owned()));
+        put(SCHEMA, "1");
+        put(CLUSTER, self.cluster());
+        put(ROLE, self.role().as_str());
+        put(OP, &self.opid().0);
+        put(SELF, uuid);
+        match self {
+            Self::Base { os, os_version, .. } => {
+                put(OS, os);
+                put(OS_VERSION, os_version);
+            }
+            Self::Layer { layer, version, .. } => {
+                put(LAYER, layer);
+                put(VERSION, version);
+            }
+        }
+        if let Some(base) = base {
+            put(BASE, base);
+        }
+        for (k, v) in extra {
+            put(k, v);
+        }
+        keys
+    }
+}
+
+/// The value of [`MAKING`]: `<cluster>/<layer uid, or "base">/<opid>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub cluster: String,
+    pub owner: String,
+    pub op: String,
+}
+
+impl Mark {
+    /// Says on S that it is about to go: whoever would clone it looks again.
+    pub fn removal(cluster: &str, layer: &str) -> Self {
+        Self { cluster: cluster.to_owned(), owner: Role::Base.as_str().to_owned(), op: format!("remove-{layer}") }
+    }
+
+    pub fn read(keys: &Keys) -> Option<Self> {
+        let mut parts = keys.get(MAKING)?.splitn(3, '/');
+        // A mark that we cannot read is somebody else's: it blocks, and is never taken off.
+        let mut next = || parts.next().unwrap_or_default().to_owned();
+        Some(Self { cluster: next(), owner: next(), op: next() })
+    }
+
+    pub fn is_removal(&self) -> bool {
+        self.op.starts_with("remove-")
+    }
+}
+
+impl Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.cluster, self.owner, self.op)
+    }
+}
+
+/// What the keys of an object prove. `recorded`: our status names this uuid, for this pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// All keys of its role, and `self` is its own uuid.
+    ByKeys(Role),
+    /// Recorded, and no foreign key on it: it lost its keys (a forgotten storage repository) and is tagged again on sight.
+    ByRecord,
+    /// A child of ours that nobody claimed yet, or a copy that another tool made: our keys or mark, but `self` is not its uuid.
+    Unclaimed,
+    /// Keys of ours, but of another cluster, or mixed beyond recognition.
+    Foreign,
+    /// Nothing of ours on it.
+    None,
+}
+
+/// Judges an object by its uuid and keys.
+pub fn prove(cluster: &str, uuid: &str, keys: &Keys, recorded: bool) -> Proof {
+    let ours = |k: &str| keys.get(k).map(String::as_str);
+    let bears_keys = keys.keys().any(|k| k.starts_with(PREFIX) && k != MAKING);
+    let foreign = ours(CLUSTER).is_some_and(|c| c != cluster) || Mark::read(keys).is_some_and(|m| m.cluster != cluster);
+    if ours(CLUSTER) == Some(cluster) && ours(SELF) == Some(uuid) {
+        if let Some(role) = ours(ROLE).and_then(Role::parse)
+            && role.required().iter().all(|k| keys.contains_key(*k))
+        {
+            return Proof::ByKeys(role);
+        }
+        return if recorded { Proof::ByRecord } else { Proof::Foreign };
+    }
+    if foreign {
+        return Proof::Foreign;
+    }
+    if recorded && !bears_keys {
+        return Proof::ByRecord;
+    }
+    if ours(CLUSTER) == Some(cluster) || keys.contains_key(MAKING) {
+        return Proof::Unclaimed;
+    }
+    if bears_keys { Proof::Foreign } else { Proof::None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn work() -> Lineage {
+        Lineage::Layer { cluster: "c".into(), layer: "l".into(), version: "1".into(), role: Role::Work }
+    }
+
+    #[test]
+    fn an_operation_id_is_stable_and_lineages_differ() {
+        assert_eq!(work().opid(), work().opid());
+        assert_eq!(work().opid().0.len(), 16);
+        assert_ne!(Opid::of(&["a", "bc"]), Opid::of(&["ab", "c"]));
+    }
+
+    #[test]
+    fn tags_are_covered_by_prefix_only_at_a_dot() {
+        let op = work().opid();
+        assert!(op.covers(&op.0) && op.covers(&op.aux("resize")));
+        assert!(!op.covers(&format!("{op}0")) && !op.covers("other"));
+    }
+
+    #[test]
+    fn claimed_keys_prove_and_a_copy_of_them_does_not() {
+        let keys = work().keys("u", Some("s"), &[]);
+        assert_eq!(prove("c", "u", &keys, false), Proof::ByKeys(Role::Work));
+        assert_eq!(prove("c", "copy", &keys, false), Proof::Unclaimed);
+        assert_eq!(prove("other", "u", &keys, false), Proof::Foreign);
+        let mut cut = keys.clone();
+        cut.remove(BASE);
+        assert_eq!(prove("c", "u", &cut, false), Proof::Foreign);
+        assert_eq!(prove("c", "u", &Keys::new(), true), Proof::ByRecord);
+        assert_eq!(prove("c", "u", &Keys::new(), false), Proof::None);
+    }
+
+    #[test]
+    fn a_recorded_disk_under_our_mark_is_still_proved() {
+        let marked = Keys::from([(MAKING.to_owned(), work().mark().to_string())]);
+        assert_eq!(prove("c", "u", &marked, true), Proof::ByRecord);
+        assert_eq!(prove("c", "child", &marked, false), Proof::Unclaimed);
+    }
+
+    #[test]
+    fn marks_round_trip_and_nonsense_is_foreign() {
+        let mark = work().mark();
+        let keys = Keys::from([(MAKING.to_owned(), mark.to_string())]);
+        assert_eq!(Mark::read(&keys), Some(mark));
+        let odd = Keys::from([(MAKING.to_owned(), "???".to_owned())]);
+        assert_eq!(prove("c", "u", &odd, false), Proof::Foreign);
+    }
+}

@@ -1,0 +1,146 @@
+//! The claim protocol: how one thing is made once, whatever dies in between.
+//!
+//! ```text
+//! intent ─▶ mark ─▶ send ─▶ (task) ─▶ claim ─▶ record ─▶ unmark ─▶ intent out
+//!   │ found without knowing who sent what: in-flight test (twice quiet, 60 s apart), then from "mark" on
+//!   └ xapi was restarted meanwhile: two scans 60 s apart, a new intent, then the same
+//! ```
+//!
+//! Pure. `plan` asks it for the next move of an operation whose object is not there; it never decides that one is wanted.
+
+use super::observed::{Child, Flight, Making, MarkSight, Quiet, Sent, TaskSight, Trouble};
+use super::plan::Step;
+use crate::api::reason::Reason;
+
+/// The next move of an operation.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Move {
+    /// Do this.
+    Do(Step),
+    /// Nothing to do but wait: for the task, for another's mark, for the second look.
+    Wait(Waiting),
+    /// It cannot go on.
+    Stop(Trouble),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Waiting {
+    Task { progress: f64 },
+    InFlight,
+    Turn,
+    Mark,
+}
+
+/// The next move towards the child of `f`.
+pub fn advance(f: &Flight) -> Move {
+    if f.intent.is_none() {
+        return if f.turn { Move::Do(Step::RecordIntent(f.making)) } else { Move::Wait(Waiting::Turn) };
+    }
+    match &f.task {
+        TaskSight::Pending { progress } => return Move::Wait(Waiting::Task { progress: *progress }),
+        TaskSight::Failed(_) => return Move::Do(Step::Settle { making: f.making, opid: f.opid.clone() }),
+        TaskSight::Succeeded { child: Some(child) } => {
+            return Move::Do(Step::Claim { making: f.making, child: child.clone() });
+        }
+        TaskSight::Succeeded { child: None } if f.making == Making::StartMachine => {
+            return Move::Do(Step::Settle { making: f.making, opid: f.opid.clone() });
+        }
+        // The task says it made something, and that is gone again: over, and to be made anew.
+        TaskSight::Succeeded { child: None } => {
+            return Move::Do(Step::Settle { making: f.making, opid: f.opid.clone() });
+        }
+        TaskSight::None => {}
+    }
+    if let Some(step) = from_children(f) {
+        return Move::Do(step);
+    }
+    match f.sent {
+        Sent::Never | Sent::Over => send(f),
+        Sent::Once | Sent::Unknown if f.restarted => match f.scans {
+            0 | 1 if f.scan_due => Move::Do(Step::ScanStorage),
+            0 | 1 => Move::Wait(Waiting::InFlight),
+            _ if f.quiet == Quiet::Twice => Move::Do(Step::RecordIntent(f.making)),
+            _ => Move::Wait(Waiting::InFlight),
+        },
+        Sent::Once | Sent::Unknown => match f.quiet {
+            Quiet::No | Quiet::Once => Move::Wait(Waiting::InFlight),
+            Quiet::Twice => send(f),
+        },
+    }
+}
+
+/// A child without a task that tells: one that has the right shape is claimed; a half-made machine goes; several are left alone.
+fn from_children(f: &Flight) -> Option<Step> {
+    // Before anything was sent no child can be ours: another tool copied the source while our mark was on it.
+    if f.sent == Sent::Never {
+        return None;
+    }
+    match (f.making, f.children.as_slice()) {
+        (Making::StartMachine, _) | (_, []) => None,
+        // Never adopted: nobody saw its clone succeed, it may lack its network card.
+        (Making::CloneMachine, [Child { uuid, settled: false, .. }, ..]) => match f.quiet {
+            Quiet::Twice => Some(Step::DestroyHalfMade { machine: uuid.clone() }),
+            Quiet::No | Quiet::Once => None,
+        },
+        (Making::CloneMachine, _) => None,
+        (Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk, [Child { uuid, shaped: true, .. }]) => {
+            Some(Step::Claim { making: f.making, child: uuid.clone() })
+        }
+        (Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk, _) => None,
+    }
+}
+
+/// The mark, then the call.
+fn send(f: &Flight) -> Move {
+    if !f.turn {
+        return Move::Wait(Waiting::Turn);
+    }
+    match (&f.mark, &f.wanted_mark) {
+        (_, None) | (MarkSight::Ours, Some(_)) => Move::Do(Step::Send(f.making)),
+        (MarkSight::None, Some(mark)) => Move::Do(Step::Mark { source: f.source.clone(), mark: mark.clone() }),
+        (MarkSight::Stale { mark, quiet: true }, Some(_)) => {
+            Move::Do(Step::Unmark { source: f.source.clone(), mark: mark.clone() })
+        }
+        (MarkSight::Stale { quiet: false, .. }, Some(_)) => Move::Wait(Waiting::InFlight),
+        (MarkSight::Foreign { long: false, .. } | MarkSight::Removing, Some(_)) => Move::Wait(Waiting::Mark),
+        (MarkSight::Foreign { mark, long: true }, Some(_)) => Move::Stop(Trouble::new(
+            Reason::BaseLocked,
+            format!(
+                "disk {} is marked by another cluster ({}) for more than 10 minutes; if that cluster is gone, take the mark off: \
+                 xe vdi-param-remove uuid={} param-name=other-config param-key=lamina.dev/making",
+                f.source, mark.cluster, f.source
+            ),
+        )),
+    }
+}
+
+/// An operation that nobody wants any more, or a removal that meets one: what must happen before its source and children may be touched.
+/// `None`: it is over, and left nothing.
+pub fn abandon(f: &Flight) -> Option<Move> {
+    match &f.task {
+        TaskSight::Pending { .. } => return Some(Move::Do(Step::CancelTasks { opid: f.opid.clone() })),
+        TaskSight::Succeeded { child: Some(child) } if f.making != Making::StartMachine => {
+            return Some(Move::Do(Step::DestroyUnclaimed { making: f.making, child: child.clone() }));
+        }
+        TaskSight::Succeeded { .. } | TaskSight::Failed(_) | TaskSight::None => {}
+    }
+    let unknown = match f.sent {
+        Sent::Never | Sent::Over => false,
+        Sent::Once | Sent::Unknown => f.intent.is_some() || f.mark == MarkSight::Ours || !f.children.is_empty(),
+    } && matches!(f.task, TaskSight::None);
+    if unknown && f.restarted && f.scans < 2 {
+        return Some(if f.scan_due { Move::Do(Step::ScanStorage) } else { Move::Wait(Waiting::InFlight) });
+    }
+    if unknown && f.quiet != Quiet::Twice {
+        return Some(Move::Wait(Waiting::InFlight));
+    }
+    if let [child] = f.children.as_slice()
+        && (child.shaped || f.making == Making::CloneMachine)
+    {
+        return Some(Move::Do(Step::DestroyUnclaimed { making: f.making, child: child.uuid.clone() }));
+    }
+    match (&f.mark, &f.wanted_mark) {
+        (MarkSight::Ours, Some(mark)) => Some(Move::Do(Step::Unmark { source: f.source.clone(), mark: mark.clone() })),
+        _none_of_ours => None,
+    }
+}

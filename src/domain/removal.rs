@@ -1,0 +1,147 @@
+//! Removal: of a layer that is being deleted, of a version that is thrown away, of a machine whose work is done.
+//!
+//! Pure, as `plan`. Order: whatever may be in flight first, then the machine (its disk taken off before, so that nothing of ours goes with
+//! it), then W, the frozen versions by policy, S with its last user, our marks, the finalizer.
+
+use super::making;
+use super::observed::{Disk, Flight, Machine, Observed, Power, Sight};
+use super::plan::{self, Next, Plan, Say, Step, Verdict};
+use super::want::{DeletionPolicy, Want};
+use crate::api::reason::Reason;
+
+const DELETING: &str = "removing what the layer has on the pool";
+
+/// All objects of a layer, whatever version they are of, and bases that nobody stands on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Estate {
+    pub machines: Vec<Machine>,
+    pub works: Vec<Disk>,
+    pub frozen: Vec<Disk>,
+    pub idle_bases: Vec<Disk>,
+    /// Disks `frozen` that carry the key `retained`.
+    pub retained: Vec<String>,
+}
+
+/// The decision for a layer that is being deleted.
+pub fn decide_removal(want: &Want, seen: &Observed, estate: &Estate) -> Plan {
+    let mut plan = Plan { phase: plan::phase(seen), step: Step::Nothing, say: deleting(DELETING), next: Next::Rest };
+    let verdict = removal(want, seen, estate);
+    plan.step = verdict.step;
+    plan.next = verdict.next;
+    plan.say = match verdict.say {
+        Say::Working(reason, message) => Say::Deleting { reason, message, stuck: false },
+        Say::Stalled(reason, message) => Say::Deleting { reason, message, stuck: true },
+        other @ (Say::Person(..) | Say::Finalized(_) | Say::Suspended { .. } | Say::Deleting { .. }) => other,
+    };
+    plan
+}
+
+fn deleting(message: &str) -> Say {
+    Say::Deleting { reason: Reason::Deleting, message: message.to_owned(), stuck: false }
+}
+
+fn removal(want: &Want, seen: &Observed, estate: &Estate) -> Verdict {
+    let act = |step| Verdict::act(step, Reason::Deleting, DELETING);
+    if want.deletion == DeletionPolicy::Orphan || seen.records.pool.is_none() {
+        return act(Step::LetGo);
+    }
+    if want.suspend {
+        return Verdict { step: Step::Nothing, say: Say::Suspended { finalized: false }, next: Next::Rest };
+    }
+    if let Some(pool) = seen.records.pool.as_ref().filter(|p| **p != seen.pool) {
+        return Verdict { step: Step::Nothing, say: plan::pool_changed(pool, &seen.pool), next: Next::Rest };
+    }
+    if let Some(verdict) = settle_flights(seen) {
+        return verdict;
+    }
+    for m in &estate.machines {
+        if let Some(verdict) = machine(seen, m, Reason::Deleting, DELETING) {
+            return verdict;
+        }
+    }
+    for w in &estate.works {
+        return destroy_disk(w, Step::DestroyWork { disk: w.uuid.clone(), after_freeze: false });
+    }
+    for f in &estate.frozen {
+        match want.deletion {
+            DeletionPolicy::Delete => return destroy_disk(f, Step::DestroyFrozen { disk: f.uuid.clone() }),
+            DeletionPolicy::Retain if !estate.retained.contains(&f.uuid) => {
+                return act(Step::Retain { disk: f.uuid.clone() });
+            }
+            DeletionPolicy::Retain | DeletionPolicy::Orphan => {}
+        }
+    }
+    for base in &estate.idle_bases {
+        return destroy_disk(base, Step::DestroyBase { disk: base.uuid.clone() });
+    }
+    if let Some(verdict) = drop_operation(seen) {
+        return verdict;
+    }
+    act(Step::LetGo)
+}
+
+/// A version that the user threw away: everything of it that was not frozen.
+pub(super) fn discard(seen: &Observed) -> Verdict {
+    const WHAT: &str = "throwing the version named in spec.discard away";
+    if let Some(verdict) = settle_flights(seen) {
+        return verdict;
+    }
+    if let Sight::Found(m) = &seen.machine
+        && let Some(verdict) = machine(seen, m, Reason::Discarding, WHAT)
+    {
+        return verdict;
+    }
+    if let Sight::Found(w) = &seen.work {
+        return destroy_disk(w, Step::DestroyWork { disk: w.uuid.clone(), after_freeze: false });
+    }
+    if let Some(verdict) = drop_operation(seen) {
+        return verdict;
+    }
+    // What is recorded and gone was thrown away: the record goes, and the new version begins.
+    Verdict::act(Step::Record, Reason::Discarding, WHAT)
+}
+
+/// Nothing may be under way when things are taken down: a child that comes later would be nobody's.
+fn settle_flights(seen: &Observed) -> Option<Verdict> {
+    let all = seen.flights.iter().chain(seen.leftover.as_ref());
+    all.filter(|f| worth_a_look(f))
+        .find_map(|f| Some(Verdict::from_move(making::abandon(f)?, Reason::Deleting, DELETING)))
+}
+
+/// A flight of another layer's (S is shared) is none of ours to settle.
+fn worth_a_look(f: &Flight) -> bool {
+    f.intent.is_some() || f.wanted_mark.as_ref().is_none_or(|m| m.owner != "base")
+}
+
+fn drop_operation(seen: &Observed) -> Option<Verdict> {
+    seen.records.operation.as_ref()?;
+    Some(Verdict::act(Step::DropIntent, Reason::Deleting, DELETING))
+}
+
+fn destroy_disk(disk: &Disk, step: Step) -> Verdict {
+    if let Some(verdict) = plan::held(disk) {
+        return verdict;
+    }
+    if disk.busy {
+        Verdict::wait(Next::Task, Reason::Deleting, DELETING)
+    } else {
+        Verdict::act(step, Reason::Deleting, DELETING)
+    }
+}
+
+/// The machine, step by step; `None`: it is not there any more, or on its way.
+pub(super) fn machine(seen: &Observed, m: &Machine, reason: Reason, what: &str) -> Option<Verdict> {
+    let _whole = seen;
+    Some(if m.busy {
+        Verdict::wait(Next::Task, reason, what)
+    } else {
+        let act = |step| Verdict::act(step, reason, what);
+        match (m.power, &m.disk) {
+            (Power::Running | Power::Paused | Power::Suspended, _) => act(Step::ShutDown { machine: m.uuid.clone() }),
+            (Power::Unknown, _) => Verdict::wait(Next::Capacity, reason, what),
+            (Power::Halted, Some(vbd)) => act(Step::DetachDisk { vbd: vbd.clone() }),
+            (Power::Halted, None) if m.destroy_blocked => act(Step::UnblockDestroy { machine: m.uuid.clone() }),
+            (Power::Halted, None) => act(Step::DestroyMachine { machine: m.uuid.clone() }),
+        }
+    })
+}

@@ -1,0 +1,503 @@
+//! What the real API server accepts and refuses, in the words that a user reads: schema, rules on the CRDs, admission policies, roles.
+//!
+//! Each rule has a case that passes and one that is refused. Longer than other files, since it is two tables.
+//! Words are matched in part: the server adds lines of its own.
+
+use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use lamina::api::{Connector, FIELD_MANAGER, Phase, PlatformLayer};
+use lamina::local::Who;
+use serde_json::{Value, json};
+
+use crate::common;
+
+fn layer(name: &str) -> Value {
+    json!({
+        "apiVersion": "lamina.dev/v1alpha1", "kind": "PlatformLayer", "metadata": {"name": name},
+        "spec": {
+            "version": "1", "purpose": "Publishing", "connectorRef": {"name": "lab"},
+            "platforms": {"provisioningService": "PVS", "connectionBroker": "XenDesktop"},
+            "osLayer": {"name": "Windows 11", "version": "24H2", "disk": {"name": "win11-24h2"}},
+        },
+    })
+}
+
+fn connector(name: &str) -> Value {
+    json!({
+        "apiVersion": "lamina.dev/v1alpha1", "kind": "Connector", "metadata": {"name": name},
+        "spec": {
+            "endpoints": ["https://xen1.example.com"], "credentialsSecretRef": {"name": "lab"},
+            "template": "packaging", "storageRepository": "fast",
+        },
+    })
+}
+
+/// RFC 7396: null removes.
+fn merge(into: &mut Value, patch: &Value) {
+    let Some(patch) = patch.as_object() else { return *into = patch.clone() };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    for (key, value) in patch {
+        match value {
+            Value::Null => drop(into.as_object_mut().unwrap().remove(key)),
+            value => merge(&mut into[key], value),
+        }
+    }
+}
+
+/// Accepted if `words` is empty, else refused with these words.
+async fn check_spec(client: &Client, namespace: &str, mut object: Value, spec: &Value, words: &str) {
+    merge(&mut object["spec"], spec);
+    let yaml = object.to_string();
+    if words.is_empty() {
+        common::apply(client, namespace, &yaml).await;
+    } else {
+        let refusal = common::refused(client, namespace, &yaml).await;
+        assert!(refusal.contains(words), "{spec}\n  should be refused with {words:?}, but it says\n  {refusal}");
+    }
+}
+
+#[tokio::test]
+async fn layers_are_judged_field_by_field() {
+    let client = common::installed().await;
+    let namespace = common::namespace(&client).await;
+    let long = "x".repeat(101);
+    let size = "not a size: a quantity in whole bytes above zero";
+    let memory = "not an amount of memory";
+    let file = "not a legal file name";
+    let disk = "name the disk by uuid or by name";
+    let base = "base.version belongs to base.from Version";
+    let publishing = "purpose Publishing needs platforms.provisioningService and platforms.connectionBroker";
+    let packaging = "purpose Packaging takes the hypervisor only";
+    let kms = "kms.rearm is only for images that PVS streams";
+    let none = json!({"provisioningService": null, "connectionBroker": null});
+    let cases = [
+        (json!({}), ""),
+        (json!({"nonsense": 1}), ".spec.nonsense: field not declared in schema"),
+        (json!({"version": null}), "spec.version: Required value"),
+        (json!({"version": 1}), "spec.version"),
+        (json!({"version": ""}), "spec.version"),
+        (json!({"version": long}), "spec.version: Too long"),
+        (json!({"version": "a\nb"}), "spec.version"),
+        (json!({"layerName": "Citrix PVS, Windows 11"}), ""),
+        (json!({"layerName": long}), "spec.layerName: Too long"),
+        (json!({"layerName": "a\u{7}b"}), "spec.layerName"),
+        (json!({"description": "x".repeat(4097)}), "spec.description: Too long"),
+        (json!({"discard": "0"}), ""),
+        (json!({"discard": "1"}), "remove discard to use that name again"),
+        (json!({"purpose": "Testing"}), "spec.purpose: Unsupported value"),
+        (json!({"purpose": "Packaging", "platforms": none}), ""),
+        (json!({"purpose": "Packaging"}), packaging),
+        (json!({"purpose": "Packaging", "platforms": {"connectionBroker": null}}), packaging),
+        (json!({"platforms": null}), publishing),
+        (json!({"platforms": {"connectionBroker": null}}), publishing),
+        (json!({"platforms": {"provisioningService": "None", "connectionBroker": "None", "hypervisor": "AWS"}}), ""),
+        (json!({"platforms": {"hypervisor": "QEMU"}}), "spec.platforms.hypervisor: Unsupported value"),
+        (json!({"kms": {"rearm": true}}), ""),
+        (json!({"kms": {"rearm": true}, "platforms": {"provisioningService": "MCS"}}), kms),
+        (json!({"kms": {"rearm": true}, "purpose": "Packaging", "platforms": none}), kms),
+        (json!({"kms": {}, "platforms": {"provisioningService": "MCS"}}), ""),
+        (json!({"base": {"from": "Version", "version": "0"}}), ""),
+        (json!({"base": {"from": "Version"}}), base),
+        (json!({"base": {"version": "0"}}), base),
+        (json!({"osLayer": {"disk": {"name": null, "uuid": "0d1b1b1c-1b1b-4b1b-8b1b-1b1b1b1b1b1b"}}}), ""),
+        (json!({"osLayer": {"disk": {"uuid": "0d1b1b1c-1b1b-4b1b-8b1b-1b1b1b1b1b1b"}}}), disk),
+        (json!({"osLayer": {"disk": {"name": null}}}), disk),
+        (json!({"osLayer": {"disk": {"name": null, "uuid": "win11"}}}), "spec.osLayer.disk.uuid"),
+        (json!({"osLayer": {"firmware": "UEFI"}}), ""),
+        (json!({"osLayer": {"firmware": "Uefi"}}), "spec.osLayer.firmware: Unsupported value"),
+        (json!({"packagingDisk": {"size": "60Gi", "fileName": "pvs layer 1.vhd", "format": "VHD"}}), ""),
+        (json!({"packagingDisk": {"size": "much"}}), size),
+        (json!({"packagingDisk": {"size": "0"}}), size),
+        (json!({"packagingDisk": {"size": "-1Gi"}}), size),
+        (json!({"packagingDisk": {"size": "1.5"}}), size),
+        (json!({"packagingDisk": {"size": 60}}), "spec.packagingDisk.size"),
+        (json!({"packagingDisk": {"fileName": "a/b"}}), file),
+        (json!({"packagingDisk": {"fileName": "a\\b"}}), file),
+        (json!({"packagingDisk": {"fileName": "a\tb"}}), file),
+        (json!({"packagingDisk": {"fileName": "layer."}}), file),
+        (json!({"packagingDisk": {"fileName": "Lpt1.vhd"}}), file),
+        (json!({"packagingDisk": {"fileName": "lpt10.vhd"}}), ""),
+        (json!({"machine": {"cpus": 4, "memory": "8Gi", "networks": ["lan"], "powerOn": false}}), ""),
+        (json!({"machine": {"memory": "0"}}), memory),
+        (json!({"machine": {"cpus": 0}}), "spec.machine.cpus"),
+        (json!({"machine": {"networks": vec!["lan"; 8]}}), "spec.machine.networks: Too many"),
+        (json!({"finalize": {"policy": "Never"}}), "spec.finalize.policy: Unsupported value"),
+        (json!({"deletionPolicy": "Keep"}), "spec.deletionPolicy: Unsupported value"),
+        (json!({"suspend": "yes"}), "spec.suspend"),
+    ];
+    for (at, (spec, words)) in cases.iter().enumerate() {
+        check_spec(&client, &namespace, layer(&format!("case-{at}")), spec, words).await;
+    }
+    // The object's own name stands in for layerName, and may be longer than one.
+    check_spec(&client, &namespace, layer(&long), &json!({}), "too long for a layer name: set spec.layerName").await;
+    check_spec(&client, &namespace, layer(&long), &json!({"layerName": "short"}), "").await;
+}
+
+#[tokio::test]
+async fn connectors_are_judged_field_by_field() {
+    let client = common::installed().await;
+    let namespace = common::namespace(&client).await;
+    let url = "each endpoint is an address like https://xen1.example.com";
+    let tls = "choose one of caBundle, caBundleRef, fingerprintsSHA256 and insecureSkipVerify";
+    let selector = "allowedNamespaces.selector belongs to from Selector";
+    let labels = json!({"matchLabels": {"team": "images"}});
+    let cases = [
+        (json!({}), ""),
+        (json!({"password": "x"}), ".spec.password: field not declared in schema"),
+        (json!({"template": null}), "spec.template: Required value"),
+        (json!({"endpoints": []}), "spec.endpoints"),
+        (json!({"endpoints": vec!["https://x"; 17]}), "spec.endpoints: Too many"),
+        (json!({"endpoints": ["https://xen1.example.com:8443/", "https://10.0.0.1", "https://[fd00::1]"]}), ""),
+        (json!({"endpoints": ["http://xen1.example.com"]}), url),
+        (json!({"endpoints": ["xen1.example.com"]}), url),
+        (json!({"endpoints": ["https://xen1.example.com", "https://xen2.example.com/jsonrpc"]}), url),
+        (json!({"endpoints": ["https://root@xen1.example.com"]}), url),
+        (json!({"endpoints": ["https://root:secret@xen1.example.com"]}), url),
+        (json!({"endpoints": ["https://xen1.example.com/?a=b"]}), url),
+        (json!({"tls": {"caBundle": "-----BEGIN CERTIFICATE-----"}}), ""),
+        (json!({"tls": {"caBundleRef": {"name": "ca"}}}), ""),
+        (json!({"tls": {"fingerprintsSHA256": ["ab".repeat(32), vec!["AB"; 32].join(":")]}}), ""),
+        (json!({"tls": {"fingerprintsSHA256": ["ab"]}}), "spec.tls.fingerprintsSHA256[0]"),
+        (json!({"tls": {"insecureSkipVerify": true}}), ""),
+        (json!({"tls": {"insecureSkipVerify": false, "caBundle": "x"}}), ""),
+        (json!({"tls": {"insecureSkipVerify": true, "caBundle": "x"}}), tls),
+        (json!({"tls": {"caBundleRef": {"name": "ca"}, "caBundle": "x"}}), tls),
+        (json!({"allowedNamespaces": {"from": "All"}}), ""),
+        (json!({"allowedNamespaces": {"from": "Selector", "selector": labels}}), ""),
+        (json!({"allowedNamespaces": {"from": "Selector"}}), selector),
+        (json!({"allowedNamespaces": {"selector": labels}}), selector),
+        (json!({"limits": {"machines": 0}}), "spec.limits.machines"),
+    ];
+    for (at, (spec, words)) in cases.iter().enumerate() {
+        check_spec(&client, &namespace, connector(&format!("case-{at}")), spec, words).await;
+    }
+}
+
+#[tokio::test]
+async fn fresh_objects_are_complete_and_not_yet_ready() {
+    let client = common::installed().await;
+    let namespace = common::namespace(&client).await;
+    let made = common::apply(&client, &namespace, &layer("fresh").to_string()).await;
+    let made = serde_json::to_value(&made[0]).unwrap();
+    assert_eq!(made["status"], json!({"observedGeneration": -1}));
+    let defaults = json!({
+        "base": {"from": "Latest"}, "packagingDisk": {}, "machine": {"powerOn": true}, "finalize": {"policy": "Manual"},
+        "integrity": "Enforce", "deletionPolicy": "Retain", "deletionProtection": false, "suspend": false,
+    });
+    let mut spec = made["spec"].clone();
+    merge(&mut spec, &defaults);
+    assert_eq!(spec, made["spec"], "every default is there");
+    assert_eq!(made["spec"]["platforms"]["hypervisor"], "XenServer");
+
+    let made = common::apply(&client, &namespace, &connector("fresh").to_string()).await;
+    let made = serde_json::to_value(&made[0]).unwrap();
+    assert_eq!(made["status"], json!({"observedGeneration": -1}));
+    assert_eq!(made["spec"]["allowedNamespaces"], json!({"from": "Same"}));
+    assert_eq!(made["spec"]["limits"], json!({"machines": 10}));
+}
+
+/// A layer in that phase, as the controller would have written it.
+async fn stored(client: &Client, namespace: &str, name: &str, phase: Phase, versions: &[&str]) -> Api<PlatformLayer> {
+    common::apply(client, namespace, &layer(name).to_string()).await;
+    let layers: Api<PlatformLayer> = Api::namespaced(client.clone(), namespace);
+    write_status(&layers, name, phase, versions).await;
+    layers
+}
+
+async fn write_status(layers: &Api<PlatformLayer>, name: &str, phase: Phase, versions: &[&str]) {
+    let versions: Vec<_> =
+        versions.iter().map(|v| json!({"version": v, "disk": "u", "finalizedAt": "2026-01-02T03:04:05Z"})).collect();
+    let status = json!({
+        "apiVersion": "lamina.dev/v1alpha1", "kind": "PlatformLayer",
+        "status": {"observedGeneration": 1, "phase": phase, "versions": versions},
+    });
+    layers
+        .patch_status(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&status))
+        .await
+        .expect("a status write");
+}
+
+#[tokio::test]
+async fn changes_are_judged_by_how_far_the_layer_is() {
+    let client = common::installed().await;
+    let namespace = common::namespace(&client).await;
+    let fixed_disk = "osLayer, base and packagingDisk are fixed once the disk of this version is made";
+    let fixed_purpose = "purpose and platforms of a finalized version are fixed";
+    let fixed_connector = "connectorRef is fixed once a disk of this layer exists";
+    let fixed_name = "osLayer.name is fixed for the life of the layer";
+    let in_work = |phase| {
+        format!("version '1' is in work ({phase}): finalize it first, or set spec.discard to '1' to throw it away")
+    };
+    let (running, awaiting) = (in_work(Phase::MachineRunning), in_work(Phase::AwaitingFinalize));
+    let other_name = json!({"osLayer": {"name": "Windows 10"}});
+    let other_connector = json!({"connectorRef": {"name": "other"}});
+    let bigger = json!({"packagingDisk": {"size": "90Gi"}});
+    let broker = json!({"platforms": {"connectionBroker": "XenApp"}});
+    let cases: Vec<(Phase, &[&str], Value, &str)> = vec![
+        (Phase::Pending, &[], json!({"version": "2"}), ""),
+        (Phase::Finalized, &["1"], json!({"version": "2"}), ""),
+        (Phase::MachineRunning, &[], json!({"version": "2"}), &running),
+        (Phase::AwaitingFinalize, &[], json!({"version": "2", "discard": "0"}), &awaiting),
+        (Phase::MachineRunning, &[], json!({"version": "2", "discard": "1"}), ""),
+        (Phase::Pending, &[], bigger.clone(), ""),
+        (Phase::DiskCreated, &[], bigger.clone(), fixed_disk),
+        (Phase::DiskCreated, &[], json!({"base": {"from": "OSLayer"}}), fixed_disk),
+        (Phase::Finalized, &["1"], json!({"osLayer": {"version": "25H2"}}), fixed_disk),
+        (Phase::Finalized, &["1"], json!({"osLayer": {"version": "25H2"}, "version": "2"}), ""),
+        (Phase::MachineRunning, &[], broker.clone(), ""),
+        (Phase::Finalized, &["1"], broker.clone(), fixed_purpose),
+        (Phase::Finalized, &["1"], json!({"platforms": {"connectionBroker": "XenApp"}, "version": "2"}), ""),
+        (Phase::Pending, &[], other_connector.clone(), ""),
+        (Phase::DiskCreated, &[], other_connector.clone(), fixed_connector),
+        (Phase::Pending, &["0"], other_connector.clone(), fixed_connector),
+        (Phase::Pending, &[], other_name.clone(), ""),
+        (Phase::Pending, &["0"], other_name.clone(), fixed_name),
+        (Phase::DiskCreated, &[], other_name.clone(), fixed_name),
+        (
+            Phase::MachineRunning,
+            &[],
+            json!({"description": "new words", "suspend": true, "deletionPolicy": "Orphan"}),
+            "",
+        ),
+        (Phase::MachineRunning, &[], json!({"machine": {"restartToken": "again"}, "comment": "CHG-1"}), ""),
+    ];
+    for (at, (phase, versions, spec, words)) in cases.into_iter().enumerate() {
+        let name = format!("case-{at}");
+        let layers = stored(&client, &namespace, &name, phase, versions).await;
+        let asked = layers.patch(&name, &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await;
+        match asked {
+            Ok(_) => assert!(words.is_empty(), "{phase} {spec}\n  should be refused with {words:?}"),
+            Err(error) => {
+                let refusal = error.to_string();
+                assert!(!words.is_empty() && refusal.contains(words), "{phase} {spec}\n  {words:?}, not\n  {refusal}");
+            }
+        }
+    }
+}
+
+/// No rule may stand in the way of the controller: spec is unchanged, so every write must pass.
+#[tokio::test]
+async fn status_and_finalizer_can_always_be_written() {
+    let client = common::installed().await;
+    let namespace = common::namespace(&client).await;
+    let layers = stored(&client, &namespace, "walk", Phase::Pending, &[]).await;
+    for phase in Phase::ALL {
+        write_status(&layers, "walk", phase, if phase == Phase::Finalized { &["1"] } else { &[] }).await;
+        for finalizers in [json!(["lamina.dev/pool"]), json!([])] {
+            let patch = Patch::Merge(json!({"metadata": {"finalizers": finalizers}}));
+            layers.patch("walk", &PatchParams::default(), &patch).await.expect("the finalizer is written");
+        }
+    }
+}
+
+#[tokio::test]
+async fn layers_are_found_by_connector_and_by_phase() {
+    let client = common::installed().await;
+    let namespace = common::namespace(&client).await;
+    let layers = stored(&client, &namespace, "one", Phase::MachineRunning, &[]).await;
+    stored(&client, &namespace, "two", Phase::Finalized, &["1"]).await;
+    for (selector, names) in [
+        ("spec.connectorRef.name=lab", vec!["one", "two"]),
+        ("spec.connectorRef.name=other", vec![]),
+        ("status.phase=MachineRunning", vec!["one"]),
+    ] {
+        let found = layers.list(&ListParams::default().fields(selector)).await.unwrap();
+        assert_eq!(found.items.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), names, "{selector}");
+    }
+}
+
+#[tokio::test]
+async fn a_protected_layer_is_not_deleted() {
+    let client = common::installed().await;
+    let namespace = common::namespace(&client).await;
+    let layers = stored(&client, &namespace, "kept", Phase::Finalized, &["1"]).await;
+    let protect = |on: bool| Patch::Merge(json!({"spec": {"deletionProtection": on}}));
+    layers.patch("kept", &PatchParams::default(), &protect(true)).await.unwrap();
+    let refusal = layers.delete("kept", &DeleteParams::default()).await.unwrap_err().to_string();
+    assert!(refusal.contains("layer 'kept' is protected: set spec.deletionProtection to false first"), "{refusal}");
+    layers.patch("kept", &PatchParams::default(), &protect(false)).await.unwrap();
+    layers.delete("kept", &DeleteParams::default()).await.expect("it may go");
+}
+
+#[tokio::test]
+async fn a_connector_in_use_is_not_deleted() {
+    let client = common::installed().await;
+    let namespace = common::namespace(&client).await;
+    common::apply(&client, &namespace, &connector("lab").to_string()).await;
+    let connectors: Api<Connector> = Api::namespaced(client, &namespace);
+    let used_by = async |layers: i32| {
+        let status = json!({"apiVersion": "lamina.dev/v1alpha1", "kind": "Connector", "status": {"layers": layers}});
+        connectors.patch_status("lab", &PatchParams::apply(FIELD_MANAGER), &Patch::Apply(&status)).await.unwrap();
+    };
+    used_by(2).await;
+    let refusal = connectors.delete("lab", &DeleteParams::default()).await.unwrap_err().to_string();
+    assert!(refusal.contains("Connector 'lab' is used by 2 layer(s): delete those first"), "{refusal}");
+    used_by(0).await;
+    connectors.delete("lab", &DeleteParams::default()).await.expect("it may go");
+}
+
+/// Binds the role to a user of the same name in the namespace; returns that user's client.
+async fn user(admin: &Client, namespace: &str, role: &str) -> Client {
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": role},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": role}],
+    });
+    common::apply(admin, namespace, &binding.to_string()).await;
+    common::client(Who::User { name: role, groups: &["system:authenticated"] }).await
+}
+
+#[tokio::test]
+async fn to_approve_is_a_right_of_its_own() {
+    let admin = common::installed().await;
+    let namespace = common::namespace(&admin).await;
+    let editor = user(&admin, &namespace, "lamina-editor").await;
+    let approver = user(&admin, &namespace, "lamina-approver").await;
+    for (who, verb) in [("lamina-editor", "create"), ("lamina-approver", "approve")] {
+        soon_allowed(&admin, who, verb, "lamina.dev", "platformlayers", &namespace).await;
+    }
+    for (at, (spec, words)) in [
+        (
+            json!({"finalize": {"approved": "1"}}),
+            "spec.finalize.approved may only be changed by somebody with the verb approve",
+        ),
+        (
+            json!({"finalize": {"policy": "OnShutdown"}}),
+            "spec.finalize.policy OnShutdown may only be set by somebody with the verb approve",
+        ),
+        (json!({"integrity": "Warn"}), "spec.integrity Warn may only be set by somebody with the verb approve"),
+        (json!({"integrity": "Skip"}), "spec.integrity Skip may only be set by somebody with the verb approve"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // On create, by an editor.
+        check_spec(&editor, &namespace, layer(&format!("new-{at}")), &spec, words).await;
+        // On update: not by an editor, but by an approver.
+        let name = format!("case-{at}");
+        let mine: Api<PlatformLayer> = Api::namespaced(editor.clone(), &namespace);
+        let theirs: Api<PlatformLayer> = Api::namespaced(approver.clone(), &namespace);
+        common::apply(&editor, &namespace, &layer(&name).to_string()).await;
+        let patch = Patch::Merge(json!({"spec": spec}));
+        let refusal = mine.patch(&name, &PatchParams::default(), &patch).await.unwrap_err().to_string();
+        assert!(refusal.contains(words), "{refusal}");
+        theirs.patch(&name, &PatchParams::default(), &patch).await.expect("an approver may");
+        // What was approved stays so when an editor changes something else.
+        let other = Patch::Merge(json!({"spec": {"description": "other words"}}));
+        mine.patch(&name, &PatchParams::default(), &other).await.expect("an editor may");
+    }
+    // Back to the careful side needs nobody's leave, but an approval is not an editor's to take away either.
+    let mine: Api<PlatformLayer> = Api::namespaced(editor, &namespace);
+    for (name, spec, may) in [
+        ("case-1", json!({"finalize": {"policy": "Manual"}}), true),
+        ("case-3", json!({"integrity": "Enforce"}), true),
+        ("case-0", json!({"finalize": {"approved": null}}), false),
+    ] {
+        let asked = mine.patch(name, &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await;
+        assert_eq!(asked.is_ok(), may, "{name} {spec} {asked:?}");
+    }
+}
+
+/// Type checking by the server itself: a field of a policy that does not exist would only show when it is needed.
+#[tokio::test]
+async fn policies_are_free_of_type_errors() {
+    let client = common::installed().await;
+    let policies: Api<ValidatingAdmissionPolicy> = Api::all(client);
+    for name in ["lamina-deletion-protection", "lamina-connector-in-use", "lamina-approval"] {
+        let checked = |p: Option<&ValidatingAdmissionPolicy>| {
+            p.and_then(|p| p.status.as_ref()).is_some_and(|s| s.type_checking.is_some())
+        };
+        let policy = common::until(policies.clone(), name, "type-checked", checked).await.unwrap();
+        let warnings =
+            policy.status.and_then(|s| s.type_checking).and_then(|t| t.expression_warnings).unwrap_or_default();
+        assert!(warnings.is_empty(), "{name}: {warnings:#?}");
+    }
+}
+
+/// The controller has what it needs and no more; people have what the role's name says, by aggregation too.
+#[tokio::test]
+async fn roles_hold_what_they_promise() {
+    let admin = common::installed().await;
+    let namespace = common::namespace(&admin).await;
+    for role in ["view", "edit", "admin", "lamina-viewer", "lamina-connector-admin"] {
+        user(&admin, &namespace, role).await;
+    }
+    let controller = "system:serviceaccount:lamina-system:lamina";
+    for (who, verb, group, resource, may) in [
+        (controller, "patch", "lamina.dev", "platformlayers", true),
+        (controller, "patch", "lamina.dev", "connectors/status", true),
+        (controller, "delete", "lamina.dev", "platformlayers", false),
+        (controller, "approve", "lamina.dev", "platformlayers", false),
+        (controller, "get", "", "secrets", true),
+        (controller, "list", "", "secrets", false),
+        (controller, "watch", "", "secrets", false),
+        (controller, "get", "", "namespaces", true),
+        (controller, "patch", "events.k8s.io", "events", true),
+        (controller, "update", "coordination.k8s.io", "leases", false),
+        ("view", "list", "lamina.dev", "connectors", true),
+        ("view", "patch", "lamina.dev", "platformlayers", false),
+        ("edit", "create", "lamina.dev", "platformlayers", true),
+        ("edit", "approve", "lamina.dev", "platformlayers", false),
+        ("edit", "create", "lamina.dev", "connectors", false),
+        ("admin", "approve", "lamina.dev", "platformlayers", true),
+        ("admin", "create", "lamina.dev", "connectors", true),
+        ("admin", "patch", "lamina.dev", "platformlayers/status", false),
+        ("lamina-viewer", "watch", "lamina.dev", "platformlayers", true),
+        ("lamina-viewer", "create", "lamina.dev", "platformlayers", false),
+        ("lamina-connector-admin", "delete", "lamina.dev", "connectors", true),
+        ("lamina-connector-admin", "create", "lamina.dev", "platformlayers", false),
+    ] {
+        // What a role grants comes first: then it is in force when its limits are looked at.
+        if may {
+            soon_allowed(&admin, who, verb, group, resource, &namespace).await;
+        } else {
+            assert!(!allowed(&admin, who, verb, group, resource, &namespace).await, "{who} may {verb} {resource}");
+        }
+    }
+    assert!(allowed(&admin, controller, "update", "coordination.k8s.io", "leases", "lamina-system").await);
+}
+
+/// Bindings and aggregated roles take a moment.
+async fn soon_allowed(admin: &Client, who: &str, verb: &str, group: &str, resource: &str, namespace: &str) {
+    common::eventually(&format!("{who} may {verb} {resource}"), async || {
+        allowed(admin, who, verb, group, resource, namespace).await.then_some(())
+    })
+    .await;
+}
+
+async fn allowed(admin: &Client, who: &str, verb: &str, group: &str, resource: &str, namespace: &str) -> bool {
+    let (resource, subresource) = resource.split_once('/').map_or((resource, None), |(r, s)| (r, Some(s.to_owned())));
+    let review = SubjectAccessReview {
+        spec: SubjectAccessReviewSpec {
+            user: Some(who.into()),
+            resource_attributes: Some(ResourceAttributes {
+                verb: Some(verb.into()),
+                group: Some(group.into()),
+                resource: Some(resource.into()),
+                subresource,
+                namespace: Some(namespace.into()),
+                ..ResourceAttributes::default()
+            }),
+            ..SubjectAccessReviewSpec::default()
+        },
+        ..SubjectAccessReview::default()
+    };
+    let reviews: Api<SubjectAccessReview> = Api::all(admin.clone());
+    reviews.create(&PostParams::default(), &review).await.unwrap().status.unwrap().allowed
+}
+
+#[tokio::test]
+async fn the_examples_are_accepted() {
+    let client = common::installed().await;
+    let namespace = common::namespace(&client).await;
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "yaml") {
+            common::apply(&client, &namespace, &std::fs::read_to_string(&path).unwrap()).await;
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Tasks: xapi.md 4.1 and 14 (Async, Tags on tasks, Tasks).
+
+use super::{Raw, failure};
+use serde_json::{Value, json};
+
+async fn tagged(raw: &Raw, method: &str, params: Value, tags: &[(&str, &str)]) -> Value {
+    let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": raw.with_session(params)});
+    let mut post = raw.http.post(raw.url() + "/jsonrpc").json(&request);
+    for (name, value) in tags {
+        post = post.header(format!("X-Http-Other-Config-{name}"), *value);
+    }
+    post.send().await.unwrap().json::<Value>().await.unwrap()["result"].clone()
+}
+
+/// The task's record once it is no longer pending.
+async fn ended(raw: &Raw, task: &Value) -> Value {
+    let mut token = json!("");
+    loop {
+        let batch = raw.call("event.from", json!([[format!("task/{}", task.as_str().unwrap())], token, 10.0])).await.unwrap();
+        let last = batch["events"].as_array().unwrap().last().cloned().expect("the task ends in time");
+        if last["snapshot"]["status"] != "pending" {
+            return last["snapshot"].clone();
+        }
+        token = batch["token"].clone();
+    }
+}
+
+/// xapi.md 14: the headers are in the task's other_config, lower-cased, the first of equals; the name says `Async.`.
+#[tokio::test]
+async fn an_asynchronous_call_is_a_tagged_task() {
+    let raw = Raw::new().await;
+    let tags = [("Some-Op", "1"), ("some-op", "2"), ("x", "y")];
+    let task = tagged(&raw, "Async.pool.sync_database", json!([]), &tags).await;
+    let record = ended(&raw, &task).await;
+    assert_eq!(record["other_config"], json!({"http:some-op": "1", "http:x": "y"}));
+    assert_eq!((&record["name_label"], &record["status"]), (&json!("Async.pool.sync_database"), &json!("success")));
+    assert_eq!((&record["progress"], &record["type"], &record["result"]), (&json!(1.0), &json!("<none/>"), &json!("")));
+    assert_eq!(raw.call("task.get_status", json!([task])).await, Ok(json!("success")));
+    raw.call("task.destroy", json!([task])).await.unwrap();
+    let gone = raw.call("task.get_status", json!([task])).await;
+    assert_eq!(gone, failure(["HANDLE_INVALID", "task", task.as_str().unwrap()]));
+}
+
+/// xapi.md 4.1: a failure is a list of code and parameters, the same as the synchronous one.
+#[tokio::test]
+async fn a_failed_task_tells_why() {
+    let raw = Raw::new().await;
+    let task = tagged(&raw, "Async.VDI.destroy", json!(["OpaqueRef:x"]), &[]).await;
+    let record = ended(&raw, &task).await;
+    assert_eq!((&record["status"], &record["error_info"]), (&json!("failure"), &json!(["HANDLE_INVALID", "VDI", "OpaqueRef:x"])));
+}
+
+/// xapi.md 14, Async: a client's own task; `finished` stays at the epoch.
+#[tokio::test]
+async fn a_clients_own_task_keeps_its_epoch() {
+    let raw = Raw::new().await;
+    let task = raw.call("task.create", json!(["mine", "text"])).await.unwrap();
+    raw.call("task.set_status", json!([task, "success"])).await.unwrap();
+    raw.call("task.set_progress", json!([task, "0.5"])).await.unwrap();
+    let record = raw.call("task.get_record", json!([task])).await.unwrap();
+    assert_eq!((&record["status"], &record["progress"]), (&json!("success"), &json!(0.5)));
+    assert_eq!(record["finished"], "19700101T00:00:00Z");
+}
+
+/// xapi.md 14, Tasks: cancel does nothing to a running task; destroy marks a pending one, and lets it run.
+#[tokio::test]
+async fn a_pending_task_outlives_its_destruction() {
+    let raw = Raw::new().await;
+    let pool = &raw.sim.pool;
+    let task = lamina::sim::task::begin(pool, "Async.VM.start", &[], None);
+    raw.call("task.cancel", json!([task])).await.unwrap();
+    raw.call("task.destroy", json!([task])).await.unwrap();
+    assert_eq!(raw.call("task.get_status", json!([task])).await, Ok(json!("pending")));
+    lamina::sim::task::finish(pool, &task, &Ok(json!("")), &lamina::sim::schema::Type::Void);
+    assert_eq!(raw.call("task.get_status", json!([task])).await, failure(["HANDLE_INVALID", "task", task.as_str()]));
+}
+
+/// xapi.md 14, Tasks: one that waits in a queue is cancelled, and only such a one.
+#[tokio::test]
+async fn a_queued_task_can_be_cancelled() {
+    let raw = Raw::new().await;
+    let pool = std::sync::Arc::clone(&raw.sim.pool);
+    let task = lamina::sim::task::begin(&pool, "Async.VDI.clone", &[], None);
+    let waiting = tokio::spawn({
+        let task = task.clone();
+        async move { lamina::sim::task::queue(&pool, &task, std::future::pending::<()>()).await }
+    });
+    tokio::task::yield_now().await;
+    raw.call("task.cancel", json!([task])).await.unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap_err().to_string(), format!("TASK_CANCELLED [\"{task}\"]"));
+}
+
+/// xapi.md 4.1, Garbage: above 200 tasks finished ones go; the number kept is 200 less the finished.
+#[tokio::test]
+async fn a_busy_pool_drops_finished_tasks() {
+    let raw = Raw::new().await;
+    let pool = &raw.sim.pool;
+    let tasks: Vec<_> = (0..201).map(|i| lamina::sim::task::begin(pool, &format!("t{i}"), &[], None)).collect();
+    for task in &tasks[..150] {
+        lamina::sim::task::finish(pool, task, &Ok(json!("")), &lamina::sim::schema::Type::Void);
+    }
+    lamina::sim::task::collect(pool);
+    assert_eq!(pool.db().count("task"), 51 + 50);
+}
