@@ -71,8 +71,9 @@ fn disk(sim: &Sim) -> Ref {
     sim.pool.db().create("VDI", [("name_label", json!("disk"))])
 }
 
+/// A network told from those of the simulator's world.
 pub fn network(sim: &Sim, name: &str) -> Ref {
-    sim.pool.db().create("network", [("name_label", json!(name))])
+    sim.pool.db().create("network", [("name_label", json!(name)), ("other_config", json!({"made-by": "test"}))])
 }
 
 /// A door in front of a host that counts the connections.
