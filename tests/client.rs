@@ -7,10 +7,11 @@ use std::time::Duration;
 use lamina::sim::faults::{Effect, Fault, Target};
 use lamina::sim::serve::{Options as SimOptions, Sim};
 use lamina::sim::session::Account;
+use lamina::xapi::calls::{NewVbd, NewVif};
 use lamina::xapi::client::{Client, Credentials, Options, Timeouts, Tls};
 use lamina::xapi::error::{Error, TlsProblem};
 use lamina::xapi::look::{Scope, look};
-use lamina::xapi::model::{Network, Pool, Task};
+use lamina::xapi::model::{Network, Pool, Task, VbdType};
 use lamina::xapi::wire::{Failure, Ref};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
@@ -264,6 +265,53 @@ async fn a_started_call_bears_its_tag() {
     let task: Task = client.read().get_record(&task).await.unwrap();
     assert_eq!(task.other_config.get("http:lamina-op").map(String::as_str), Some("0123456789ab"));
     assert_eq!(task.name_label, "Async.VDI.set_name_description");
+}
+
+#[tokio::test]
+async fn every_call_is_one_that_xapi_knows() {
+    let sim = pool().await;
+    let client = client(&sim);
+    let (read, write, start) = (client.read(), client.write(), client.start("op"));
+    let (r, map, tags) =
+        (Ref("OpaqueRef:nobody".to_owned()), [("k".to_owned(), "v".to_owned())].into(), ["t".to_owned()]);
+    let vbd =
+        NewVbd { vm: &r, vdi: &Ref::null(), userdevice: "3", bootable: false, read_only: true, kind: VbdType::Cd };
+    let vif = NewVif { vm: &r, network: &r, device: "0" };
+    let mut asked = Vec::new();
+    // Nobody is there to be changed: refused for that, and not for the call's shape.
+    macro_rules! refused {
+        ($($door:ident.$call:ident($($arg:expr),*);)*) => { $(
+            let result = $door.$call($($arg),*).await.map(|_| ());
+            asked.push((stringify!($call), result));
+        )* };
+    }
+    refused! {
+        read.vm_assert_can_boot_here(&r, &r); read.host_servertime(&r);
+        write.vdi_set_other_config(&r, &map); write.vdi_add_to_other_config(&r, "k", "v");
+        write.vdi_remove_from_other_config(&r, "k"); write.vdi_set_tags(&r, &tags);
+        write.vm_set_is_a_template(&r, false); write.vm_set_name_label(&r, "n"); write.vm_set_name_description(&r, "n");
+        write.vm_set_tags(&r, &tags); write.vm_set_other_config(&r, &map); write.vm_add_to_other_config(&r, "k", "v");
+        write.vm_remove_from_other_config(&r, "k"); write.vm_set_memory_limits(&r, 1, 4, 2, 3);
+        write.vm_set_vcpus_max(&r, 2); write.vm_set_vcpus_at_startup(&r, 2); write.vm_set_hvm_boot_params(&r, &map);
+        write.vm_set_platform(&r, &map); write.vm_set_actions_after_shutdown(&r, "destroy");
+        write.vm_set_actions_after_reboot(&r, "restart"); write.vm_set_actions_after_crash(&r, "preserve");
+        write.vm_set_ha_restart_priority(&r, ""); write.vm_set_affinity(&r, &r); write.vm_set_xenstore_data(&r, &map);
+        write.vm_set_blocked_operations(&r, &[("destroy".to_owned(), "why".to_owned())].into());
+        write.vbd_create(&vbd); write.vbd_destroy(&r); write.vif_create(&vif); write.vif_destroy(&r);
+        write.task_cancel(&r); write.task_destroy(&r);
+        start.vdi_snapshot(&r); start.vdi_clone(&r); start.vdi_resize(&r, 1 << 30); start.vdi_destroy(&r);
+        start.vdi_set_name_label(&r, "n"); start.vdi_set_name_description(&r, "n"); start.vm_clone(&r, "n");
+        start.vm_start(&r); start.vm_hard_shutdown(&r); start.vm_destroy(&r); start.vbd_insert(&r, &r);
+        start.vbd_eject(&r); start.vbd_unplug(&r); start.sr_scan(&r);
+    }
+    for (call, result) in asked {
+        let error = result.err();
+        let shaped = error.as_ref().is_none_or(Error::is_gone);
+        assert!(shaped, "{call}: {error:?}");
+    }
+    write.pool_sync_database().await.unwrap();
+    assert!(read.permissions().await.is_ok() && read.is_superuser().await.unwrap());
+    assert!(read.get_by_uuid::<Pool>("nobody").await.unwrap_err().is_gone());
 }
 
 #[tokio::test]
