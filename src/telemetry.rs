@@ -55,9 +55,8 @@ pub fn subscriber(directives: &str) -> Result<(impl Subscriber + Send + Sync + '
         .with_writer(std::io::stdout);
     let is_audit = Targets::new().with_target(AUDIT, LevelFilter::INFO);
     let is_log = Targets::new().with_default(LevelFilter::TRACE).with_target(AUDIT, LevelFilter::OFF);
-    let subscriber = tracing_subscriber::registry()
-        .with(logs.with_filter(level.and(is_log)))
-        .with(audit.with_filter(is_audit));
+    let subscriber =
+        tracing_subscriber::registry().with(logs.with_filter(level.and(is_log))).with(audit.with_filter(is_audit));
     Ok((subscriber, LogLevel(handle)))
 }
 
@@ -74,7 +73,7 @@ pub fn install(directives: &str) -> anyhow::Result<LogLevel> {
 }
 
 /// Whether the process works (its tasks are alive) and is of use (what it waits for has come). The tasks tell it, the probes ask.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Health(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
@@ -84,12 +83,12 @@ struct State {
 }
 
 impl Health {
-    /// Ready as soon as each of `awaited` has come once.
-    pub fn new(awaited: impl IntoIterator<Item = &'static str>) -> Self {
-        Self(Arc::new(Mutex::new(State { missing: awaited.into_iter().collect(), dead: BTreeSet::new() })))
+    /// Not ready until `what` [came](Self::came).
+    pub fn awaits(&self, what: &'static str) {
+        self.state().missing.insert(what);
     }
 
-    /// One of the awaited things is there.
+    /// What was awaited is there.
     pub fn came(&self, what: &'static str) {
         self.state().missing.remove(what);
     }

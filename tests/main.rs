@@ -4,6 +4,8 @@ mod client;
 mod common;
 mod crds;
 mod http;
+mod layers;
 mod lease;
 mod mirror;
 mod wire;
+mod world;

@@ -21,6 +21,7 @@ pub enum Fault {
 macro_rules! reasons {
     ($($name:ident $fault:tt [$($on:ident)*] $meaning:literal, $remedy:literal;)*) => {
         /// Why a condition is as it is, in one word. The table at the head of this file explains each.
+        #[allow(rustdoc::invalid_html_tags, reason = "what stands in <…> is no HTML")]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Reason { $(#[doc = $meaning] $name,)* }
 

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::domain::identity::Opid;
 use crate::domain::observed::{Quiet, Sent};
+use crate::domain::plan::Step;
 use crate::xapi::client::Client;
 use crate::xapi::mirror::Mirror;
 use crate::xapi::wire::Ref;
@@ -70,6 +71,7 @@ pub struct Memory {
     sources: HashMap<String, Source>,
     scans: HashMap<String, Scans>,
     since: HashMap<String, Instant>,
+    last: HashMap<String, (Step, Instant)>,
 }
 
 impl Memory {
@@ -181,6 +183,16 @@ impl Memory {
             (Some(_), _) => (1, due),
             (None, _) => (0, due),
         }
+    }
+
+    /// Remembers a step that was carried out.
+    pub fn did(&mut self, layer: &str, step: &Step, now: Instant) {
+        self.last.insert(layer.to_owned(), (step.clone(), now));
+    }
+
+    /// Was this very step the last one, less than `within` ago?
+    pub fn just_done(&self, layer: &str, step: &Step, now: Instant, within: Duration) -> bool {
+        self.last.get(layer).is_some_and(|(last, at)| last == step && now.duration_since(*at) < within)
     }
 
     /// Since when this process has seen a fact without a break: call it with `holds` at every look.

@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::api::layer::{Firmware, PlatformLayer};
-use crate::domain::identity::{self, BOOT, Keys, Mark, NONCE, Proof, START_BEFORE, TAG, prove};
+use crate::domain::identity::{self, BOOT, Keys, Mark, NONCE, Opid, Proof, START_BEFORE, TAG, prove};
 use crate::domain::observed::{Attachment, Disk, Dvd, Holder, Machine, Power, Setting, Tools};
 use crate::domain::plan;
 use crate::domain::report::{self, Report};
 use crate::domain::want::Want;
-use crate::xapi::model::{GuestMetrics, PowerState, Vbd, VbdType, Vdi, Vm};
+use crate::xapi::model::{GuestMetrics, PowerState, Task, TaskStatus, Vbd, VbdType, Vdi, Vm};
 use crate::xapi::view::View;
 use crate::xapi::wire::{Ref, parse_time};
 
@@ -56,12 +56,19 @@ pub fn disk(view: &View, cluster: &str, vdi: &Vdi, machine: Option<&Ref>, leaked
         utilisation: vdi.physical_utilisation,
         format: format(vdi),
         snapshot_of: view.vdis.get(&vdi.snapshot_of).map(|source| source.uuid.clone()),
-        busy: !vdi.current_operations.is_empty(),
+        busy: !vdi.current_operations.is_empty() || waits_in_a_task(view, &vdi.other_config),
         paused: vdi.sm_config.contains_key("paused"),
         depth: depth(view, vdi),
         mark: Mark::read(&vdi.other_config),
         attachments,
     }
+}
+
+/// A call that waits for its turn on the storage shows nowhere but in its task.
+fn waits_in_a_task(view: &View, keys: &Keys) -> bool {
+    let Some(op) = keys.get(identity::OP).map(|op| Opid(op.clone())) else { return false };
+    let at_work = |t: &Task| matches!(t.status, TaskStatus::Pending | TaskStatus::Cancelling);
+    view.tasks.iter().any(|(_, t)| at_work(t) && t.other_config.get(identity::TASK_TAG).is_some_and(|tag| *tag != op.0 && op.covers(tag)))
 }
 
 fn attachment(view: &View, vbd: &Vbd, machine: Option<&Ref>, leaked: &dyn Fn(&str) -> bool) -> Attachment {
@@ -121,7 +128,7 @@ pub fn machine(view: &View, layer: &PlatformLayer, want: &Want, vm_ref: &Ref, vm
         guest_boot: vm.xenstore_data.get(&format!("{}boot", report::PREFIX)).cloned(),
         start_blocked: START.iter().any(|op| vm.blocked_operations.contains_key(*op)),
         destroy_blocked: vm.blocked_operations.contains_key("destroy"),
-        busy: !vm.current_operations.is_empty(),
+        busy: !vm.current_operations.is_empty() || waits_in_a_task(view, &vm.other_config),
         cannot_boot: None,
         start_time,
     }
