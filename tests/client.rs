@@ -1,4 +1,4 @@
-//! The XAPI client against a simulated pool, over TLS.
+//! The XAPI client against a simulated pool, over TLS. Longer than other files: the list of every call is one test.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
