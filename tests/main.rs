@@ -7,5 +7,6 @@ mod http;
 mod layers;
 mod lease;
 mod lifecycle;
+mod mirror;
 mod wire;
 mod world;

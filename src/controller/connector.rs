@@ -10,9 +10,8 @@ use kube::{Api, ResourceExt};
 use super::context::{Context, Guarded};
 use super::pool::Pool;
 use crate::api::Connector;
-use crate::xapi::client::{Client, Credentials, Options, Timeouts};
+use crate::xapi::client::{Client, Credentials, Options, Timeouts, Tls};
 use crate::xapi::mirror::{Batch, Mirror, MirrorOptions};
-use crate::xapi::tls::Tls;
 
 #[derive(Debug, thiserror::Error)]
 #[error("connector")]
