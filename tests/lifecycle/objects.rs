@@ -50,7 +50,7 @@ async fn a_layer_that_cannot_be_read_holds_nobody_up() {
     rig.layer("fine", json!({"machine": {"powerOn": false}})).await;
     rig.until_reason("fine", "StartMachine").await;
     let told = eventually("an event", async || rig.events("odd").await.into_iter().next()).await;
-    assert!(told.starts_with("InvalidObject: ") && told.contains("finalizedAt"), "{told}");
+    assert!(told.starts_with("InvalidObject: ") && told.contains("timestamp"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
