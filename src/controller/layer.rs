@@ -20,6 +20,7 @@ use super::observe::{Lens, Scene, observe};
 use super::report as tell;
 use super::site::{Site, site};
 use super::status::{self, Outcome, WriteError};
+use crate::api::condition::{ConditionType, find};
 use crate::api::reason::Fault;
 use crate::api::{FINALIZER, PlatformLayer};
 use crate::domain::observed::{Making, Sight, Trouble};
@@ -155,12 +156,13 @@ fn lens<'a>(
     let limit = usize::try_from(site.connector.spec.limits.machines).unwrap_or(0);
     let deleting = layer.metadata.deletion_timestamp.is_some();
     let slot = match ctx.slots.lock().unwrap_or_else(PoisonError::into_inner) {
-        _ if deleting || want.suspend => Ok(()),
+        _ if deleting || want.suspend || is_frozen(layer) => Ok(()),
         mut slots => slots.ask(layer, &siblings, limit),
     };
     let recorded_bases = ctx
         .all_layers()
-        .filter(|l| l.uid() != layer.uid() || !deleting)
+        // Of two that go at the same time neither may leave the base to the other.
+        .filter(|l| l.metadata.deletion_timestamp.is_none())
         .filter_map(|l| l.status)
         .flat_map(|s| s.disk.and_then(|d| d.base).into_iter().chain(s.versions.into_iter().filter_map(|v| v.base)))
         .map(|b| b.uuid)
@@ -180,6 +182,11 @@ fn lens<'a>(
         name_taken_by: older_namesake(layer, &siblings),
         recorded_bases,
     }
+}
+
+/// The wanted version is there: nothing is made for it any more.
+fn is_frozen(layer: &PlatformLayer) -> bool {
+    layer.status.as_ref().is_some_and(|s| s.versions.iter().any(|v| v.version == layer.spec.version))
 }
 
 /// The older layer of the same name on the same Connector, in words.
@@ -256,9 +263,6 @@ async fn carry_out(
             let next = site.pool.memory().leave_sources(&uid);
             wake_next(ctx, &next);
         }
-        if matches!(plan.say, plan::Say::Finalized(_)) {
-            ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).give_back(&uid);
-        }
     }
     Ok(action)
 }
@@ -274,6 +278,11 @@ async fn report(
 ) -> Result<Action, Error> {
     let outcome = Outcome { layer, want, connector, seen, failed, now: Time(Timestamp::now()) };
     let status = status::compose(&outcome);
+    // Who cannot go on leaves the slot to others; what is made already counts by its status.
+    if connector.is_some() || find(&status.conditions, ConditionType::Stalled).is_some() {
+        let uid = layer.uid().unwrap_or_default();
+        ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).give_back(&uid);
+    }
     debug_assert_eq!(invariants(layer, &status), Vec::<String>::new(), "a status that breaks the rules of conditions");
     let wrote = status::publish(&api(ctx, layer), &ctx.pace, layer, &status).await.map_err(Error::Status)?;
     if wrote {
