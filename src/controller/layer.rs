@@ -150,15 +150,10 @@ fn lens<'a>(
     site: &'a Site,
     view: &'a View,
     live: bool,
+    slot: Result<(), String>,
 ) -> Lens<'a> {
-    let key = connector_of(layer);
-    let siblings = ctx.layers_of(&key);
-    let limit = usize::try_from(site.connector.spec.limits.machines).unwrap_or(0);
+    let siblings = ctx.layers_of(&connector_of(layer));
     let deleting = layer.metadata.deletion_timestamp.is_some();
-    let slot = match ctx.slots.lock().unwrap_or_else(PoisonError::into_inner) {
-        _ if deleting || want.suspend || is_frozen(layer) => Ok(()),
-        mut slots => slots.ask(layer, &siblings, limit),
-    };
     let recorded_bases = ctx
         .all_layers()
         // Of two that go at the same time neither may leave the base to the other.
@@ -184,6 +179,16 @@ fn lens<'a>(
     }
 }
 
+/// Asks for a machine slot, where a machine will be wanted. Only a decision asks: a grant that nobody decides on would be kept.
+fn slot(ctx: &Context, layer: &PlatformLayer, want: &Want, site: &Site) -> Result<(), String> {
+    if layer.metadata.deletion_timestamp.is_some() || want.suspend || is_frozen(layer) {
+        return Ok(());
+    }
+    let limit = usize::try_from(site.connector.spec.limits.machines).unwrap_or(0);
+    let siblings = ctx.layers_of(&connector_of(layer));
+    ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).ask(layer, &siblings, limit)
+}
+
 /// The wanted version is there: nothing is made for it any more.
 fn is_frozen(layer: &PlatformLayer) -> bool {
     layer.status.as_ref().is_some_and(|s| s.versions.iter().any(|v| v.version == layer.spec.version))
@@ -206,7 +211,7 @@ fn decide(
     view: &View,
     live: bool,
 ) -> Result<(Scene, Plan), Trouble> {
-    let lens = lens(ctx, layer, want, site, view, live);
+    let lens = lens(ctx, layer, want, site, view, live, slot(ctx, layer, want, site));
     let scene = observe(&lens)?;
     let plan = if lens.deleting {
         removal::decide_removal(want, &scene.observed, &scene.estate)
@@ -236,7 +241,7 @@ async fn carry_out(
         return Ok(Action::requeue(ctx.pace.task));
     }
     let acted = {
-        let lens = lens(ctx, layer, want, site, view, live);
+        let lens = lens(ctx, layer, want, site, view, live, scene.observed.slot.clone());
         let result = audit::scope(layer, &scene.observed.subject, act(&lens, &scene, &plan.step)).await;
         if result.is_ok() {
             site.pool.memory().did(&uid, &plan.step, ctx.pace.now());
@@ -257,7 +262,7 @@ async fn carry_out(
     }
     let action = report(ctx, layer, want, None, Some((&scene, &plan)), failed.as_ref()).await?;
     if failed.is_none() {
-        let lens = lens(ctx, layer, want, site, view, live);
+        let lens = lens(ctx, layer, want, site, view, live, scene.observed.slot.clone());
         act::after_status(&lens, &scene, &plan.step);
         if plan.step == Step::DropIntent {
             let next = site.pool.memory().leave_sources(&uid);
