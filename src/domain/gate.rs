@@ -293,7 +293,7 @@ fn report_satisfies(want: &Want, judgement: &Judgement) -> Result<(), Trouble> {
         .findings
         .iter()
         .filter(|f| f.always || want.integrity == IntegrityPolicy::Enforce)
-        .map(|f| format!("{} ({}): {}", f.reason, f.detail, f.remedy))
+        .map(Finding::words)
         .collect();
     if blocking.is_empty() {
         return Ok(());

@@ -893,11 +893,7 @@ fn instruction(want: &Want, m: &Machine) -> Say {
     let fresh =
         m.report.as_ref().is_some_and(|r| r.sealed && !r.boot.is_empty() && m.guest_boot.as_ref() == Some(&r.boot));
     if fresh {
-        let findings: Vec<_> = gate::judge(want, m)
-            .findings
-            .iter()
-            .map(|f| format!("{} ({}): {}", f.reason, f.detail, f.remedy))
-            .collect();
+        let findings: Vec<_> = gate::judge(want, m).findings.iter().map(super::report::Finding::words).collect();
         return if findings.is_empty() {
             Say::Person(
                 Reason::ShutDownGuest,

@@ -46,6 +46,13 @@ pub struct Finding {
     pub always: bool,
 }
 
+impl Finding {
+    /// For a message: reason, detail and remedy, without the stop at its end.
+    pub fn words(&self) -> String {
+        format!("{} ({}): {}", self.reason, self.detail, self.remedy.trim_end_matches('.'))
+    }
+}
+
 impl Report {
     /// Reads a report; `None` where there is no trace of one.
     pub fn read(xenstore: &BTreeMap<String, String>) -> Option<Self> {
