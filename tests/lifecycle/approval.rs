@@ -1,6 +1,6 @@
 //! Who says that a version may be frozen, and what a halted machine waits for.
 
-use lamina::api::ConditionType;
+use lamina::api::{ConditionType, Phase};
 use lamina::demo::person::{Check, Deed, person};
 use serde_json::json;
 
@@ -59,8 +59,12 @@ async fn enforce_blocks_on_a_finding_warn_shows_it_and_the_bypass_always_blocks(
         rig.layer(name, json!({"integrity": integrity, "finalize": {"approved": "1"}})).await;
     }
     for (name, finding) in [("enforce", "NGenNeeded"), ("bypass", "BypassEnabled")] {
-        let blocked = rig.until_reason(name, "FixIntegrity").await;
-        assert!(ready(&blocked).is_some_and(|(_, m)| m.contains(finding) && m.contains("restartToken")), "{blocked:?}");
+        let blocked = rig
+            .until(name, "halted and blocked", |l| {
+                ready(l).is_some_and(|(r, m)| r == "FixIntegrity" && m.contains(finding) && m.contains("restartToken"))
+            })
+            .await;
+        assert_eq!(status(&blocked).phase, Some(Phase::AwaitingFinalize));
         assert_eq!(says(&blocked, ConditionType::IntegrityVerified), "False/FindingsOpen");
     }
     for name in ["warn", "skip"] {
