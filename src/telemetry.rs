@@ -55,9 +55,8 @@ pub fn subscriber(directives: &str) -> Result<(impl Subscriber + Send + Sync + '
         .with_writer(std::io::stdout);
     let is_audit = Targets::new().with_target(AUDIT, LevelFilter::INFO);
     let is_log = Targets::new().with_default(LevelFilter::TRACE).with_target(AUDIT, LevelFilter::OFF);
-    let subscriber = tracing_subscriber::registry()
-        .with(logs.with_filter(level.and(is_log)))
-        .with(audit.with_filter(is_audit));
+    let subscriber =
+        tracing_subscriber::registry().with(logs.with_filter(level.and(is_log))).with(audit.with_filter(is_audit));
     Ok((subscriber, LogLevel(handle)))
 }
 

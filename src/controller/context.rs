@@ -27,7 +27,12 @@ pub struct Context {
 }
 
 impl Context {
-    pub fn new(client: kube::Client, pace: Pace, cluster: String, wake_layer: mpsc::UnboundedSender<ObjectRef<PlatformLayer>>) -> Self {
+    pub fn new(
+        client: kube::Client,
+        pace: Pace,
+        cluster: String,
+        wake_layer: mpsc::UnboundedSender<ObjectRef<PlatformLayer>>,
+    ) -> Self {
         Self { client, pace, cluster, pools: Mutex::default(), wake_layer }
     }
 

@@ -1,5 +1,8 @@
 //! Where Kubernetes and XenServer meet.
+pub mod connector;
+pub mod connector_status;
 pub mod context;
+pub mod credentials;
 pub mod inspect;
 pub mod lease;
 pub mod metrics;
@@ -8,3 +11,5 @@ pub mod observe {
 }
 pub mod pace;
 pub mod pool;
+pub mod sweep;
+pub mod wakes;

@@ -15,15 +15,15 @@ pub fn call(pool: &Arc<Pool>, call: &Call) -> Option<Answer> {
             pool.db().flush();
             Ok(json!(""))
         }
-        ("host", "get_servertime") => {
-            pool.db().get("host", &call.reference(0)).map(|_| json!(pool.clock.stamp()))
-        }
+        ("host", "get_servertime") => pool.db().get("host", &call.reference(0)).map(|_| json!(pool.clock.stamp())),
         ("host", "get_server_certificate") => certificate(pool, &call.reference(0)),
         ("host", "list_methods") => Ok(super::rpc::methods()),
         ("message", "create") => Ok(message(pool, call)),
         ("message", "get") => {
             let since = parse_time(call.text(2));
-            Ok(messages(pool, |row| text(row, "cls") == call.text(0) && text(row, "obj_uuid") == call.text(1) && after(row, since)))
+            Ok(messages(pool, |row| {
+                text(row, "cls") == call.text(0) && text(row, "obj_uuid") == call.text(1) && after(row, since)
+            }))
         }
         ("message", "get_since") => {
             let since = parse_time(call.text(0));
@@ -37,9 +37,10 @@ pub fn call(pool: &Arc<Pool>, call: &Call) -> Option<Answer> {
                 json!("")
             })
         }
-        ("role", "get_permissions_name_label") => {
-            pool.db().text("role", &call.reference(0), "name_label").map(|role| json!(super::session::permissions(role)))
-        }
+        ("role", "get_permissions_name_label") => pool
+            .db()
+            .text("role", &call.reference(0), "name_label")
+            .map(|role| json!(super::session::permissions(role))),
         _ => return None,
     })
 }

@@ -189,12 +189,7 @@ impl Db {
     ///
     /// # Errors
     /// As [`Db::get`].
-    pub fn update(
-        &mut self,
-        class: &str,
-        reference: &Ref,
-        change: impl FnOnce(&mut Record),
-    ) -> Result<(), Failure> {
+    pub fn update(&mut self, class: &str, reference: &Ref, change: impl FnOnce(&mut Record)) -> Result<(), Failure> {
         let mut next = self.get(class, reference)?.clone();
         change(&mut next);
         self.replace(class, reference, next);
@@ -283,7 +278,8 @@ impl Db {
                 table.rows.clear();
             }
         }
-        let rows = self.tables.iter().flat_map(|(class, t)| t.rows.iter().map(|(r, row)| (row.modified, (*class, r.clone()))));
+        let rows =
+            self.tables.iter().flat_map(|(class, t)| t.rows.iter().map(|(r, row)| (row.modified, (*class, r.clone()))));
         self.journal = rows.collect();
         self.next();
         self.publish();

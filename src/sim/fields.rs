@@ -10,8 +10,15 @@ use super::{Answer, Call, Pool, query};
 use crate::xapi::wire::{Failure, Ref};
 
 /// Setters that only a storage driver's own session may call (xapi.md 4.4, 14).
-const DRIVER_ONLY: [&str; 7] =
-    ["set_read_only", "set_sharable", "set_managed", "set_snapshot_of", "set_missing", "set_location", "set_is_a_snapshot"];
+const DRIVER_ONLY: [&str; 7] = [
+    "set_read_only",
+    "set_sharable",
+    "set_managed",
+    "set_snapshot_of",
+    "set_missing",
+    "set_location",
+    "set_is_a_snapshot",
+];
 
 /// The accessors of any class.
 pub fn call(pool: &Pool, call: &Call) -> Answer {

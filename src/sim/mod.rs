@@ -16,8 +16,8 @@ use serde_json::Value;
 use crate::xapi::wire::{Failure, Ref};
 
 pub mod clock;
-pub mod db;
 mod daemon;
+pub mod db;
 mod events;
 pub mod faults;
 mod fields;

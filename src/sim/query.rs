@@ -118,7 +118,9 @@ fn column(name: &str) -> String {
 pub fn check(expression: &Expression, class: &Class) -> Result<(), Failure> {
     let known = |term: &Term| match term {
         Term::Literal(_) => true,
-        Term::Field(name) => class.field(&column(name)).is_some() && !matches!(name.as_str(), "name_label" | "name_description"),
+        Term::Field(name) => {
+            class.field(&column(name)).is_some() && !matches!(name.as_str(), "name_label" | "name_description")
+        }
     };
     match expression {
         Expression::Constant(_) => Ok(()),
@@ -162,7 +164,9 @@ mod tests {
 
     #[test]
     fn expressions_filter_rows() {
-        let Value::Object(row) = json!({"name_label": "x", "SR": "OpaqueRef:s", "is_a_snapshot": false, "other_config": {}}) else {
+        let Value::Object(row) =
+            json!({"name_label": "x", "SR": "OpaqueRef:s", "is_a_snapshot": false, "other_config": {}})
+        else {
             unreachable!()
         };
         for (text, expected) in [

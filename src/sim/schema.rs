@@ -208,12 +208,8 @@ impl Type {
             Self::String | Self::Ref(_) | Self::Enum(_) | Self::DateTime | Self::Void => {
                 value.as_str().map(Value::from).ok_or_else(wrong)
             }
-            Self::Int => {
-                value.as_i64().or_else(|| value.as_str()?.parse().ok()).map(Value::from).ok_or_else(wrong)
-            }
-            Self::Float => {
-                value.as_f64().or_else(|| value.as_str()?.parse().ok()).map(Value::from).ok_or_else(wrong)
-            }
+            Self::Int => value.as_i64().or_else(|| value.as_str()?.parse().ok()).map(Value::from).ok_or_else(wrong),
+            Self::Float => value.as_f64().or_else(|| value.as_str()?.parse().ok()).map(Value::from).ok_or_else(wrong),
             Self::Bool => value.as_bool().map(Value::from).ok_or_else(wrong),
             Self::Set(inner) => {
                 let items = value.as_array().ok_or_else(wrong)?;

@@ -196,8 +196,7 @@ fn record_certificates(db: &mut super::db::Db, hosts: &[Host]) {
         .collect();
     for host in hosts {
         let reference = by_address.get(&host.address.ip().to_string());
-        let fields =
-            [("type", json!("host")), ("host", json!(reference)), ("fingerprint", json!(host.fingerprint))];
+        let fields = [("type", json!("host")), ("host", json!(reference)), ("fingerprint", json!(host.fingerprint))];
         db.create("Certificate", fields);
     }
 }

@@ -80,7 +80,9 @@ pub async fn login(pool: &Pool, host: &Ref, user: &str, password: &str, originat
         .all("session")
         .filter(|(r, s)| {
             let text = |field: &str| s.get(field).and_then(Value::as_str).unwrap_or_default();
-            **r != session && text("auth_user_name") == user && (account.role.is_some() || text("originator") == originator)
+            **r != session
+                && text("auth_user_name") == user
+                && (account.role.is_some() || text("originator") == originator)
         })
         .map(|(r, s)| (s.get("last_active").and_then(Value::as_str).unwrap_or_default().to_owned(), r.clone()))
         .collect();
@@ -96,7 +98,8 @@ pub async fn login(pool: &Pool, host: &Ref, user: &str, password: &str, originat
 pub fn permissions(role: &str) -> Vec<String> {
     let may = |needed: &str| rank(role) >= rank(needed);
     let classes = schema().classes.values();
-    let all = classes.flat_map(|c| c.messages.values().filter(|m| may(&m.role)).map(|m| format!("{}.{}", c.name, m.name)));
+    let all =
+        classes.flat_map(|c| c.messages.values().filter(|m| may(&m.role)).map(|m| format!("{}.{}", c.name, m.name)));
     all.map(|p| p.to_lowercase()).collect()
 }
 

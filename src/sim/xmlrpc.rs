@@ -2,12 +2,12 @@
 //!
 //! Used by [`super::http`] for `POST /` and `/RPC2`, and by [`super::task`], since `task.result` is a fragment of it. Knows shapes only.
 
-use quick_xml::events::Event;
 use quick_xml::Reader;
+use quick_xml::events::Event;
 use serde_json::{Map, Number, Value, json};
 
-use super::schema::{Type, schema};
 use super::Answer;
+use super::schema::{Type, schema};
 
 /// Deeper documents are refused: real calls nest five values or so.
 const DEPTH: usize = 64;
@@ -136,7 +136,10 @@ fn inner(v: &Value, kind: &Type) -> String {
             format!("<array><data>{items}</data></array>")
         }
         (Value::Object(map), kind) => {
-            let members: String = map.iter().map(|(k, v)| member(k, &format!("<value>{}</value>", inner(v, &entry(map, k, kind))))).collect();
+            let members: String = map
+                .iter()
+                .map(|(k, v)| member(k, &format!("<value>{}</value>", inner(v, &entry(map, k, kind)))))
+                .collect();
             format!("<struct>{members}</struct>")
         }
     }
@@ -172,7 +175,9 @@ mod tests {
             <param><value><array><data><value><boolean>1</boolean></value><value/></data></array></value></param></params></methodCall>";
         let (method, params) = parse(body).unwrap();
         assert_eq!((method.as_str(), params), ("VM.create", vec![json!("s&1"), json!({"ab": 1}), json!([true, ""])]));
-        for broken in ["", "<methodCall>", "<a/>", "<methodCall><methodName>x</methodName><params><param/></params></methodCall>"] {
+        for broken in
+            ["", "<methodCall>", "<a/>", "<methodCall><methodName>x</methodName><params><param/></params></methodCall>"]
+        {
             assert_eq!(parse(broken), None, "{broken}");
         }
     }
@@ -181,9 +186,20 @@ mod tests {
     fn replies_have_no_white_space_and_integers_are_strings() {
         let kind = Type::Map(Box::new(Type::String), Box::new(Type::Other));
         let text = response(&Ok(json!({"<k": [5, 0.5, true, "a<b"]})), &kind);
-        assert!(text.contains("<member><name><k</name><value><array><data><value>5</value><value><double>0.5</double></value>"), "{text}");
-        assert!(text.contains("<value><boolean>1</boolean></value><value>a&lt;b</value>") && !text.contains("> <"), "{text}");
+        assert!(
+            text.contains(
+                "<member><name><k</name><value><array><data><value>5</value><value><double>0.5</double></value>"
+            ),
+            "{text}"
+        );
+        assert!(
+            text.contains("<value><boolean>1</boolean></value><value>a&lt;b</value>") && !text.contains("> <"),
+            "{text}"
+        );
         let text = response(&Err(Failure::new("VDI_IN_USE", ["r"])), &Type::Void);
-        assert!(text.contains("<name>ErrorDescription</name><value><array><data><value>VDI_IN_USE</value><value>r</value>"), "{text}");
+        assert!(
+            text.contains("<name>ErrorDescription</name><value><array><data><value>VDI_IN_USE</value><value>r</value>"),
+            "{text}"
+        );
     }
 }

@@ -107,7 +107,8 @@ fn resources(dir: &Path) -> Vec<String> {
         resources: Vec<String>,
     }
     let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let listed: Kustomization = serde_saphyr::from_str(&read(&dir.join("kustomization.yaml"))).expect("a kustomization");
+    let listed: Kustomization =
+        serde_saphyr::from_str(&read(&dir.join("kustomization.yaml"))).expect("a kustomization");
     listed
         .resources
         .iter()

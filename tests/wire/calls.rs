@@ -39,7 +39,10 @@ async fn accessors_keep_their_rules() {
     assert_eq!(raw.call("VM.get_by_name_label", json!(["y"])).await, Ok(json!([])));
     let mark = json!([vm, "k", "v"]);
     assert_eq!(raw.call("VM.add_to_other_config", mark.clone()).await, Ok(json!("")));
-    assert_eq!(raw.call("VM.add_to_other_config", mark).await, failure(["MAP_DUPLICATE_KEY", "VM", "other_config", &vm, "k"]));
+    assert_eq!(
+        raw.call("VM.add_to_other_config", mark).await,
+        failure(["MAP_DUPLICATE_KEY", "VM", "other_config", &vm, "k"])
+    );
     for _ in 0..2 {
         assert_eq!(raw.call("VM.remove_from_other_config", json!([vm, "k"])).await, Ok(json!("")));
         assert_eq!(raw.call("VM.add_tags", json!([vm, "t"])).await, Ok(json!("")));

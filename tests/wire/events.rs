@@ -11,8 +11,15 @@ async fn from(raw: &Raw, classes: Value, token: &Value, timeout: f64) -> Value {
 }
 
 fn told(batch: &Value) -> Vec<(&str, &str, &str)> {
-    let text = |event: &'_ Value, key: &str| -> &str { event[key].as_str().map(|s| Box::leak(s.to_owned().into_boxed_str())).unwrap() };
-    batch["events"].as_array().unwrap().iter().map(|e| (text(e, "class"), text(e, "operation"), text(e, "ref"))).collect()
+    let text = |event: &'_ Value, key: &str| -> &str {
+        event[key].as_str().map(|s| Box::leak(s.to_owned().into_boxed_str())).unwrap()
+    };
+    batch["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| (text(e, "class"), text(e, "operation"), text(e, "ref")))
+        .collect()
 }
 
 /// xapi.md 5: the dump on an empty token, then only what is new, each object once and whole, deletions without a snapshot.
@@ -103,7 +110,10 @@ async fn an_injected_event_is_a_barrier() {
     let token = raw.call("event.inject", json!(["pool", pool])).await.unwrap();
     let next = from(&raw, json!(["pool"]), &token, 5.0).await;
     assert_eq!(told(&next), [("pool", "mod", pool.as_str())]);
-    assert_eq!(raw.call("event.inject", json!(["vm", "OpaqueRef:x"])).await, failure(["HANDLE_INVALID", "VM", "OpaqueRef:x"]));
+    assert_eq!(
+        raw.call("event.inject", json!(["vm", "OpaqueRef:x"])).await,
+        failure(["HANDLE_INVALID", "VM", "OpaqueRef:x"])
+    );
 }
 
 /// xapi.md 2.2, 5: a restart takes sessions, tasks and the memory of deletions.

@@ -15,15 +15,21 @@ async fn post(raw: &Raw, path: &str, body: &str) -> (u16, String, String) {
 #[tokio::test]
 async fn json_1_0_has_its_own_shape() {
     let raw = Raw::new().await;
-    let ask = |method: &str, object: &str| json!({"id": "a", "method": method, "params": [raw.session, object]}).to_string();
+    let ask =
+        |method: &str, object: &str| json!({"id": "a", "method": method, "params": [raw.session, object]}).to_string();
     let pool = raw.first("pool").await;
     let (status, content, body) = post(&raw, "/jsonrpc", &ask("pool.get_name_label", &pool)).await;
     assert_eq!((status, content.as_str()), (200, "application/json"));
     let body: Value = serde_json::from_str(&body).unwrap();
-    assert!(body["result"].is_string() && body["error"].is_null() && body["id"] == "a" && body.get("jsonrpc").is_none());
+    assert!(
+        body["result"].is_string() && body["error"].is_null() && body["id"] == "a" && body.get("jsonrpc").is_none()
+    );
     let (status, _, body) = post(&raw, "/jsonrpc", &ask("VM.get_record", "OpaqueRef:x")).await;
     let body: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!((status, body), (200, json!({"result": null, "error": ["HANDLE_INVALID", "VM", "OpaqueRef:x"], "id": "a"})));
+    assert_eq!(
+        (status, body),
+        (200, json!({"result": null, "error": ["HANDLE_INVALID", "VM", "OpaqueRef:x"], "id": "a"}))
+    );
 }
 
 /// xapi.md 1.2: no id, a null id, another version, a batch, broken JSON: HTTP 500 with an HTML page.
@@ -59,9 +65,10 @@ async fn transport_limits_hold() {
     let padded = |bytes: usize| format!("{ask}{}", " ".repeat(bytes - ask.len()));
     assert_eq!(post(&raw, "/jsonrpc", &padded(300 * 1024)).await.0, 200);
     assert_eq!(post(&raw, "/jsonrpc", &padded(300 * 1024 + 1)).await.0, 500);
-    let stream = reqwest::Body::wrap(http_body_util::StreamBody::new(futures::stream::iter([Ok::<_, std::io::Error>(
-        hyper::body::Frame::data(hyper::body::Bytes::from(ask.clone())),
-    )])));
+    let stream =
+        reqwest::Body::wrap(http_body_util::StreamBody::new(futures::stream::iter([Ok::<_, std::io::Error>(
+            hyper::body::Frame::data(hyper::body::Bytes::from(ask.clone())),
+        )])));
     assert_eq!(raw.http.post(&url).body(stream).send().await.unwrap().status(), 500);
 }
 
@@ -86,8 +93,11 @@ async fn xml_rpc_is_spoken_on_every_path_but_one() {
     let raw = Raw::new().await;
     let vm = raw.row("VM", "a & b");
     let ask = |field: &str, object: &str| {
-        format!("<?xml version='1.0'?><methodCall><methodName>VM.get_{field}</methodName><params><param><value><string>{}</string>\
-            </value></param><param><value>{object}</value></param></params></methodCall>", raw.session)
+        format!(
+            "<?xml version='1.0'?><methodCall><methodName>VM.get_{field}</methodName><params><param><value><string>{}</string>\
+            </value></param><param><value>{object}</value></param></params></methodCall>",
+            raw.session
+        )
     };
     for path in ["/", "/RPC2", "/xmlrpc"] {
         let (status, content, text) = post(&raw, path, &ask("memory_target", &vm)).await;
@@ -97,9 +107,16 @@ async fn xml_rpc_is_spoken_on_every_path_but_one() {
         assert_eq!(text, body);
     }
     assert!(post(&raw, "/", &ask("name_label", &vm)).await.2.contains("<value>a &amp; b</value>"));
-    assert!(post(&raw, "/", &ask("snapshot_time", &vm)).await.2.contains("<dateTime.iso8601>19700101T00:00:00Z</dateTime"));
+    assert!(
+        post(&raw, "/", &ask("snapshot_time", &vm)).await.2.contains("<dateTime.iso8601>19700101T00:00:00Z</dateTime")
+    );
     let text = post(&raw, "/", &ask("name_label", "OpaqueRef:x")).await.2;
-    assert!(text.contains("<name>ErrorDescription</name><value><array><data><value>HANDLE_INVALID</value><value>VM</value>"), "{text}");
+    assert!(
+        text.contains(
+            "<name>ErrorDescription</name><value><array><data><value>HANDLE_INVALID</value><value>VM</value>"
+        ),
+        "{text}"
+    );
     // xapi.md 14, Sessions: map keys are not escaped.
     raw.call("VM.add_to_other_config", json!([vm, "a<b", "x<y"])).await.unwrap();
     let text = post(&raw, "/", &ask("other_config", &vm)).await.2;
@@ -133,7 +150,8 @@ async fn members_name_the_coordinator() {
             ("VM.get_all", json!([raw.session])),
         ] {
             let ask = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
-            let reply: Value = http.post(format!("{url}/jsonrpc")).json(&ask).send().await.unwrap().json().await.unwrap();
+            let reply: Value =
+                http.post(format!("{url}/jsonrpc")).json(&ask).send().await.unwrap().json().await.unwrap();
             assert_eq!(reply["error"], json!({"code": 1, "message": "HOST_IS_SLAVE", "data": ["127.0.0.1"]}));
         }
     }

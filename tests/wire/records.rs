@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 fn fits(value: &Value, kind: &Type) -> bool {
     match kind {
         Type::String | Type::Ref(_) | Type::DateTime | Type::Void => value.is_string(),
-        Type::Enum(name) => value.as_str().is_some_and(|v| schema().enums.get(name).is_none_or(|all| all.iter().any(|e| e == v))),
+        Type::Enum(name) => {
+            value.as_str().is_some_and(|v| schema().enums.get(name).is_none_or(|all| all.iter().any(|e| e == v)))
+        }
         Type::Int => value.is_i64(),
         Type::Float => value.is_f64(),
         Type::Bool => value.is_boolean(),

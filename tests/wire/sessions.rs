@@ -15,7 +15,10 @@ async fn wrong_credentials_and_sessions_are_refused() {
     let refused = raw.bare("session.login_with_password", json!(["root", "wrong"])).await;
     assert_eq!(refused, failure(["SESSION_AUTHENTICATION_FAILED", "root", "Authentication failure"]));
     assert!(asked.elapsed() >= Duration::from_millis(300));
-    assert_eq!(raw.bare("VM.get_all", json!(["OpaqueRef:bogus"])).await, failure(["SESSION_INVALID", "OpaqueRef:bogus"]));
+    assert_eq!(
+        raw.bare("VM.get_all", json!(["OpaqueRef:bogus"])).await,
+        failure(["SESSION_INVALID", "OpaqueRef:bogus"])
+    );
     raw.call("session.logout", json!([])).await.unwrap();
     assert_eq!(raw.call("VM.get_all", json!([])).await, failure(["SESSION_INVALID", &raw.session]));
 }
@@ -46,7 +49,10 @@ async fn roles_bound_what_a_user_may_call() {
     let refused = raw.call("SR.scan", json!(["OpaqueRef:x"])).await.unwrap_err();
     assert_eq!(refused[..2], ["RBAC_PERMISSION_DENIED", "sr.scan"]);
     let allowed = raw.call("session.get_rbac_permissions", json!([raw.session])).await.unwrap();
-    assert!(allowed.as_array().unwrap().contains(&json!("vdi.clone")) && !allowed.as_array().unwrap().contains(&json!("sr.scan")));
+    assert!(
+        allowed.as_array().unwrap().contains(&json!("vdi.clone"))
+            && !allowed.as_array().unwrap().contains(&json!("sr.scan"))
+    );
     assert_eq!(raw.call("session.get_is_local_superuser", json!([raw.session])).await, Ok(json!(false)));
     // xapi.md 2.3: a changed role counts at once.
     raw.sim.pool.accounts.put(account("pool-operator"));

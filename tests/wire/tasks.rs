@@ -16,7 +16,8 @@ async fn tagged(raw: &Raw, method: &str, params: Value, tags: &[(&str, &str)]) -
 async fn ended(raw: &Raw, task: &Value) -> Value {
     let mut token = json!("");
     loop {
-        let batch = raw.call("event.from", json!([[format!("task/{}", task.as_str().unwrap())], token, 10.0])).await.unwrap();
+        let batch =
+            raw.call("event.from", json!([[format!("task/{}", task.as_str().unwrap())], token, 10.0])).await.unwrap();
         let last = batch["events"].as_array().unwrap().last().cloned().expect("the task ends in time");
         if last["snapshot"]["status"] != "pending" {
             return last["snapshot"].clone();
@@ -47,7 +48,10 @@ async fn a_failed_task_tells_why() {
     let raw = Raw::new().await;
     let task = tagged(&raw, "Async.VDI.destroy", json!(["OpaqueRef:x"]), &[]).await;
     let record = ended(&raw, &task).await;
-    assert_eq!((&record["status"], &record["error_info"]), (&json!("failure"), &json!(["HANDLE_INVALID", "VDI", "OpaqueRef:x"])));
+    assert_eq!(
+        (&record["status"], &record["error_info"]),
+        (&json!("failure"), &json!(["HANDLE_INVALID", "VDI", "OpaqueRef:x"]))
+    );
 }
 
 /// xapi.md 14, Async: a client's own task; `finished` stays at the epoch.
