@@ -73,7 +73,7 @@ pub fn install(directives: &str) -> anyhow::Result<LogLevel> {
 }
 
 /// Whether the process works (its tasks are alive) and is of use (what it waits for has come). The tasks tell it, the probes ask.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Health(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
@@ -83,12 +83,12 @@ struct State {
 }
 
 impl Health {
-    /// Ready as soon as each of `awaited` has come once.
-    pub fn new(awaited: impl IntoIterator<Item = &'static str>) -> Self {
-        Self(Arc::new(Mutex::new(State { missing: awaited.into_iter().collect(), dead: BTreeSet::new() })))
+    /// Not ready until `what` [came](Self::came).
+    pub fn awaits(&self, what: &'static str) {
+        self.state().missing.insert(what);
     }
 
-    /// One of the awaited things is there.
+    /// What was awaited is there.
     pub fn came(&self, what: &'static str) {
         self.state().missing.remove(what);
     }

@@ -3,12 +3,16 @@
 //! Each rule has a case that passes and one that is refused. Longer than other files, since it is two tables.
 //! Words are matched in part: the server adds lines of its own.
 
+use std::fmt::Debug;
+
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use lamina::api::{Connector, FIELD_MANAGER, Phase, PlatformLayer};
 use lamina::local::Who;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::common;
@@ -292,6 +296,65 @@ async fn status_and_finalizer_can_always_be_written() {
             layers.patch("walk", &PatchParams::default(), &patch).await.expect("the finalizer is written");
         }
     }
+}
+
+/// Every field of both statuses, written as the controller writes it: a schema that lacks one, or means another type, would refuse it.
+#[tokio::test]
+async fn full_statuses_come_back_as_they_were_written() {
+    let client = common::installed().await;
+    let namespace = common::namespace(&client).await;
+    let time = "2026-01-02T03:04:05Z";
+    let condition = |type_| json!({"type": type_, "status": "True", "reason": "Finalized", "message": "words", "lastTransitionTime": time, "observedGeneration": 1});
+    let base = json!({"from": "Version", "version": "0", "uuid": "s"});
+    let status = json!({
+        "observedGeneration": 1, "phase": "AwaitingFinalize", "pool": "p", "conditions": [condition("Ready")],
+        "operation": {"step": "FreezeDisk", "progress": 35, "since": time, "opid": "o", "source": "u", "agentStart": "1.5"},
+        "disk": {
+            "uuid": "u", "name": "n", "fileName": "f", "format": "VHD", "storageRepository": "fast", "virtualSize": 64_424_509_440_i64,
+            "utilisation": 12_884_901_888_i64, "base": base, "worked": true,
+        },
+        "machine": {
+            "uuid": "u", "name": "n", "host": "h", "powerState": "Halted", "address": "10.0.0.5",
+            "tools": {"version": "9.4", "seen": true},
+        },
+        "integrity": {
+            "source": "GuestReport", "bootID": "7@t",
+            "findings": [{"reason": "Bit8192", "detail": "d", "remedy": "r"}],
+        },
+        "current": {"version": "0", "disk": "u", "finalizedAt": time},
+        "versions": [{
+            "version": "0", "disk": "u", "base": base, "osVersion": "24H2", "size": 64_424_509_440_i64, "rearmsLeft": 0,
+            "finalizedAt": time, "comment": "c",
+        }],
+        "history": [{"at": time, "phase": "Finalized", "reason": "Finalized", "message": "words", "comment": "c"}],
+    });
+    common::apply(&client, &namespace, &layer("full").to_string()).await;
+    assert_round_trip::<PlatformLayer>(&client, &namespace, "full", &status).await;
+
+    let named = json!([{"name": "n", "uuid": "u"}]);
+    let status = json!({
+        "observedGeneration": 1, "conditions": [condition("Ready")], "product": "XenServer 8", "poolUUID": "p",
+        "coordinator": "xen1 (10.0.0.1)", "layers": 0,
+        "inventory": {"templates": named, "storageRepositories": named, "networks": named},
+    });
+    common::apply(&client, &namespace, &connector("full").to_string()).await;
+    assert_round_trip::<Connector>(&client, &namespace, "full", &status).await;
+}
+
+async fn assert_round_trip<K>(client: &Client, namespace: &str, name: &str, status: &Value)
+where
+    K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+        + Clone
+        + Debug
+        + Serialize
+        + DeserializeOwned,
+{
+    let document = json!({"apiVersion": K::api_version(&()), "kind": K::kind(&()), "status": status});
+    let objects: Api<K> = Api::namespaced(client.clone(), namespace);
+    let written =
+        objects.patch_status(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&document)).await;
+    let read = serde_json::to_value(written.expect("the status is accepted")).unwrap();
+    assert_eq!(&read["status"], status, "{}: read into the types and written out again", K::kind(&()));
 }
 
 #[tokio::test]

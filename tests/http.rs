@@ -19,11 +19,11 @@ struct House {
     logs: tracing::Dispatch,
 }
 
-async fn house(health: Health) -> House {
+async fn house() -> House {
     crate::common::tls();
     let (logs, level) = subscriber("info").unwrap();
     let metrics = Metrics::default();
-    let doors = Doors { health, metrics: metrics.registry(), level };
+    let doors = Doors { health: Health::default(), metrics: metrics.registry(), level };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let stop = CancellationToken::new();
@@ -45,7 +45,9 @@ impl House {
 
 #[tokio::test]
 async fn ready_when_all_that_is_awaited_has_come() {
-    let house = house(Health::new(["lease", "layers"])).await;
+    let house = house().await;
+    house.doors.health.awaits("lease");
+    house.doors.health.awaits("layers");
     assert_eq!(house.get("/readyz").await, (StatusCode::SERVICE_UNAVAILABLE, "not there yet: layers, lease\n".into()));
     house.doors.health.came("lease");
     assert_eq!(house.get("/readyz").await, (StatusCode::SERVICE_UNAVAILABLE, "not there yet: layers\n".into()));
@@ -55,7 +57,7 @@ async fn ready_when_all_that_is_awaited_has_come() {
 
 #[tokio::test]
 async fn not_alive_once_a_task_has_ended_however_it_ended() {
-    let house = house(Health::new([])).await;
+    let house = house().await;
     let reconcile = house.doors.health.alive("reconcile loop");
     let lease = house.doors.health.alive("lease");
     assert_eq!(house.get("/livez").await, (StatusCode::OK, "ok\n".into()));
@@ -74,7 +76,7 @@ async fn not_alive_once_a_task_has_ended_however_it_ended() {
 
 #[tokio::test]
 async fn metrics_are_open_metrics_and_count_each_layer_once() {
-    let house = house(Health::new([])).await;
+    let house = house().await;
     let metrics = &house.metrics;
     metrics.layer("a", "Pending", Some("WaitingForSlot"));
     metrics.layer("a", "Pending", Some("WaitingForSlot"));
@@ -119,7 +121,7 @@ async fn metrics_are_open_metrics_and_count_each_layer_once() {
 
 #[tokio::test]
 async fn the_log_level_changes_while_running() {
-    let house = house(Health::new([])).await;
+    let house = house().await;
     let debug = || {
         tracing::dispatcher::with_default(&house.logs, || tracing::enabled!(target: "lamina", tracing::Level::DEBUG))
     };
@@ -136,7 +138,7 @@ async fn the_log_level_changes_while_running() {
 
 #[tokio::test]
 async fn the_log_level_is_not_for_strangers() {
-    let house = house(Health::new([])).await;
+    let house = house().await;
     let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(serve(listener, house.doors.clone(), house.stop.clone()));
@@ -154,7 +156,7 @@ async fn the_log_level_is_not_for_strangers() {
 
 #[tokio::test]
 async fn stops_when_told() {
-    let house = house(Health::new([])).await;
+    let house = house().await;
     house.stop.cancel();
     house.serving.await.unwrap().unwrap();
 }

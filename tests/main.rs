@@ -4,5 +4,7 @@ mod client;
 mod common;
 mod crds;
 mod http;
+mod layers;
 mod lease;
 mod wire;
+mod world;

@@ -7,6 +7,7 @@ mod events;
 mod faults;
 mod http;
 mod records;
+mod sdk;
 mod sessions;
 mod tasks;
 

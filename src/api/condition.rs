@@ -208,7 +208,7 @@ pub fn check_connector(connector: &Connector) -> Vec<String> {
                 wrong.push(format!("{type_} is {}/{} after {earlier} failed", check.status, check.reason));
             }
             Some(_) => {}
-            // One that could not be made yet (Unknown) says nothing about those after it.
+            // One that could not be made (a member names its coordinator before it asks for a password) fails nothing.
             None if check.status == "False" => failed = Some(type_),
             None => {}
         }

@@ -2,6 +2,7 @@
 //!
 //! As in `layer`, comments on fields are what `kubectl explain` prints.
 #![allow(clippy::duplicated_attributes, reason = "one printcolumn attribute a column is how kube reads them")]
+#![allow(rustdoc::bare_urls, reason = "kubectl explain prints these comments as they are")]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::core::Reason as Refusal;

@@ -170,7 +170,7 @@ pub struct PlatformLayerSpec {
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
 
-    /// true: the API server refuses to delete this object.
+    /// true: the API server refuses to delete this object, and so its namespace stays too.
     #[serde(default)]
     pub deletion_protection: bool,
 

@@ -8,6 +8,13 @@ pub fn bytes(quantity: &Quantity) -> Option<i64> {
     let text = quantity.0.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.' && c != '+').unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
+    // `1000m` is one: the API server's rule lets whole numbers through however they are written.
+    let (suffix, thousandths) = match suffix {
+        "m" => ("", 1),
+        "u" => ("", 2),
+        "n" => ("", 3),
+        suffix => (suffix, 0),
+    };
     let (factor, exponent): (i128, u32) = match suffix {
         "" => (1, 0),
         "Ki" => (1 << 10, 0),
@@ -26,7 +33,7 @@ pub fn bytes(quantity: &Quantity) -> Option<i64> {
     };
     let (whole, part) = number.trim_start_matches('+').split_once('.').unwrap_or((number.trim_start_matches('+'), ""));
     let digits: i128 = format!("{whole}{part}").parse().ok()?;
-    let scale = 10_i128.checked_pow(u32::try_from(part.len()).ok()?)?;
+    let scale = 10_i128.checked_pow(u32::try_from(part.len()).ok()?.checked_add(3 * thousandths)?)?;
     let value = digits.checked_mul(factor)?.checked_mul(10_i128.checked_pow(exponent)?)?;
     (value % scale == 0).then(|| i64::try_from(value / scale).ok()).flatten()
 }
@@ -43,6 +50,7 @@ mod tests {
         assert_eq!(of("2G"), Some(2_000_000_000));
         assert_eq!(of("64e9"), Some(64_000_000_000));
         assert_eq!(of("+10"), Some(10));
+        assert_eq!((of("2000m"), of("1500m")), (Some(2), None));
         assert_eq!((of("1.5"), of("60x"), of(""), of("99999Ei")), (None, None, None, None));
     }
 }

@@ -21,6 +21,7 @@ pub enum Fault {
 macro_rules! reasons {
     ($($name:ident $fault:tt [$($on:ident)*] $meaning:literal, $remedy:literal;)*) => {
         /// Why a condition is as it is, in one word. The table at the head of this file explains each.
+        #[allow(rustdoc::invalid_html_tags, reason = "what stands in <…> is no HTML")]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Reason { $(#[doc = $meaning] $name,)* }
 
@@ -125,7 +126,7 @@ reasons! {
     PoolError Retry [Ready Reconciling CoordinatorFound] "the pool refused a call for a reason that usually passes: <code>", "If it stays: look for the operation id in the controller's log and in the coordinator's xensource.log.";
     ReplyLost Retry [Ready Reconciling] "the reply to a call was lost or garbled; the pool is looked at before anything is repeated", "";
     StorageError Retry [Ready Reconciling] "storage failed: <code>", "If it stays: check the storage repository, and SMlog on the coordinator.";
-    APIServerError Retry [Ready Reconciling Reachable Authenticated] "the Kubernetes API refused a write, or does not let us read what the Connector names", "";
+    APIServerError Retry [Ready Reconciling Reachable Authenticated] "the Kubernetes API refused a write, or did not say what was asked", "";
 
     // Stalled: the object itself.
     InvalidObject Stalled [Ready Stalled] "the object cannot be read: <what>", "Correct the field that is named.";

@@ -462,15 +462,16 @@ impl Hand<'_, '_> {
         for (device, uuid) in wanted.iter().enumerate() {
             let network = self.lens.view.networks.by_uuid(uuid).map(|(r, _)| r.clone()).ok_or(Failed::Stale)?;
             let device = device.to_string();
-            client.write().vif_create(&NewVif { vm: vm.clone(), network, device: &device }).await?;
+            client.write().vif_create(&NewVif { vm, network: &network, device: &device }).await?;
         }
         Ok(())
     }
 
     async fn attach(&self, machine: &str, disk: &str) -> Done {
+        let (vm, vdi) = (self.vm(machine)?, self.vdi(disk)?);
         let new = NewVbd {
-            vm: self.vm(machine)?,
-            vdi: self.vdi(disk)?,
+            vm: &vm,
+            vdi: &vdi,
             userdevice: DISK_DEVICE,
             bootable: true,
             read_only: false,
@@ -480,7 +481,8 @@ impl Hand<'_, '_> {
     }
 
     async fn add_dvd(&self, machine: &str) -> Done {
-        let new = NewVbd { vm: self.vm(machine)?, vdi: Ref::null(), userdevice: DVD_DEVICE, bootable: false, read_only: true, kind: VbdType::Cd };
+        let (vm, empty) = (self.vm(machine)?, Ref::null());
+        let new = NewVbd { vm: &vm, vdi: &empty, userdevice: DVD_DEVICE, bootable: false, read_only: true, kind: VbdType::Cd };
         already(self.lens.pool.client.write().vbd_create(&new).await.map(drop), "DEVICE_ALREADY_EXISTS")
     }
 

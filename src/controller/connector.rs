@@ -1,8 +1,8 @@
-//! The Connector: log-in, checks, status, and the mirror that wakes everybody who rests on the pool.
+//! The Connector: log-in, checks, status. Called by `run`.
 //!
-//! One reconcile: credentials → client → checks → status. The pool is put within the layers' reach (`Context::set_pool`) only once it
-//! has proved to be the one that they are in. Secrets are read at the first log-in and while the pool refuses us, so that a rotation needs no
-//! restart and a Secret that is gone does not end a session that works. Never writes to the pool.
+//! One reconcile: credentials → link → checks → status. The pool is put within the layers' reach (`Context::pools`) only once it has proved
+//! to be the one that they are in. A Secret is read at the first log-in and while the pool refuses us: a rotation needs no restart, and a
+//! Secret that is gone does not end a session that works. Never writes to the pool.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,53 +11,29 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
-use kube::core::{DeserializeGuard, Selector, SelectorExt};
-use kube::runtime::controller::{Action, Config, Controller};
-use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::watcher;
+use kube::runtime::controller::{self, Action, Config, Controller};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::watcher::Event;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::connector_status::{Outcome, Rights, Subject, compose};
-use super::context::{ConnectorKey, Context};
+use super::connector_status::{ANSWERS, Outcome, Subject, compose};
+use super::context::{ConnectorKey, Context, Guarded, connector_of};
 use super::credentials::Reader;
 use super::inspect;
-use super::metrics::Metrics;
-use super::pool::Pool;
-use super::sweep::{Known, sweep};
+use super::link::{Link, Origin, Setup, deliver, wake_connector};
+use super::sweep::{Known, Swept, sweep};
 use super::wakes::Wakes;
 use crate::api::condition::ConditionType as C;
 use crate::api::connector::{AllowedNamespaces, ConnectorStatus, NamespacesFrom};
 use crate::api::reason::{Fault, Reason};
 use crate::api::{Connector, FIELD_MANAGER, FINALIZER, PlatformLayer, REQUESTED_AT};
-use crate::domain::identity::{LAYER, MAKING, OP};
-use crate::xapi::client::{CallRecord, Client, Options, Timeouts};
-use crate::xapi::error::Error as PoolError;
-use crate::xapi::mirror::{Batch, Change, Health, Mirror, MirrorOptions};
-use crate::xapi::tls::Tls;
+use crate::xapi::mirror::Health;
 
 /// Connectors reconciled at a time.
 const CONCURRENCY: u16 = 8;
-/// Batches of changes that may wait for their wakes to be sent.
-const BATCHES: usize = 64;
-/// Disks and machines are found by these without a scan.
-const INDEXED: &[&str] = &[LAYER, OP, MAKING];
-
-type Guarded = DeserializeGuard<Connector>;
-/// Connectors to be looked at now.
-pub type Woken = mpsc::UnboundedReceiver<ObjectRef<Guarded>>;
-
-/// What the process adds to every call to a pool.
-#[derive(Clone)]
-pub struct Hooks {
-    /// Asked right before each changing call: do we lead?
-    pub permit: Arc<dyn Fn() -> bool + Send + Sync>,
-    /// Told of each call.
-    pub observer: Arc<dyn Fn(&CallRecord<'_>) + Send + Sync>,
-    pub metrics: Metrics,
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -70,158 +46,91 @@ pub enum Error {
 /// All Connectors of the cluster.
 pub struct Connectors {
     ctx: Arc<Context>,
-    layers: Store<DeserializeGuard<PlatformLayer>>,
-    hooks: Hooks,
-    wake: mpsc::UnboundedSender<ObjectRef<Guarded>>,
     links: Mutex<HashMap<ConnectorKey, Arc<Link>>>,
     /// The statuses as last written, by uid: a watch may lag behind our own writes, and times must not move for that.
     written: Mutex<HashMap<String, ConnectorStatus>>,
-    /// Failures in a row, by uid.
-    failures: Mutex<HashMap<String, u32>>,
-    /// Where each layer was last seen to belong, and whether it was being deleted.
+    /// Where each layer was last seen to belong, by uid, and whether it was being deleted.
     places: Mutex<HashMap<String, (ConnectorKey, bool)>>,
 }
 
-/// The connection of one Connector. Dropped, it is over.
-struct Link {
-    setup: Setup,
-    pool: Arc<Pool>,
-    account: Mutex<AccountState>,
-    courier: tokio::task::AbortHandle,
-}
-
-/// What a client is made of; another one needs another client.
-#[derive(PartialEq)]
-struct Setup {
-    endpoints: Vec<String>,
-    tls: Tls,
-}
-
-struct AccountState {
-    secret: String,
-    /// The annotation that forces a look, as last obeyed.
-    requested: Option<String>,
-    /// Asked once for each log-in, and at each listing anew unless it is root.
-    rights: Option<Rights>,
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.courier.abort();
-    }
-}
-
-impl Link {
-    fn account(&self) -> MutexGuard<'_, AccountState> {
-        lock(&self.account)
-    }
-
-    fn health(&self) -> Health {
-        self.pool.mirror.health().borrow().clone()
-    }
-
-    /// What the account may do, asked where it is not known.
-    async fn rights(&self) -> Result<Rights, PoolError> {
-        if let Some(known) = &self.account().rights {
-            return Ok(known.clone());
-        }
-        let rights = if self.pool.client.read().is_superuser().await? {
-            Rights::All
-        } else {
-            Rights::These(self.pool.client.read().permissions().await?.into_iter().collect())
-        };
-        self.account().rights = Some(rights.clone());
-        Ok(rights)
-    }
-}
-
-/// Ends what runs beside the reconciles, also where `run` is dropped in its midst.
+/// Ends the links, also where `run` is dropped in its midst.
 struct Ending(Arc<Connectors>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
         for (key, _) in lock(&self.0.links).drain() {
-            self.0.ctx.set_pool(&key, None);
+            self.0.ctx.pools.set(&key, None);
         }
     }
 }
 
 impl Connectors {
-    /// `layers`: all of the cluster, kept by a reflector of the caller's.
-    pub fn new(ctx: Arc<Context>, layers: Store<DeserializeGuard<PlatformLayer>>, hooks: Hooks) -> (Arc<Self>, Woken) {
-        let (wake, woken) = mpsc::unbounded_channel();
-        let (links, written, failures, places) = Default::default();
-        (Arc::new(Self { ctx, layers, hooks, wake, links, written, failures, places }), woken)
+    pub fn new(ctx: Arc<Context>) -> Arc<Self> {
+        let (links, written, places) = Default::default();
+        Arc::new(Self { ctx, links, written, places })
     }
 
-    /// Reconciles until `stop`. Dropping it ends everything at once, as a crash would.
-    pub async fn run(self: Arc<Self>, woken: Woken, stop: CancellationToken) {
+    /// Reconciles until `stop`. Dropping it ends everything at once, as a crash would. `controller` watches the Connectors, its store is
+    /// the context's; `woken` is the other end of `Context::wake_connector`.
+    pub async fn run(
+        self: Arc<Self>,
+        controller: Controller<Guarded<Connector>>,
+        woken: mpsc::UnboundedReceiver<ObjectRef<Guarded<Connector>>>,
+        stop: CancellationToken,
+    ) {
         let _ending = Ending(self.clone());
         // Without the layers no Connector knows who needs it.
-        if self.layers.wait_until_ready().await.is_err() {
+        if self.ctx.layers.wait_until_ready().await.is_err() {
             return;
         }
         let woken = futures::stream::unfold(woken, |mut woken| async { woken.recv().await.map(|next| (next, woken)) });
-        let connectors: Api<Guarded> = Api::all(self.ctx.client.clone());
-        Controller::new(connectors, watcher::Config::default())
+        controller
             .with_config(Config::default().concurrency(CONCURRENCY))
             .reconcile_on(woken)
             .graceful_shutdown_on(stop.cancelled_owned())
             .run(reconcile, retry, self.clone())
             .for_each(|done| async {
-                if let Err(error @ kube::runtime::controller::Error::QueueError(_)) = done {
-                    self.hooks.metrics.stream_error("connectors");
-                    tracing::warn!(
-                        error = crate::telemetry::chain(&error),
-                        "the watch of Connectors failed; it is resumed"
-                    );
+                if let Err(error @ controller::Error::QueueError(_)) = done {
+                    self.ctx.metrics.stream_error("connectors");
+                    tracing::warn!(error = %crate::telemetry::chain(&error), "the watch of Connectors failed; it is resumed");
                 }
             })
             .await;
-        for link in lock(&self.links).values().cloned().collect::<Vec<_>>() {
+        let links: Vec<_> = lock(&self.links).values().cloned().collect();
+        for link in links {
             link.pool.client.logout().await;
         }
     }
 
-    /// To be told of each event of the layers' watch; `gone`: the layer was deleted. Wakes the Connectors whose users changed.
-    pub fn layer_changed(&self, layer: &DeserializeGuard<PlatformLayer>, gone: bool) {
-        let Some(uid) = &layer.meta().uid else { return };
-        let place =
-            layer.0.as_ref().ok().map(|layer| (connector_of(layer), layer.metadata.deletion_timestamp.is_some()));
-        let place = place.filter(|_| !gone);
-        let mut places = lock(&self.places);
-        let before = match place.clone() {
-            Some(place) => places.insert(uid.clone(), place),
-            None => places.remove(uid),
+    /// To be told of each event of the layers' watch, after the store was. Wakes the Connectors whose users changed.
+    pub fn layer_event(&self, event: &Event<Guarded<PlatformLayer>>) {
+        let (layer, gone) = match event {
+            Event::Apply(layer) | Event::InitApply(layer) => (layer, false),
+            Event::Delete(layer) => (layer, true),
+            Event::Init | Event::InitDone => return,
         };
-        drop(places);
+        let Some(uid) = &layer.meta().uid else { return };
+        let deleting = layer.meta().deletion_timestamp.is_some();
+        let place = layer.0.as_ref().ok().filter(|_| !gone).map(|layer| (connector_of(layer), deleting));
+        let before = match place.clone() {
+            Some(place) => lock(&self.places).insert(uid.clone(), place),
+            None => lock(&self.places).remove(uid),
+        };
         if before != place {
-            [before, place].into_iter().flatten().for_each(|(key, _)| self.wake(&key));
+            [before, place].into_iter().flatten().for_each(|(key, _)| wake_connector(&self.ctx, &key));
         }
-    }
-
-    fn wake(&self, (namespace, name): &ConnectorKey) {
-        // Nobody listens any more: the process ends.
-        let _ = self.wake.send(ObjectRef::new(name).within(namespace));
     }
 
     /// The layers that use a Connector. Those of namespaces that it does not let in do not count, or anybody could keep it from being
     /// deleted; unless it let them in once, and they have something in the pool.
-    fn users(&self, key: &ConnectorKey, allowed: &AllowedNamespaces) -> Vec<Arc<DeserializeGuard<PlatformLayer>>> {
-        let uses = |layer: &PlatformLayer| {
+    fn users(&self, key: &ConnectorKey, allowed: &AllowedNamespaces) -> Vec<PlatformLayer> {
+        let mut users = self.ctx.layers_of(key);
+        users.retain(|layer| {
             let own = layer.namespace().is_some_and(|ns| ns == key.0);
             let had_pool = layer.status.as_ref().is_some_and(|s| s.pool.is_some());
-            connector_of(layer) == *key && (own || had_pool || allowed.from != NamespacesFrom::Same)
-        };
-        self.layers.state().into_iter().filter(|layer| layer.0.as_ref().is_ok_and(&uses)).collect()
-    }
-
-    /// The Connector is gone.
-    fn forget(&self, key: &ConnectorKey, uid: &str) {
-        self.unlink(key);
-        lock(&self.written).remove(uid);
-        lock(&self.failures).remove(uid);
-        self.hooks.metrics.sr_free(&format!("{}/{}", key.0, key.1), &[]);
+            own || had_pool || allowed.from != NamespacesFrom::Same
+        });
+        users
     }
 
     fn link(&self, key: &ConnectorKey) -> Option<Arc<Link>> {
@@ -230,15 +139,22 @@ impl Connectors {
 
     /// The pool goes out of reach, and the session is given back.
     fn unlink(&self, key: &ConnectorKey) {
-        self.ctx.set_pool(key, None);
+        self.ctx.pools.set(key, None);
         if let Some(link) = lock(&self.links).remove(key) {
             let client = link.pool.client.clone();
             tokio::spawn(async move { client.logout().await });
         }
     }
 
-    /// The checks, in their order, up to the first that fails.
-    async fn check(self: &Arc<Self>, key: &ConnectorKey, connector: &Connector, known: &Circumstances<'_>) -> Outcome {
+    /// The checks, in their order, up to the first that fails. `expected`: the pool that layers rest on. `deleting`: layers are on their
+    /// way out.
+    async fn check(
+        &self,
+        key: &ConnectorKey,
+        connector: &Connector,
+        expected: Option<&str>,
+        deleting: bool,
+    ) -> Outcome {
         let (mut outcome, spec) = (Outcome::default(), &connector.spec);
         let secret = &spec.credentials_secret_ref.name;
         let reader = Reader { client: &self.ctx.client, namespace: &key.0, patience: self.ctx.pace.write };
@@ -249,33 +165,34 @@ impl Connectors {
                 return outcome;
             }
         };
-        let Some(link) = self.connect(key, connector, setup, &reader, known.deleting, &mut outcome).await else {
+        let origin = Origin { secret: secret.clone(), requested: connector.annotations().get(REQUESTED_AT).cloned() };
+        let Some(link) = self.connect(key, setup, origin, &reader, deleting, &mut outcome).await else {
             return outcome;
         };
         match link.health() {
             Health::Never => return outcome,
             Health::Lost(error) => {
-                link.account().rights = None;
+                link.forget_rights();
                 outcome.lost(&error, &link.setup.tls, secret);
                 return outcome;
             }
             Health::Synced => {}
         }
         let view = link.pool.mirror.view();
-        if !outcome.coordinator(&view, secret, known.pool) {
+        if !outcome.coordinator(&view, secret, expected) {
             if outcome.failure() == Some(Reason::PoolChanged) {
-                self.ctx.set_pool(key, None);
+                self.ctx.pools.set(key, None);
             }
             return outcome;
         }
-        if self.ctx.pool(key).is_none_or(|pool| !Arc::ptr_eq(&pool, &link.pool)) {
-            self.ctx.set_pool(key, Some(link.pool.clone()));
-            self.deliver(key, &Wakes::everybody());
+        if self.ctx.pools.get(key).is_none_or(|pool| !Arc::ptr_eq(&pool, &link.pool)) {
+            self.ctx.pools.set(key, Some(link.pool.clone()));
+            deliver(&self.ctx, key, &Wakes::everybody());
         }
         if outcome.parts(&view, spec) {
             match link.rights().await {
                 Ok(rights) => outcome.rights(&rights),
-                // The mirror will notice too, if it stays; until then the check is just not made.
+                // If it stays, the mirror notices too; until then this check is just not made.
                 Err(error) => {
                     tracing::info!(connector = key.1, error = error.kind(), "the account's rights could not be asked")
                 }
@@ -284,152 +201,78 @@ impl Connectors {
         outcome
     }
 
-    /// The link as spec wants it: the present one, where it is that, with the account as its Secret now has it while the pool refuses it.
+    /// The link as spec wants it: the present one where it is that, with the account as its Secret now has it if the pool refuses the old.
     async fn connect(
-        self: &Arc<Self>,
+        &self,
         key: &ConnectorKey,
-        connector: &Connector,
         setup: Setup,
+        origin: Origin,
         reader: &Reader<'_>,
         deleting: bool,
         outcome: &mut Outcome,
     ) -> Option<Arc<Link>> {
-        let secret = &connector.spec.credentials_secret_ref.name;
-        let requested = connector.annotations().get(REQUESTED_AT).cloned();
-        if let Some(link) = self.link(key).filter(|link| link.setup == setup) {
-            let refused = matches!(link.health(), Health::Lost(error) if error.is_refused());
-            let same = {
-                let account = link.account();
-                account.secret == *secret && account.requested == requested
-            };
-            if same && !refused {
-                return Some(link);
-            }
-            match reader.account(secret, deleting).await {
-                Ok(credentials) => {
-                    let changed = link.pool.client.set_credentials(credentials).await;
-                    *link.account() = AccountState { secret: secret.clone(), requested, rights: None };
-                    if changed || !same {
-                        link.pool.mirror.nudge();
-                    }
-                    return Some(link);
-                }
-                Err(trouble) => {
-                    if refused {
-                        outcome.pass(C::Reachable, "an endpoint answers, with a certificate that is trusted");
-                    }
-                    outcome.fail(C::Authenticated, trouble);
-                    return None;
-                }
-            }
+        let present = self.link(key).filter(|link| link.setup == setup);
+        let refused = present.as_ref().is_some_and(|link| matches!(link.health(), Health::Lost(e) if e.is_refused()));
+        if let Some(link) = present.as_ref().filter(|link| link.origin() == origin && !refused) {
+            return Some(link.clone());
         }
-        self.unlink(key);
-        let credentials = match reader.account(secret, deleting).await {
+        if present.is_none() {
+            self.unlink(key);
+        }
+        let credentials = match reader.account(&origin.secret, deleting).await {
             Ok(credentials) => credentials,
             Err(trouble) => {
+                if refused {
+                    outcome.pass(C::Reachable, ANSWERS);
+                }
                 outcome.fail(C::Authenticated, trouble);
                 return None;
             }
         };
-        let client = Client::new(Options {
-            endpoints: setup.endpoints.clone(),
-            credentials,
-            tls: setup.tls.clone(),
-            originator: format!("lamina/{}/{}", self.ctx.cluster, connector.uid().unwrap_or_default()),
-            // A pair that was refused is sent again when it changes; or much later, should it have been mended on the pool's side.
-            timeouts: Timeouts { refused: self.ctx.pace.rest, ..Timeouts::default() },
-            permit: self.hooks.permit.clone(),
-            observer: self.hooks.observer.clone(),
-        });
-        match client {
-            Ok(client) => {
-                let account = AccountState { secret: secret.clone(), requested, rights: None };
-                let link = Arc::new(self.linked(key, setup, client, account));
+        if let Some(link) = present {
+            link.renew(credentials, origin).await;
+            return Some(link);
+        }
+        let secret = origin.secret.clone();
+        match Link::open(&self.ctx, key, setup.clone(), credentials, origin) {
+            Ok(link) => {
+                let link = Arc::new(link);
                 lock(&self.links).insert(key.clone(), link.clone());
                 Some(link)
             }
             Err(error) => {
-                outcome.lost(&error, &setup.tls, secret);
+                outcome.lost(&error, &setup.tls, &secret);
                 None
             }
         }
     }
 
-    fn linked(self: &Arc<Self>, key: &ConnectorKey, setup: Setup, client: Client, account: AccountState) -> Link {
-        let (batches, changes) = mpsc::channel(BATCHES);
-        let pace = self.ctx.pace;
-        let options = MirrorOptions {
-            poll: pace.poll,
-            resync: Arc::new(move || pace.jittered(pace.resync)),
-            retry: Arc::new(move |failures| pace.backoff(failures.saturating_sub(1))),
-            indexed: INDEXED,
-        };
-        let mirror = Mirror::start(client.clone(), options, batches);
-        let pool = Arc::new(Pool::new(client, mirror));
-        let courier = tokio::spawn(self.clone().carry(key.clone(), pool.clone(), changes)).abort_handle();
-        Link { setup, pool, account: Mutex::new(account), courier }
-    }
-
-    /// Carries what the mirror sees to those concerned.
-    async fn carry(self: Arc<Self>, key: ConnectorKey, pool: Arc<Pool>, mut batches: mpsc::Receiver<Batch>) {
-        let mut health = pool.mirror.health();
-        loop {
-            tokio::select! {
-                batch = batches.recv() => {
-                    let Some(Batch { received, changes }) = batch else { return };
-                    if changes.iter().any(|change| matches!(change, Change::Relisted)) {
-                        self.doubt_rights(&key);
-                    }
-                    self.deliver(&key, &Wakes::of(&changes, &pool.mirror.view()));
-                    self.hooks.metrics.event_lag(received.elapsed());
-                }
-                changed = health.changed() => match changed {
-                    Ok(()) => self.deliver(&key, &Wakes::everybody()),
-                    Err(_) => return,
-                },
-            }
-        }
-    }
-
-    /// Roles may be changed while a session lasts; root has none.
-    fn doubt_rights(&self, key: &ConnectorKey) {
-        if let Some(link) = self.link(key) {
-            let mut account = link.account();
-            account.rights = account.rights.take().filter(|rights| *rights == Rights::All);
-        }
-    }
-
-    fn deliver(&self, key: &ConnectorKey, wakes: &Wakes) {
-        for layer in self.layers.state() {
-            if let Ok(layer) = &layer.0
-                && connector_of(layer) == *key
-                && wakes.concern(layer)
-            {
-                // Nobody listens any more: the process ends.
-                let _ = self.ctx.wake_layer.send(ObjectRef::from_obj(layer));
-            }
-        }
-        if wakes.connector {
-            self.wake(key);
-        }
-    }
-
     /// Writes the status if it differs, and remembers it.
-    async fn publish(&self, guard: &Guarded, status: ConnectorStatus) -> Result<(), Error> {
-        let uid = guard.meta().uid.clone().unwrap_or_default();
+    async fn publish(&self, guard: &Guarded<Connector>, status: ConnectorStatus) -> Result<(), Error> {
         let stands = guard.0.as_ref().is_ok_and(|connector| connector.status.as_ref() == Some(&status));
         if !stands {
-            self.apply(guard, Some("status"), json!({ "status": status })).await?;
-            self.hooks.metrics.status_write("Connector");
+            self.apply(guard, Some("status"), json!({ "metadata": { "uid": guard.meta().uid }, "status": status }))
+                .await?;
+            self.ctx.metrics.status_write("connector");
         }
-        lock(&self.written).insert(uid, status);
+        lock(&self.written).insert(guard.uid().unwrap_or_default(), status);
         Ok(())
     }
 
-    /// One server-side apply. `part`: what is written; with the uid, so that nothing is made anew.
-    async fn apply(&self, guard: &Guarded, subresource: Option<&str>, part: Value) -> Result<(), Error> {
-        let (name, namespace) = (guard.name_any(), guard.namespace().unwrap_or_default());
-        let api: Api<Guarded> = Api::namespaced(self.ctx.client.clone(), &namespace);
+    /// Holds the Connector, or lets it go.
+    async fn set_finalizer(&self, guard: &Guarded<Connector>, held: bool) -> Result<(), Error> {
+        if guard.finalizers().iter().any(|f| f == FINALIZER) == held {
+            return Ok(());
+        }
+        let finalizers: &[&str] = if held { &[FINALIZER] } else { &[] };
+        self.apply(guard, None, json!({ "metadata": { "uid": guard.meta().uid, "finalizers": finalizers } })).await
+    }
+
+    /// One server-side apply. `part` names the uid, so that this object is changed and never another one made of its name.
+    async fn apply(&self, guard: &Guarded<Connector>, subresource: Option<&str>, part: Value) -> Result<(), Error> {
+        let name = guard.name_any();
+        let api: Api<Guarded<Connector>> =
+            Api::namespaced(self.ctx.client.clone(), &guard.namespace().unwrap_or_default());
         let mut body = json!({ "apiVersion": Connector::api_version(&()), "kind": Connector::kind(&()) });
         if let (Some(body), Value::Object(part)) = (body.as_object_mut(), part) {
             body.extend(part);
@@ -450,14 +293,27 @@ impl Connectors {
         }
     }
 
-    /// Holds the Connector, or lets it go.
-    async fn set_finalizer(&self, guard: &Guarded, held: bool) -> Result<(), Error> {
-        let has = guard.finalizers().iter().any(|f| f == FINALIZER);
-        if has == held {
-            return Ok(());
+    /// What lies about in the pool; none where it cannot be seen now.
+    fn sweep(&self, key: &ConnectorKey, connector: &Connector) -> Option<Swept> {
+        let view = self.ctx.pools.get(key)?.mirror.view();
+        if !view.synced {
+            return None;
         }
-        let finalizers: &[&str] = if held { &[FINALIZER] } else { &[] };
-        self.apply(guard, None, json!({ "metadata": { "uid": guard.meta().uid, "finalizers": finalizers } })).await
+        if let Ok((sr, record)) = inspect::storage(&view, &connector.spec.storage_repository)
+            && let Some(facts) = inspect::facts(&view, &sr)
+        {
+            self.ctx.metrics.sr_free(&label(key), &[(record.name_label.clone(), facts.free)]);
+        }
+        let layers = self.ctx.layers.state();
+        Some(sweep(&view, &self.ctx.cluster, &Known::of(layers.iter().map(AsRef::as_ref))))
+    }
+
+    /// The Connector is gone.
+    fn forget(&self, key: &ConnectorKey, uid: &str) {
+        self.unlink(key);
+        lock(&self.written).remove(uid);
+        lock(&self.ctx.backoff).succeeded(uid);
+        self.ctx.metrics.sr_free(&label(key), &[]);
     }
 
     /// How long until the next look, if nothing wakes us.
@@ -471,39 +327,29 @@ impl Connectors {
             }
             Some(R::CABundleNotFound | R::CABundleInvalid) => pace.credentials,
             Some(R::APIServerError) => self.back_off(uid),
-            // The mirror wakes us when it knows; what else is missing could not be asked.
+            // Not all could be asked, and not because something is wrong.
             None if !outcome.is_ready() => self.back_off(uid),
+            // The mirror wakes us.
             Some(_) | None => {
-                lock(&self.failures).remove(uid);
+                lock(&self.ctx.backoff).succeeded(uid);
                 pace.jittered(pace.rest)
             }
         }
     }
 
     fn back_off(&self, uid: &str) -> Duration {
-        let mut failures = lock(&self.failures);
-        let count = failures.entry(uid.to_owned()).or_default();
-        let pause = self.ctx.pace.backoff(*count);
-        *count = count.saturating_add(1);
-        pause
+        let failures = lock(&self.ctx.backoff).failed(uid);
+        self.ctx.pace.backoff(failures)
     }
 }
 
-/// What a check needs to know besides the Connector.
-struct Circumstances<'a> {
-    /// The pool that layers rest on.
-    pool: Option<&'a str>,
-    /// Layers are being deleted.
-    deleting: bool,
-}
-
-async fn reconcile(guard: Arc<Guarded>, hub: Arc<Connectors>) -> Result<Action, Error> {
-    hub.hooks.metrics.reconcile("Connector");
+async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> Result<Action, Error> {
+    hub.ctx.metrics.reconcile("connector");
     let key: ConnectorKey = (guard.namespace().unwrap_or_default(), guard.name_any());
-    let uid = guard.meta().uid.clone().unwrap_or_default();
-    let deleting = guard.meta().deletion_timestamp.is_some();
-    let connector = guard.0.as_ref();
-    let layers = connector.map(|c| hub.users(&key, &c.spec.allowed_namespaces)).unwrap_or_default();
+    let (uid, deleting) = (guard.uid().unwrap_or_default(), guard.meta().deletion_timestamp.is_some());
+    let connector = guard.0.as_ref().ok();
+    let everybody = AllowedNamespaces { from: NamespacesFrom::All, selector: None };
+    let layers = hub.users(&key, connector.map_or(&everybody, |c| &c.spec.allowed_namespaces));
     if deleting && layers.is_empty() {
         hub.forget(&key, &uid);
         hub.set_finalizer(&guard, false).await?;
@@ -512,38 +358,25 @@ async fn reconcile(guard: Arc<Guarded>, hub: Arc<Connectors>) -> Result<Action, 
     if !deleting {
         hub.set_finalizer(&guard, true).await?;
     }
-    let mut users: Vec<String> =
-        layers.iter().map(|l| format!("{}/{}", l.namespace().unwrap_or_default(), l.name_any())).collect();
-    users.sort();
     let written = lock(&hub.written).get(&uid).cloned();
-    let old = written.or_else(|| connector.ok().and_then(|c| c.status.clone())).unwrap_or_default();
-
-    let outcome = match connector {
+    let old = written.or_else(|| connector.and_then(|c| c.status.clone())).unwrap_or_default();
+    let outcome = match &guard.0 {
         Ok(connector) => {
-            let known = Circumstances {
-                pool: old.pool_uuid.as_deref().filter(|_| !layers.is_empty()),
-                deleting: layers.iter().any(|l| l.meta().deletion_timestamp.is_some()),
-            };
-            hub.check(&key, connector, &known).await
+            let expected = old.pool_uuid.as_deref().filter(|_| !layers.is_empty());
+            let removals = layers.iter().any(|l| l.metadata.deletion_timestamp.is_some());
+            hub.check(&key, connector, expected, removals).await
         }
         Err(invalid) => Outcome::invalid(&invalid.error),
     };
     if let Some(fault) = outcome.failure().and_then(Reason::fault) {
-        hub.hooks.metrics.fault(label(fault));
+        hub.ctx.metrics.fault(kind(fault));
     }
-    let pool = hub.ctx.pool(&key).map(|pool| pool.mirror.view()).filter(|view| view.synced);
-    let swept = pool.as_ref().map(|view| {
-        let layers = hub.layers.state();
-        sweep(view, &hub.ctx.cluster, &Known::of(layers.iter().map(AsRef::as_ref)))
-    });
-    if let (Some(view), Ok(connector)) = (&pool, connector)
-        && let Ok((sr, record)) = inspect::storage(view, &connector.spec.storage_repository)
-        && let Some(facts) = inspect::facts(view, &sr)
-    {
-        hub.hooks.metrics.sr_free(&format!("{}/{}", key.0, key.1), &[(record.name_label.clone(), facts.free)]);
-    }
-    let insecure =
-        connector.is_ok_and(|c| c.spec.tls.as_ref().is_some_and(|tls| tls.insecure_skip_verify == Some(true)));
+    let swept = connector.and_then(|connector| hub.sweep(&key, connector));
+    let mut users: Vec<_> =
+        layers.iter().map(|l| format!("{}/{}", l.namespace().unwrap_or_default(), l.name_any())).collect();
+    users.sort();
+    let tls = connector.and_then(|c| c.spec.tls.as_ref());
+    let insecure = tls.is_some_and(|tls| tls.insecure_skip_verify == Some(true));
     let subject = Subject { generation: guard.meta().generation, deleting, insecure, users: &users };
     let pause = hub.pause(&uid, &outcome);
     let status = compose(&subject, &old, outcome, swept.as_ref(), &Time(jiff::Timestamp::now()));
@@ -551,17 +384,13 @@ async fn reconcile(guard: Arc<Guarded>, hub: Arc<Connectors>) -> Result<Action, 
     Ok(Action::requeue(pause))
 }
 
-fn retry(guard: Arc<Guarded>, error: &Error, hub: Arc<Connectors>) -> Action {
-    hub.hooks.metrics.fault(label(Fault::Retry));
-    tracing::warn!(
-        connector = guard.name_any(),
-        error = crate::telemetry::chain(error),
-        "a Connector's status could not be written"
-    );
-    Action::requeue(hub.back_off(guard.meta().uid.as_deref().unwrap_or_default()))
+fn retry(guard: Arc<Guarded<Connector>>, error: &Error, hub: Arc<Connectors>) -> Action {
+    hub.ctx.metrics.fault(kind(Fault::Retry));
+    tracing::warn!(connector = %guard.name_any(), error = %crate::telemetry::chain(error), "a Connector could not be written");
+    Action::requeue(hub.back_off(&guard.uid().unwrap_or_default()))
 }
 
-fn label(fault: Fault) -> &'static str {
+fn kind(fault: Fault) -> &'static str {
     match fault {
         Fault::Retry => "retry",
         Fault::Wait => "wait",
@@ -569,33 +398,11 @@ fn label(fault: Fault) -> &'static str {
     }
 }
 
+fn label((namespace, name): &ConnectorKey) -> String {
+    format!("{namespace}/{name}")
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is kept here is written in one go each: a panic elsewhere does not make it wrong.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The Connector that a layer names.
-pub fn connector_of(layer: &PlatformLayer) -> ConnectorKey {
-    let reference = &layer.spec.connector_ref;
-    let namespace = reference.namespace.clone().or_else(|| layer.namespace());
-    (namespace.unwrap_or_default(), reference.name.clone())
-}
-
-/// Does the Connector let in layers of this namespace, with these labels on it?
-pub fn admits(
-    connector: &Connector,
-    layer_namespace: &str,
-    labels: &std::collections::BTreeMap<String, String>,
-) -> bool {
-    let allowed = &connector.spec.allowed_namespaces;
-    match allowed.from {
-        _ if connector.namespace().as_deref() == Some(layer_namespace) => true,
-        NamespacesFrom::Same => false,
-        NamespacesFrom::All => true,
-        // A selector that cannot be read selects nothing.
-        NamespacesFrom::Selector => {
-            let selector = allowed.selector.clone().map(Selector::try_from);
-            selector.is_some_and(|selector| selector.is_ok_and(|selector| selector.matches(labels)))
-        }
-    }
 }

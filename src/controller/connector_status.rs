@@ -11,7 +11,7 @@ use super::inspect;
 use super::sweep::Swept;
 use crate::api::ConditionType as C;
 use crate::api::condition::{Draft, Truth, find, merge};
-use crate::api::connector::{Connector, ConnectorSpec, ConnectorStatus, Inventory, MAX_INVENTORY, Named};
+use crate::api::connector::{ConnectorSpec, ConnectorStatus, Inventory, MAX_INVENTORY, Named};
 use crate::api::reason::{Fault, Reason};
 use crate::domain::gate::room;
 use crate::domain::identity::PREFIX;
@@ -65,6 +65,9 @@ const NEEDED: [&str; 40] = [
 ];
 /// Without these we go on, and say so: they are for pool-operators.
 const WISHED: [&str; 2] = ["pool.sync_database", "vm.set_ha_restart_priority"];
+
+/// Of `Reachable`.
+pub const ANSWERS: &str = "an endpoint answers, with a certificate that is trusted";
 
 /// What the account may do.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,7 +123,6 @@ impl Outcome {
 
     /// The pool cannot be seen.
     pub fn lost(&mut self, error: &Error, tls: &Tls, secret: &str) {
-        const ANSWERS: &str = "an endpoint answers, with a certificate that is trusted";
         let (check, reason, text) = match error {
             Error::NotConnected { endpoint, source } | Error::ConnectionLost { endpoint, source } => {
                 let why = why(source.as_ref());
@@ -193,7 +195,7 @@ impl Outcome {
 
     /// Somebody let us in: is it the pool that the layers are in? `expected`: its uuid, where layers rest on it.
     pub fn coordinator(&mut self, view: &View, secret: &str, expected: Option<&str>) -> bool {
-        self.pass(C::Reachable, "an endpoint answers, with a certificate that is trusted");
+        self.pass(C::Reachable, ANSWERS);
         self.pass(C::Authenticated, format!("the account in Secret '{secret}' is let in"));
         let (Some((_, pool)), Some((_, host))) = (view.pool(), view.coordinator()) else {
             let text = "the pool does not say who its coordinator is; it is looked at again";
@@ -425,21 +427,6 @@ fn draft(check: C, outcome: &Outcome) -> Draft {
         Some((_, words)) => Draft::new(check, Truth::True, Reason::Passed, words),
         None => Draft::new(check, Truth::Unknown, Reason::NotChecked, "not checked yet, or an earlier check failed"),
     }
-}
-
-/// May a layer act by this Connector? One that is being deleted still serves the layers that hold it.
-pub fn usable(connector: &Connector) -> Result<(), Trouble> {
-    let name = connector.metadata.name.as_deref().unwrap_or_default();
-    let conditions = connector.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
-    let doubtful = |check: &&C| {
-        find(conditions, **check).is_none_or(|c| c.status != "True" && c.reason != Reason::PoolOperatorMissing.as_str())
-    };
-    if !C::CHECKS.iter().any(|check| doubtful(&check)) {
-        return Ok(());
-    }
-    let told = C::CHECKS.iter().filter_map(|check| find(conditions, *check)).find(|c| c.status == "False");
-    let why = told.map_or_else(|| "its checks are being made".to_owned(), |c| format!("{}: {}", c.reason, c.message));
-    Err(Trouble::new(Reason::ConnectorNotReady, format!("Connector '{name}' is not ready, {why}")))
 }
 
 #[cfg(test)]

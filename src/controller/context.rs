@@ -3,17 +3,26 @@
 //! Built once by `controller::run`. Nothing in it decides; it is handed down.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kube::runtime::reflector::ObjectRef;
+use kube::ResourceExt;
+use kube::core::DeserializeGuard;
+use kube::runtime::events::Recorder;
+use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::sync::mpsc;
 
+use super::backoff::Backoff;
+use super::lease::Deadline;
+use super::metrics::Metrics;
 use super::pace::Pace;
 use super::pool::Pool;
-use crate::api::PlatformLayer;
+use super::slots::Slots;
+use crate::api::{Connector, PlatformLayer};
 
 /// Where a Connector is: namespace and name.
 pub type ConnectorKey = (String, String);
+/// An object as it is stored: one that does not parse must not blind the watch for all others.
+pub type Guarded<K> = DeserializeGuard<K>;
 
 /// Shared by all reconciles of this process.
 pub struct Context {
@@ -21,32 +30,72 @@ pub struct Context {
     pub pace: Pace,
     /// uid of namespace `kube-system`: the cluster, in every key on the pool.
     pub cluster: String,
-    pools: Mutex<HashMap<ConnectorKey, Arc<Pool>>>,
+    /// Of this process; sessions on the pool bear it.
+    pub originator: String,
+    /// Asked right before each changing call to a pool.
+    pub deadline: Deadline,
+    pub metrics: Metrics,
+    pub recorder: Recorder,
+    pub layers: Store<Guarded<PlatformLayer>>,
+    pub connectors: Store<Guarded<Connector>>,
     /// Layers to be looked at now.
-    pub wake_layer: mpsc::UnboundedSender<ObjectRef<PlatformLayer>>,
+    pub wake_layer: mpsc::UnboundedSender<ObjectRef<Guarded<PlatformLayer>>>,
+    /// Connectors to be looked at now.
+    pub wake_connector: mpsc::UnboundedSender<ObjectRef<Guarded<Connector>>>,
+    pub pools: Pools,
+    pub slots: Mutex<Slots>,
+    pub backoff: Mutex<Backoff>,
 }
 
-impl Context {
-    pub fn new(
-        client: kube::Client,
-        pace: Pace,
-        cluster: String,
-        wake_layer: mpsc::UnboundedSender<ObjectRef<PlatformLayer>>,
-    ) -> Self {
-        Self { client, pace, cluster, pools: Mutex::default(), wake_layer }
+/// The pools that Connectors lead to.
+#[derive(Default)]
+pub struct Pools(Mutex<HashMap<ConnectorKey, Arc<Pool>>>);
+
+impl Pools {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ConnectorKey, Arc<Pool>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The pool of a Connector, where its Connector has one.
-    pub fn pool(&self, connector: &ConnectorKey) -> Option<Arc<Pool>> {
-        self.pools.lock().unwrap_or_else(PoisonError::into_inner).get(connector).cloned()
+    /// The pool of a Connector, where it has one.
+    pub fn get(&self, connector: &ConnectorKey) -> Option<Arc<Pool>> {
+        self.lock().get(connector).cloned()
     }
 
     /// Puts a pool in a Connector's place, or takes it away.
-    pub fn set_pool(&self, connector: &ConnectorKey, pool: Option<Arc<Pool>>) {
-        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn set(&self, connector: &ConnectorKey, pool: Option<Arc<Pool>>) {
         match pool {
-            Some(pool) => drop(pools.insert(connector.clone(), pool)),
-            None => drop(pools.remove(connector)),
+            Some(pool) => drop(self.lock().insert(connector.clone(), pool)),
+            None => drop(self.lock().remove(connector)),
         }
     }
+}
+
+impl Context {
+    /// All layers that can be read.
+    pub fn all_layers(&self) -> impl Iterator<Item = PlatformLayer> {
+        self.layers.state().into_iter().filter_map(|guard| guard.0.as_ref().ok().cloned())
+    }
+
+    /// The layers of a Connector.
+    pub fn layers_of(&self, connector: &ConnectorKey) -> Vec<PlatformLayer> {
+        self.all_layers().filter(|l| connector_of(l) == *connector).collect()
+    }
+
+    pub fn connector(&self, key: &ConnectorKey) -> Option<Connector> {
+        let found = self.connectors.get(&ObjectRef::new_with(&key.1, Default::default()).within(&key.0))?;
+        found.0.as_ref().ok().cloned()
+    }
+
+    /// Has a layer looked at now.
+    pub fn wake(&self, layer: &PlatformLayer) {
+        let target = ObjectRef::new(&layer.name_any()).within(&layer.namespace().unwrap_or_default());
+        // Nobody listens any more: the process is ending.
+        let _closed = self.wake_layer.send(target);
+    }
+}
+
+/// The Connector that a layer names.
+pub fn connector_of(layer: &PlatformLayer) -> ConnectorKey {
+    let here = || layer.namespace().unwrap_or_default();
+    (layer.spec.connector_ref.namespace.clone().unwrap_or_else(here), layer.spec.connector_ref.name.clone())
 }

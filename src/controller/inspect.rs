@@ -225,7 +225,10 @@ pub fn os_disk(view: &View, sr: &Ref, wanted: &DiskRef) -> Result<(Ref, Arc<Vdi>
     let managed: Vec<_> = view.vdis.iter().filter(|(_, vdi)| vdi.managed).collect();
     let here: Vec<_> = managed.iter().copied().filter(|(_, vdi)| vdi.sr == *sr).collect();
     // A snapshot bears its source's name: it is meant only where there is no such disk, to be told that it is one.
-    let disks: Vec<_> = here.iter().copied().filter(|(_, vdi)| !vdi.missing && !vdi.is_a_snapshot).collect();
+    // A clone of ours bears it too until it is named.
+    let ours = |vdi: &Vdi| vdi.other_config.contains_key(crate::domain::identity::ROLE);
+    let disks: Vec<_> =
+        here.iter().copied().filter(|(_, vdi)| !vdi.missing && !vdi.is_a_snapshot && !ours(vdi)).collect();
     let picked = match pick_named(&disks, name, |vdi| &vdi.name_label) {
         Pick::None { like } => match pick_named(&here, name, |vdi| &vdi.name_label) {
             Pick::None { .. } => Pick::None { like },

@@ -1,15 +1,24 @@
 //! Where Kubernetes and XenServer meet.
+pub mod act;
+pub mod audit;
+pub mod backoff;
 pub mod connector;
 pub mod connector_status;
 pub mod context;
 pub mod credentials;
 pub mod inspect;
+pub mod layer;
 pub mod lease;
+pub mod link;
+pub mod live;
 pub mod metrics;
-pub mod observe {
-    pub mod objects;
-}
+pub mod observe;
 pub mod pace;
 pub mod pool;
+pub mod report;
+pub mod site;
+pub mod slots;
+pub mod status;
 pub mod sweep;
+pub mod trouble;
 pub mod wakes;

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::domain::identity::Opid;
 use crate::domain::observed::{Quiet, Sent};
+use crate::domain::plan::Step;
 use crate::xapi::client::Client;
 use crate::xapi::mirror::Mirror;
 use crate::xapi::wire::Ref;
@@ -70,6 +71,7 @@ pub struct Memory {
     sources: HashMap<String, Source>,
     scans: HashMap<String, Scans>,
     since: HashMap<String, Instant>,
+    last: HashMap<String, (Step, Instant)>,
 }
 
 impl Memory {
@@ -90,14 +92,7 @@ impl Memory {
 
     /// One live look of an in-flight test. `own`: something of this operation is seen at work. `storage`: the operations on the storage
     /// repository that bear no other tag of ours.
-    pub fn look_in_flight(
-        &mut self,
-        opid: &str,
-        own: bool,
-        storage: HashSet<String>,
-        now: Instant,
-        apart: Duration,
-    ) -> Quiet {
+    pub fn look_in_flight(&mut self, opid: &str, own: bool, storage: HashSet<String>, now: Instant, apart: Duration) -> Quiet {
         let first = !self.flights.contains_key(opid);
         let flight = self.flights.entry(opid.to_owned()).or_default();
         if first {
@@ -188,6 +183,16 @@ impl Memory {
             (Some(_), _) => (1, due),
             (None, _) => (0, due),
         }
+    }
+
+    /// Remembers a step that was carried out.
+    pub fn did(&mut self, layer: &str, step: &Step, now: Instant) {
+        self.last.insert(layer.to_owned(), (step.clone(), now));
+    }
+
+    /// Was this very step the last one, less than `within` ago?
+    pub fn just_done(&self, layer: &str, step: &Step, now: Instant, within: Duration) -> bool {
+        self.last.get(layer).is_some_and(|(last, at)| last == step && now.duration_since(*at) < within)
     }
 
     /// Since when this process has seen a fact without a break: call it with `holds` at every look.

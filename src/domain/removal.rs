@@ -59,7 +59,7 @@ fn removal(want: &Want, seen: &Observed, estate: &Estate) -> Verdict {
             return verdict;
         }
     }
-    for w in &estate.works {
+    if let Some(w) = estate.works.first() {
         return destroy_disk(w, Step::DestroyWork { disk: w.uuid.clone(), after_freeze: false });
     }
     for f in &estate.frozen {
@@ -71,7 +71,7 @@ fn removal(want: &Want, seen: &Observed, estate: &Estate) -> Verdict {
             DeletionPolicy::Retain | DeletionPolicy::Orphan => {}
         }
     }
-    for base in &estate.idle_bases {
+    if let Some(base) = estate.idle_bases.first() {
         return destroy_disk(base, Step::DestroyBase { disk: base.uuid.clone() });
     }
     if let Some(verdict) = drop_operation(seen) {

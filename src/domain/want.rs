@@ -2,6 +2,8 @@
 //!
 //! Built by `controller::layer` from the stored object; nothing below it looks at the raw spec again.
 
+use crate::api::layer::{DiskFormat, PlatformLayer};
+use crate::api::quantity;
 pub use crate::api::layer::{BaseFrom, DeletionPolicy, FinalizePolicy, IntegrityPolicy};
 
 /// A layer as wanted.
@@ -33,6 +35,40 @@ pub struct Want {
 }
 
 impl Want {
+    /// Parses a stored layer.
+    pub fn of(layer: &PlatformLayer) -> Self {
+        let (spec, meta) = (&layer.spec, &layer.metadata);
+        let layer_name = layer.layer_name().to_owned();
+        let format = |f: &DiskFormat| match f {
+            DiskFormat::VHD => "vhd",
+            DiskFormat::QCOW2 => "qcow2",
+            DiskFormat::Raw => "raw",
+        };
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            version: spec.version.clone(),
+            discard: spec.discard.clone(),
+            base_from: spec.base.from.clone(),
+            base_version: spec.base.version.clone(),
+            os_name: spec.os_layer.name.clone(),
+            os_version: spec.os_layer.version.clone(),
+            file_name: spec.packaging_disk.file_name.clone().unwrap_or_else(|| legal_file_name(&layer_name)),
+            size: spec.packaging_disk.size.as_ref().and_then(quantity::bytes),
+            format: spec.packaging_disk.format.as_ref().map(|f| format(f).to_owned()),
+            power_on: spec.machine.power_on,
+            restart_token: spec.machine.restart_token.clone(),
+            finalize: spec.finalize.policy.clone(),
+            approved: spec.finalize.approved.clone(),
+            integrity: spec.integrity.clone(),
+            kms_rearm: spec.kms.as_ref().is_some_and(|k| k.rearm),
+            deletion: spec.deletion_policy.clone(),
+            suspend: spec.suspend,
+            layer_name,
+        }
+    }
+
     /// The command that approves a version, as a person would type it.
     pub fn approve_command(&self, version: &str) -> String {
         format!(
@@ -47,5 +83,31 @@ impl Want {
             "kubectl patch platformlayer {} -n {} --type merge -p '{{\"spec\":{{\"machine\":{{\"restartToken\":\"<a new value>\"}}}}}}'",
             self.name, self.namespace
         )
+    }
+}
+
+/// A file name that is legal on Windows and Linux, made of a layer's name.
+fn legal_file_name(name: &str) -> String {
+    let replaced: String = name.chars().map(|c| if c.is_control() || "<>:\"/\\|?*".contains(c) { '-' } else { c }).collect();
+    let trimmed = replaced.trim_end_matches([' ', '.']);
+    let stem = trimmed.split('.').next().unwrap_or_default().to_ascii_lowercase();
+    let device = matches!(stem.as_str(), "con" | "prn" | "aux" | "nul")
+        || (stem.len() == 4 && (stem.starts_with("com") || stem.starts_with("lpt")) && stem.ends_with(|c: char| c.is_ascii_digit()));
+    match trimmed {
+        "" => "layer".to_owned(),
+        taken if device => format!("{taken}-layer"),
+        fine => fine.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::legal_file_name;
+
+    #[test]
+    fn layer_names_become_legal_file_names() {
+        for (name, file) in [("a/b:c", "a-b-c"), ("end. ", "end"), ("NUL", "NUL-layer"), ("com1.x", "com1.x-layer"), ("...", "layer"), ("Citrix PVS", "Citrix PVS")] {
+            assert_eq!(legal_file_name(name), file);
+        }
     }
 }

@@ -47,7 +47,8 @@ pub struct Node {
     pub inflated: bool,
     /// The system on this disk has its guest tools.
     pub tools: bool,
-    blocks: BTreeSet<u64>,
+    /// Blocks of its own.
+    pub blocks: BTreeSet<u64>,
 }
 
 /// What a clone or snapshot made.
@@ -138,17 +139,15 @@ impl Disks {
         Ok(Branch { child, base })
     }
 
-    /// A full copy on a repository, sharing nothing with its source.
-    pub fn copy(&mut self, uuid: &str, sr: &str, inflated: bool) -> Result<String, DiskError> {
-        let source = self.get(uuid)?.clone();
-        let blocks: BTreeSet<u64> = self.chain(uuid).flat_map(|(_, n)| n.blocks.iter().copied()).collect();
-        let bare = Node { sr: sr.to_owned(), parent: None, hidden: false, inflated, blocks: BTreeSet::new(), ..source };
-        let copy = self.create(bare);
-        for block in blocks {
-            let bytes = self.read(uuid, block)?;
-            self.write(&copy, block, &bytes)?;
+    /// Writes the content of one disk over another of at least its size.
+    pub fn overwrite(&mut self, from: &str, to: &str) -> Result<(), DiskError> {
+        let tools = self.get(from)?.tools;
+        for block in self.blocks(from).union(&self.blocks(to)) {
+            let bytes = self.read(from, *block)?;
+            self.write(to, *block, &bytes)?;
         }
-        Ok(copy)
+        self.get_mut(to)?.tools = tools;
+        Ok(())
     }
 
     /// Removes a leaf; a node that others read through is hidden instead.
@@ -226,7 +225,7 @@ impl Disks {
     /// SHA-256 over every block that is not all zeros, with its number: equal for equal content, however the tree lies.
     pub fn digest(&self, uuid: &str) -> Result<String, DiskError> {
         self.get(uuid)?;
-        let blocks: BTreeSet<u64> = self.chain(uuid).flat_map(|(_, n)| n.blocks.iter().copied()).collect();
+        let blocks = self.blocks(uuid);
         let mut all = Sha256::new();
         for block in blocks {
             let bytes = self.read(uuid, block)?;
@@ -236,6 +235,11 @@ impl Disks {
             }
         }
         Ok(format!("{:x}", all.finalize()))
+    }
+
+    /// Every block that a disk or its ancestors have written.
+    fn blocks(&self, uuid: &str) -> BTreeSet<u64> {
+        self.chain(uuid).flat_map(|(_, n)| n.blocks.iter().copied()).collect()
     }
 
     fn children<'a>(&'a self, uuid: &'a str) -> impl Iterator<Item = &'a String> {

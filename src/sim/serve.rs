@@ -22,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use super::clock::Clock;
 use super::session::{Account, Accounts};
 use super::{Pool, faults, http, task, world};
+use crate::xapi::wire::Ref;
 
 /// A port that is free on the first address may be taken on another: so many are tried.
 const TRIES: usize = 20;
@@ -43,19 +44,30 @@ pub enum Error {
 }
 
 pub struct Options {
-    /// Port of every host; 0: any that is free on all.
-    pub port: u16,
+    /// The coordinator's address. The other hosts take the next addresses, and the same port; where this is no loopback address of version 4,
+    /// there are no such addresses and the coordinator alone listens. Port 0: any that is free on all.
+    pub listen: SocketAddr,
     pub clock: Clock,
     pub user: String,
     pub password: String,
     /// How long a wrong password waits for its refusal; about 5 s on a real host (xapi.md 2.1).
     pub refusal: Duration,
+    /// What the world has beside the default.
+    pub world: world::WorldFile,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let (user, password) = ("root".to_owned(), "secret".to_owned());
-        Self { port: 0, clock: Clock::new(1.0), user, password, refusal: Duration::from_millis(100) }
+        let listen = (Ipv4Addr::LOCALHOST, 0).into();
+        Self {
+            listen,
+            clock: Clock::new(1.0),
+            user,
+            password,
+            refusal: Duration::from_millis(100),
+            world: world::WorldFile::default(),
+        }
     }
 }
 
@@ -82,9 +94,9 @@ impl Sim {
     /// Where a listener, a certificate or TLS cannot be had.
     pub async fn start(options: Options) -> Result<Self, Error> {
         let mut db = super::db::Db::default();
-        world::populate(&mut db);
-        let addresses = addresses(&db);
-        let sockets = bind(&addresses, options.port).await?;
+        let world = world::World::populate(&mut db, &options.world);
+        let addresses = place(&mut db, options.listen.ip());
+        let sockets = bind(&addresses, options.listen.port()).await?;
         let mut hosts = Vec::new();
         let mut acceptors = Vec::new();
         for (address, _) in &sockets {
@@ -98,7 +110,7 @@ impl Sim {
         let pool = Arc::new(Pool {
             db: db.into(),
             clock: options.clock,
-            world: world::World::default(),
+            world,
             faults: faults::Faults::default(),
             log: faults::Log::default(),
             accounts: Accounts::new(vec![root], options.refusal),
@@ -106,7 +118,10 @@ impl Sim {
             process: super::process::Process::default(),
             certificates: hosts.iter().map(|h| (h.address.ip().to_string(), h.certificate_pem.clone())).collect(),
         });
+        super::restart::stamp_hosts(&pool);
+        pool.db().flush();
         pool.resume();
+        pool.spawn(super::restart::keep_written(Arc::clone(&pool)));
         let mut listeners = JoinSet::new();
         for ((address, socket), acceptor) in sockets.into_iter().zip(acceptors) {
             listeners.spawn(listen(Arc::clone(&pool), address.ip().to_string(), socket, acceptor));
@@ -128,18 +143,33 @@ impl Sim {
 impl Drop for Sim {
     fn drop(&mut self) {
         self.pool.end();
+        self.pool.world.stop();
     }
 }
 
-/// The hosts' addresses, the coordinator's first.
-fn addresses(db: &super::db::Db) -> Vec<IpAddr> {
-    let master = db.all("pool").next().and_then(|(_, row)| row.get("master"));
-    let mut hosts: Vec<(bool, IpAddr)> = db
+/// Gives the hosts their addresses, the coordinator first; returns those to listen on.
+fn place(db: &mut super::db::Db, first: IpAddr) -> Vec<IpAddr> {
+    let master = db.all("pool").next().and_then(|(_, row)| row.get("master")).cloned();
+    let mut hosts: Vec<(bool, String, Ref)> = db
         .all("host")
-        .filter_map(|(r, row)| Some((Some(&json!(r)) != master, row.get("address")?.as_str()?.parse().ok()?)))
+        .map(|(r, row)| {
+            (Some(json!(r)) != master, row.get("name_label").map(ToString::to_string).unwrap_or_default(), r.clone())
+        })
         .collect();
     hosts.sort();
-    hosts.into_iter().map(|(_, address)| address).collect()
+    let mut next = Some(first);
+    let mut addresses = Vec::new();
+    for (_, _, host) in hosts {
+        let Some(address) = next else { break };
+        // The row is there: it was just read.
+        db.set("host", &host, "address", json!(address.to_string())).unwrap_or_default();
+        addresses.push(address);
+        next = match address {
+            IpAddr::V4(ip) if ip.is_loopback() => Some(IpAddr::V4(Ipv4Addr::from(u32::from(ip).wrapping_add(1)))),
+            IpAddr::V4(_) | IpAddr::V6(_) => None,
+        };
+    }
+    addresses
 }
 
 /// One port on every address.

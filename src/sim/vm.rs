@@ -1,9 +1,355 @@
-//! (the world's: being built)
-use std::sync::Arc;
+//! Calls of VM: what may be done when (xapi.md 4.5, 14), and the calls that only change the record.
+//!
+//! What starts and stops machines is in `power`, what copies them in `clone`. [`begin`] is the daemon's own way of waiting for
+//! a conflicting operation; every call that is an operation goes through it.
 
-use super::{Answer, Call, Pool};
+use std::{sync::Arc, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::{
+    Answer, Call, Pool, allowed, clone, db::Db, fields, placement, power, schema::Record, storage::mark, task,
+};
+use crate::xapi::wire::{Failure, NEVER, Ref};
+
+/// A conflicting call is tried again after a pause (xapi.md 4.2).
+const AGAIN: Duration = Duration::from_secs(1);
+/// Operations that several callers may have on one machine at a time.
+const TOGETHER: [&str; 4] = ["clone", "copy", "snapshot", "export"];
+/// What a template may undergo; all else is `VM_IS_TEMPLATE` (xapi.md 4.5).
+const FOR_TEMPLATES: [&str; 11] = [
+    "clone",
+    "copy",
+    "provision",
+    "destroy",
+    "export",
+    "make_into_template",
+    "changing_VCPUs",
+    "changing_memory_limits",
+    "changing_static_range",
+    "changing_dynamic_range",
+    "update_allowed_operations",
+];
 
 /// Answers the calls of this room; `None`: not mine.
-pub async fn call(_pool: &Arc<Pool>, _call: &Call) -> Option<Answer> {
-    None
+pub async fn call(pool: &Arc<Pool>, call: &Call) -> Option<Answer> {
+    if call.class != "VM" {
+        return None;
+    }
+    let vm = call.reference(0);
+    Some(match call.message {
+        "clone" => clone::clone(pool, call, None).await,
+        "copy" => clone::clone(pool, call, Some(call.reference(2))).await,
+        "create" => create(pool, call),
+        "destroy" => destroy(pool, call).await,
+        "provision" => provision(pool, call).await,
+        "start" => power::start(pool, call, None, call.flag(1)).await,
+        "start_on" => power::start(pool, call, Some(call.reference(1)), call.flag(2)).await,
+        "clean_shutdown" | "clean_reboot" => power::clean(pool, call, call.message).await,
+        "hard_shutdown" | "hard_reboot" => power::hard(pool, call, call.message).await,
+        "shutdown" => power::shutdown(pool, call).await,
+        "pause" | "unpause" => power::pause(pool, call).await,
+        "suspend" => power::suspend(pool, call).await,
+        "resume" | "resume_on" => power::resume(pool, call).await,
+        "set_is_a_template" => set_is_a_template(pool, call),
+        "assert_can_boot_here" => placement::can_boot_here(&pool.db(), &vm, &call.reference(1)).map(|()| json!("")),
+        "get_possible_hosts" => placement::possible_hosts(&pool.db(), &vm).map(|hosts| json!(hosts)),
+        "get_allowed_VBD_devices" => free_devices(&pool.db(), &vm, "VBDs", "VBD", "userdevice", 255),
+        "get_allowed_VIF_devices" => free_devices(&pool.db(), &vm, "VIFs", "VIF", "device", 16),
+        "set_memory" => {
+            set_memory(pool, call, ["memory_static_max", "memory_dynamic_min", "memory_dynamic_max"].map(|f| (f, 1)))
+        }
+        "set_memory_limits" => set_memory(
+            pool,
+            call,
+            [("memory_static_min", 1), ("memory_static_max", 2), ("memory_dynamic_min", 3), ("memory_dynamic_max", 4)],
+        ),
+        "set_memory_static_range" => set_memory(pool, call, [("memory_static_min", 1), ("memory_static_max", 2)]),
+        "set_memory_dynamic_range" => set_memory(pool, call, [("memory_dynamic_min", 1), ("memory_dynamic_max", 2)]),
+        "set_memory_static_min" => set_memory(pool, call, [("memory_static_min", 1)]),
+        "set_memory_static_max" => set_memory(pool, call, [("memory_static_max", 1)]),
+        "set_memory_dynamic_min" => set_memory(pool, call, [("memory_dynamic_min", 1)]),
+        "set_memory_dynamic_max" => set_memory(pool, call, [("memory_dynamic_max", 1)]),
+        "set_VCPUs_max" => set_vcpus(pool, call, "VCPUs_max"),
+        "set_VCPUs_at_startup" => set_vcpus(pool, call, "VCPUs_at_startup"),
+        "set_has_vendor_device" => halted_only(pool, &vm).and_then(|()| set(pool, call, "has_vendor_device")),
+        "set_HVM_boot_policy" => halted_only(pool, &vm).and_then(|()| set(pool, call, "HVM_boot_policy")),
+        "set_actions_after_crash" => set(pool, call, "actions_after_crash"),
+        "set_ha_restart_priority" => ha_priority(pool, call),
+        "set_ha_always_run" => set(pool, call, "ha_always_run"),
+        "set_start_delay" => set(pool, call, "start_delay"),
+        "set_shutdown_delay" => set(pool, call, "shutdown_delay"),
+        "set_order" => set(pool, call, "order"),
+        "assert_operation_valid" => check(&pool.db(), &vm, call.text(1)).map(|()| json!("")),
+        "update_allowed_operations" => {
+            allowed::refresh(pool, "VM", &vm);
+            Ok(json!(""))
+        }
+        "query_services" => Err(Failure::new("NOT_IMPLEMENTED", ["query_services"])),
+        "set_xenstore_data" | "add_to_xenstore_data" | "remove_from_xenstore_data" => xenstore(pool, call),
+        _ => return None,
+    })
+}
+
+fn set(pool: &Pool, call: &Call, field: &str) -> Answer {
+    pool.db().set("VM", &call.reference(0), field, call.value(1).clone()).map(|()| json!(""))
+}
+
+/// Writing the map of a running machine makes the host write `vm-data` anew, out of the guest's hands (xapi.md 7.4).
+fn xenstore(pool: &Arc<Pool>, call: &Call) -> Answer {
+    let answer = fields::call(pool, call)?;
+    let (uuid, map) = {
+        let db = pool.db();
+        let row = db.get("VM", &call.reference(0))?;
+        (text(row, "uuid").to_owned(), row.get("xenstore_data").cloned().unwrap_or_default())
+    };
+    pool.world.domains.overwrite_vm_data(&uuid, &map);
+    Ok(answer)
+}
+
+fn text<'a>(row: &'a Record, field: &str) -> &'a str {
+    row.get(field).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn yes(row: &Record, field: &str) -> bool {
+    row.get(field).and_then(Value::as_bool).unwrap_or_default()
+}
+
+/// The states in which an operation is possible, as the refusal lists them (xapi.md 14); empty: any.
+fn states(op: &str, snapshot: bool) -> &'static [&'static str] {
+    match op {
+        "clone" | "copy" | "export" if snapshot => &["halted", "suspended"],
+        "clone"
+        | "copy"
+        | "export"
+        | "provision"
+        | "start"
+        | "start_on"
+        | "make_into_template"
+        | "changing_VCPUs"
+        | "changing_static_range"
+        | "changing_memory_limits" => &["halted"],
+        "destroy" => &["halted", "suspended"],
+        "hard_shutdown" | "shutdown" => &["paused", "suspended", "running"],
+        "hard_reboot" => &["paused", "running"],
+        "clean_shutdown" | "clean_reboot" | "pause" | "suspend" | "call_plugin" => &["running"],
+        "unpause" => &["paused"],
+        "resume" | "resume_on" => &["suspended"],
+        _ => &[],
+    }
+}
+
+/// The tests of a VM operation, in the order of xapi.md 4.5.
+pub fn check(db: &Db, vm: &Ref, op: &str) -> Result<(), Failure> {
+    let row = db.get("VM", vm)?;
+    if let Some(reason) = row.get("blocked_operations").and_then(|b| b.get(op)).and_then(Value::as_str) {
+        return Err(Failure::new("OPERATION_BLOCKED", [vm.as_str(), reason]));
+    }
+    let state = text(row, "power_state").to_lowercase();
+    let expected = states(op, yes(row, "is_a_snapshot"));
+    if !expected.is_empty() && !expected.contains(&state.as_str()) {
+        return Err(Failure::new("VM_BAD_POWER_STATE", [vm.as_str(), &expected.join(", "), &state]));
+    }
+    let under_way = row.get("current_operations").and_then(Value::as_object).into_iter().flatten();
+    for (task, other) in under_way {
+        let other = other.as_str().unwrap_or_default();
+        let together = TOGETHER.contains(&op) && TOGETHER.contains(&other);
+        // A hard stop ends what else goes on (xapi.md 4.5).
+        let forced = op.starts_with("hard_") && !other.starts_with("hard_");
+        if !together && !forced {
+            return Err(Failure::new("OTHER_OPERATION_IN_PROGRESS", ["VM", vm.as_str(), other, task]));
+        }
+    }
+    if yes(row, "is_a_template") && !FOR_TEMPLATES.contains(&op) {
+        return Err(Failure::new("VM_IS_TEMPLATE", [vm.as_str(), op]));
+    }
+    if yes(row, "is_a_snapshot") && !["clone", "copy", "export", "destroy"].contains(&op) {
+        return Err(Failure::new("VM_IS_SNAPSHOT", [vm.as_str(), op]));
+    }
+    if op == "provision" && !yes(row, "is_a_template") {
+        return Err(Failure::new::<String>("PROVISION_ONLY_ALLOWED_ON_TEMPLATE", []));
+    }
+    if yes(row, "is_control_domain") {
+        return Err(Failure::new("OPERATION_NOT_ALLOWED", ["Operations on domain 0 are not allowed"]));
+    }
+    if op.starts_with("clean_") && !obeys(db, vm) {
+        return Err(Failure::new("VM_LACKS_FEATURE", [vm.as_str()]));
+    }
+    Ok(())
+}
+
+/// Whether the guest can be asked to stop: drivers, or an agent that says so (xapi.md 4.5).
+pub fn obeys(db: &Db, vm: &Ref) -> bool {
+    let metrics = db.link_to("VM", vm, "guest_metrics").unwrap_or_default();
+    let Some(metrics) = db.find("VM_guest_metrics", &metrics) else { return false };
+    let other = |key: &str| metrics.get("other").and_then(|o| o.get(key)).is_some();
+    yes(metrics, "PV_drivers_detected") || other("feature-shutdown") || other("feature-poweroff")
+}
+
+/// A VM operation under way: shown until dropped.
+pub struct Operation {
+    pool: Arc<Pool>,
+    vm: Ref,
+    task: String,
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        mark(&mut self.pool.db(), "VM", &self.vm, &self.task, None);
+        allowed::refresh(&self.pool, "VM", &self.vm);
+    }
+}
+
+/// Waits while another operation is under way, checks, and shows the operation. Stages: `VM.<call>/queued`, `VM.<call>/running`.
+///
+/// # Errors
+/// Those of [`check`]; `TASK_CANCELLED` while waiting.
+pub async fn begin(pool: &Arc<Pool>, call: &Call, vm: &Ref, op: &str) -> Result<Operation, Failure> {
+    let uuid = pool.db().text("VM", vm, "uuid")?.to_owned();
+    let label = |stage: &str| format!("VM.{}/{stage}/{uuid}", call.message);
+    let wait = async {
+        pool.clock.stage(&label("queued"), Duration::ZERO).await;
+        loop {
+            {
+                let mut db = pool.db();
+                match check(&db, vm, op) {
+                    Err(failure) if failure.code == "OTHER_OPERATION_IN_PROGRESS" => {}
+                    Err(failure) => return Err(failure),
+                    Ok(()) => {
+                        mark(&mut db, "VM", vm, call.task.as_str(), Some(op));
+                        return Ok(());
+                    }
+                }
+            }
+            pool.clock.sleep(AGAIN).await;
+        }
+    };
+    task::queue(pool, &call.task, wait).await??;
+    let operation = Operation { pool: Arc::clone(pool), vm: vm.clone(), task: call.task.to_string() };
+    pool.clock.stage(&label("running"), super::storage::STAGE).await;
+    Ok(operation)
+}
+
+fn create(pool: &Arc<Pool>, call: &Call) -> Answer {
+    let row = call.record(0)?;
+    let mut db = pool.db();
+    let metrics = db.create("VM_metrics", [("start_time", json!(NEVER))]);
+    let own = [("metrics", json!(metrics)), ("domid", json!(-1)), ("power_state", json!("Halted"))];
+    let vm = db.create("VM", row.iter().map(|(k, v)| (k.as_str(), v.clone())).chain(own));
+    drop(db);
+    allowed::refresh(pool, "VM", &vm);
+    Ok(json!(vm))
+}
+
+/// `VM.destroy`: with its VBDs, VIFs, consoles and metrics, never a VDI (xapi.md 4.5).
+async fn destroy(pool: &Arc<Pool>, call: &Call) -> Answer {
+    let vm = call.reference(0);
+    if pool.db().flag("VM", &vm, "is_default_template")? {
+        return Err(Failure::new("VM_CANNOT_DELETE_DEFAULT_TEMPLATE", [vm.as_str()]));
+    }
+    let _operation = begin(pool, call, &vm, "destroy").await?;
+    remove(&mut pool.db(), &vm)?;
+    Ok(json!(""))
+}
+
+/// Takes a machine's rows away.
+pub fn remove(db: &mut Db, vm: &Ref) -> Result<(), Failure> {
+    for (set, class) in [("VBDs", "VBD"), ("VIFs", "VIF"), ("VTPMs", "VTPM"), ("consoles", "console")] {
+        for child in db.links("VM", vm, set)? {
+            db.delete(class, &child);
+        }
+    }
+    for (field, class) in [("metrics", "VM_metrics"), ("guest_metrics", "VM_guest_metrics")] {
+        let child = db.link_to("VM", vm, field)?;
+        db.delete(class, &child);
+    }
+    db.delete("VM", vm);
+    Ok(())
+}
+
+/// `VM.provision` clears is_a_template by itself, after making the disks that `other_config["disks"]` describes (xapi.md 4.5, 14).
+async fn provision(pool: &Arc<Pool>, call: &Call) -> Answer {
+    let vm = call.reference(0);
+    let _operation = begin(pool, call, &vm, "provision").await?;
+    let wanted = pool.db().field("VM", &vm, "other_config")?.get("disks").and_then(Value::as_str).map(str::to_owned);
+    for disk in wanted.iter().flat_map(|xml| clone::described_disks(xml)) {
+        clone::provision_disk(pool, call, &vm, &disk).await?;
+    }
+    pool.db().update("VM", &vm, |row| {
+        row.insert("is_a_template".to_owned(), json!(false));
+        row.get_mut("other_config").and_then(Value::as_object_mut).map(|map| map.remove("disks"));
+    })?;
+    Ok(json!(""))
+}
+
+/// Works with or without `disks` and makes none; back to a template it counts as an operation, and the metrics are gone for good
+/// (xapi.md 14).
+fn set_is_a_template(pool: &Arc<Pool>, call: &Call) -> Answer {
+    let (vm, on) = (call.reference(0), call.flag(1));
+    let mut db = pool.db();
+    if on {
+        check(&db, &vm, "make_into_template")?;
+        let metrics = db.link_to("VM", &vm, "metrics")?;
+        db.delete("VM_metrics", &metrics);
+        db.set("VM", &vm, "metrics", json!(Ref::NULL))?;
+    }
+    db.set("VM", &vm, "is_a_template", json!(on))?;
+    drop(db);
+    allowed::refresh(pool, "VM", &vm);
+    Ok(json!(""))
+}
+
+fn halted_only(pool: &Pool, vm: &Ref) -> Result<(), Failure> {
+    let db = pool.db();
+    let state = db.text("VM", vm, "power_state")?.to_lowercase();
+    if state == "halted" { Ok(()) } else { Err(Failure::new("VM_BAD_POWER_STATE", [vm.as_str(), "halted", &state])) }
+}
+
+/// Memory limits, which must keep their order (xapi.md 3).
+fn set_memory<const N: usize>(pool: &Pool, call: &Call, given: [(&str, usize); N]) -> Answer {
+    let vm = call.reference(0);
+    halted_only(pool, &vm)?;
+    let mut db = pool.db();
+    let mut row = db.get("VM", &vm)?.clone();
+    row.extend(given.iter().map(|(field, i)| ((*field).to_owned(), call.value(*i).clone())));
+    let size = |field: &str| row.get(field).and_then(Value::as_i64).unwrap_or_default();
+    let limits = ["memory_static_min", "memory_dynamic_min", "memory_dynamic_max", "memory_static_max"].map(size);
+    if !limits.is_sorted() {
+        return Err(Failure::new(
+            "MEMORY_CONSTRAINT_VIOLATION",
+            ["Memory limits must satisfy: static_min ≤ dynamic_min ≤ dynamic_max ≤ static_max"],
+        ));
+    }
+    db.update("VM", &vm, |old| *old = row)?;
+    Ok(json!(""))
+}
+
+/// The number at start may not exceed the maximum: raise that first (xapi.md 4.5).
+fn set_vcpus(pool: &Pool, call: &Call, field: &str) -> Answer {
+    let vm = call.reference(0);
+    halted_only(pool, &vm)?;
+    let wanted = call.int(1);
+    let mut db = pool.db();
+    let (max, start) = (db.int("VM", &vm, "VCPUs_max")?, db.int("VM", &vm, "VCPUs_at_startup")?);
+    let fits = if field == "VCPUs_max" { start <= wanted } else { wanted <= max };
+    if wanted < 1 || !fits {
+        let text = "VCPUs_at_startup must be at least 1 and at most VCPUs_max";
+        return Err(Failure::new("INVALID_VALUE", [field, &format!("{wanted}: {text}")]));
+    }
+    db.set("VM", &vm, field, json!(wanted))?;
+    Ok(json!(""))
+}
+
+fn ha_priority(pool: &Pool, call: &Call) -> Answer {
+    let value = call.text(1);
+    if !["", "best-effort", "restart"].contains(&value) {
+        return Err(Failure::new("INVALID_VALUE", ["ha_restart_priority", value]));
+    }
+    set(pool, call, "ha_restart_priority")
+}
+
+fn free_devices(db: &Db, vm: &Ref, set: &str, class: &str, field: &str, count: u32) -> Answer {
+    let taken: Vec<String> =
+        db.links("VM", vm, set)?.iter().filter_map(|c| db.text(class, c, field).ok().map(str::to_owned)).collect();
+    Ok((0..count).map(|n| n.to_string()).filter(|n| !taken.contains(n)).map(Value::from).collect())
 }

@@ -54,7 +54,12 @@ async fn roles_bound_what_a_user_may_call() {
             && !allowed.as_array().unwrap().contains(&json!("sr.scan"))
     );
     assert_eq!(raw.call("session.get_is_local_superuser", json!([raw.session])).await, Ok(json!(false)));
-    // xapi.md 2.3: a changed role counts at once.
+    // xapi.md 2.3: some keys of a map need less than the map.
+    raw.sim.pool.accounts.put(account("vm-operator"));
+    raw.call("VM.add_to_other_config", json!([vm, "folder", "/a"])).await.unwrap();
+    let refused = raw.call("VM.add_to_other_config", json!([vm, "k", "v"])).await.unwrap_err();
+    assert_eq!(refused[..2], ["RBAC_PERMISSION_DENIED", "vm.add_to_other_config"]);
+    // A changed role counts at once.
     raw.sim.pool.accounts.put(account("pool-operator"));
     raw.call("pool.sync_database", json!([])).await.unwrap();
 }

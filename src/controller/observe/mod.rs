@@ -3,7 +3,7 @@
 //! Reads only, and never waits: whatever needs a fresh look says so (`Scene::doubt`), and `layer` looks and asks again with the live view.
 //! It must not conclude anything from a view that is not whole.
 
-mod flights;
+pub mod flights;
 pub mod objects;
 
 use std::collections::HashSet;
@@ -102,13 +102,11 @@ struct Owned<'a> {
 pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     let view = lens.view;
     let records = records(lens.layer.status.as_ref());
-    let uid = lens.want.uid.as_str();
     let pool_uuid = view.pool().map(|(_, p)| p.uuid.clone()).unwrap_or_default();
     let agent_start = view.agent_start().unwrap_or_default().to_owned();
-    let (sr, sr_record) = inspect::storage(view, &lens.connector.spec.storage_repository)?;
-    let mut storage = inspect::facts(view, &sr);
+    let (sr, _) = inspect::storage(view, &lens.connector.spec.storage_repository)?;
+    let mut storage = inspect::facts(view, &sr).unwrap_or_default();
     scan_state(lens, &mut storage, &agent_start);
-    let _name = &sr_record.name_label;
 
     let owned = owned(lens, &records);
     let subject = subject(lens.want, &records, &owned);
@@ -168,7 +166,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         agent_start,
         records,
         storage,
-        os_disk: os.map(|(_, vdi)| inspect::os_facts(view, &vdi)),
+        os_disk: os.map(|(_, vdi)| inspect::os_disk_facts(view, &vdi)),
         machine_source: machine_source(lens, &sr),
         base,
         parent,
@@ -290,8 +288,8 @@ fn machine_source(lens: &Lens<'_>, sr: &Ref) -> Result<(), Trouble> {
     let (view, spec) = (lens.view, &lens.layer.spec.machine);
     inspect::template(view, &lens.connector.spec.template)?;
     let (_, iso) = tools_iso(lens)?;
-    let networks = inspect::networks(view, &spec.networks)?;
-    inspect::co_visible(view, sr, &iso.sr, &networks)
+    inspect::networks(view, &spec.networks)?;
+    inspect::co_visible(view, sr, &iso.sr)
 }
 
 /// The tools disc: the layer's own choice, else the Connector's.

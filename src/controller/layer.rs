@@ -1,0 +1,294 @@
+//! The reconcile of a layer: want, observe, decide, act, report.
+//!
+//! Called by the kube controller for every wake. One step a pass, and never a wait inside one: whatever takes long is a task on the
+//! pool, and its event wakes us.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::PoisonError;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::runtime::controller::Action;
+use kube::{Api, ResourceExt};
+
+use super::act::{self, act};
+use super::audit;
+use super::context::{Context, Guarded, connector_of};
+use super::live;
+use super::observe::{Lens, Scene, observe};
+use super::report as tell;
+use super::site::{Site, site};
+use super::status::{self, Outcome, WriteError};
+use crate::api::reason::Fault;
+use crate::api::{FINALIZER, PlatformLayer};
+use crate::domain::observed::{Making, Sight, Trouble};
+use crate::domain::plan::{self, Next, Plan, Step};
+use crate::domain::removal;
+use crate::domain::want::{DeletionPolicy, Want};
+use crate::xapi::view::View;
+
+/// A pass that could not tell what it came to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the status of the layer was not written")]
+    Status(#[source] WriteError),
+    #[error("the layer was not read")]
+    Read(#[source] kube::Error),
+}
+
+/// One pass.
+pub async fn reconcile(stored: Arc<Guarded<PlatformLayer>>, ctx: Arc<Context>) -> Result<Action, Error> {
+    ctx.metrics.reconcile("layer");
+    let layer = match &stored.0 {
+        Ok(layer) => layer,
+        Err(invalid) => {
+            tell::invalid(&ctx, &invalid.metadata, &invalid.error).await;
+            return Ok(Action::await_change());
+        }
+    };
+    let want = Want::of(layer);
+    let deleting = layer.metadata.deletion_timestamp.is_some();
+    if deleting && !layer.finalizers().iter().any(|f| f == FINALIZER) {
+        forget(&ctx, layer);
+        return Ok(Action::await_change());
+    }
+    if deleting && may_go_blind(layer, &want) {
+        return let_go(&ctx, layer).await;
+    }
+    match site(&ctx, layer).await {
+        Ok(site) => pass(&ctx, layer, &want, &site).await,
+        Err(trouble) => report(&ctx, layer, &want, Some(&trouble), None, None).await,
+    }
+}
+
+/// Nothing of it is on a pool that we know of, or its owner said to leave that alone.
+fn may_go_blind(layer: &PlatformLayer, want: &Want) -> bool {
+    want.deletion == DeletionPolicy::Orphan || layer.status.as_ref().is_none_or(|s| s.pool.is_none())
+}
+
+async fn let_go(ctx: &Context, layer: &PlatformLayer) -> Result<Action, Error> {
+    status::set_finalizer(&api(ctx, layer), &ctx.pace, layer, false).await.map_err(Error::Status)?;
+    forget(ctx, layer);
+    Ok(Action::await_change())
+}
+
+fn forget(ctx: &Context, layer: &PlatformLayer) {
+    let uid = layer.uid().unwrap_or_default();
+    ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).give_back(&uid);
+    ctx.backoff.lock().unwrap_or_else(PoisonError::into_inner).succeeded(&uid);
+    ctx.metrics.forget_layer(&uid);
+    if let Some(pool) = ctx.pools.get(&connector_of(layer)) {
+        let next = pool.memory().leave_sources(&uid);
+        wake_next(ctx, &next);
+    }
+}
+
+/// Those whose turn on a source has come.
+fn wake_next(ctx: &Context, uids: &[String]) {
+    for layer in ctx.all_layers().filter(|l| l.uid().is_some_and(|uid| uids.contains(&uid))) {
+        ctx.wake(&layer);
+    }
+}
+
+fn api(ctx: &Context, layer: &PlatformLayer) -> Api<PlatformLayer> {
+    Api::namespaced(ctx.client.clone(), &layer.namespace().unwrap_or_default())
+}
+
+/// Observe and decide on the mirror; once more on the live pool and the live object before anything that cannot be taken back; act.
+async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -> Result<Action, Error> {
+    let mirror = site.pool.mirror.view();
+    let (mut scene, mut plan) = match decide(ctx, cached, want, site, &mirror, false) {
+        Ok(decided) => decided,
+        Err(t) => return report(ctx, cached, want, Some(&t), None, None).await,
+    };
+    if !(plan.step.needs_live_look() || plan.next == Next::InFlight || scene.doubt) {
+        return carry_out(ctx, cached, want, site, &mirror, false, scene, plan).await;
+    }
+    let Some(fresh) = fetch(ctx, cached).await? else { return Ok(Action::await_change()) };
+    let want = Want::of(&fresh);
+    let view = match live::look_at(&site.pool, &mirror, &scene.sr, machines(&mirror, &scene)).await {
+        Ok(view) => view,
+        Err(e) => return report(ctx, &fresh, &want, None, Some((&scene, &plan)), Some(&super::trouble::of(&e))).await,
+    };
+    (scene, plan) = match decide(ctx, &fresh, &want, site, &view, true) {
+        Ok(decided) => decided,
+        Err(t) => return report(ctx, &fresh, &want, Some(&t), None, None).await,
+    };
+    if plan.step == Step::Send(Making::StartMachine)
+        && let Err(t) = ask_hosts(site, &view, &want, &mut scene, &mut plan).await
+    {
+        return report(ctx, &fresh, &want, None, Some((&scene, &plan)), Some(&t)).await;
+    }
+    carry_out(ctx, &fresh, &want, site, &view, true, scene, plan).await
+}
+
+async fn fetch(ctx: &Context, cached: &PlatformLayer) -> Result<Option<PlatformLayer>, Error> {
+    let found = api(ctx, cached).get_opt(&cached.name_any()).await.map_err(Error::Read)?;
+    Ok(found.filter(|l| l.uid() == cached.uid()))
+}
+
+fn machines(view: &View, scene: &Scene) -> Vec<crate::xapi::wire::Ref> {
+    let known = scene.observed.machine.found().into_iter().chain(&scene.estate.machines);
+    let found: HashSet<_> = known.filter_map(|m| view.vms.by_uuid(&m.uuid)).map(|(r, _)| r.clone()).collect();
+    found.into_iter().collect()
+}
+
+async fn ask_hosts(site: &Site, view: &View, want: &Want, scene: &mut Scene, plan: &mut Plan) -> Result<(), Trouble> {
+    let Sight::Found(m) = &mut scene.observed.machine else { return Ok(()) };
+    let Some((vm, _)) = view.vms.by_uuid(&m.uuid) else { return Ok(()) };
+    m.cannot_boot = live::cannot_boot(&site.pool, view, vm).await.map_err(|e| super::trouble::of(&e))?;
+    *plan = plan::decide(want, &scene.observed);
+    Ok(())
+}
+
+fn lens<'a>(ctx: &'a Context, layer: &'a PlatformLayer, want: &'a Want, site: &'a Site, view: &'a View, live: bool) -> Lens<'a> {
+    let key = connector_of(layer);
+    let siblings = ctx.layers_of(&key);
+    let limit = usize::try_from(site.connector.spec.limits.machines).unwrap_or(0);
+    let deleting = layer.metadata.deletion_timestamp.is_some();
+    let slot = match ctx.slots.lock().unwrap_or_else(PoisonError::into_inner) {
+        _ if deleting || want.suspend => Ok(()),
+        mut slots => slots.ask(layer, &siblings, limit),
+    };
+    let recorded_bases = ctx
+        .all_layers()
+        .filter(|l| l.uid() != layer.uid() || !deleting)
+        .filter_map(|l| l.status)
+        .flat_map(|s| s.disk.and_then(|d| d.base).into_iter().chain(s.versions.into_iter().filter_map(|v| v.base)))
+        .map(|b| b.uuid)
+        .collect();
+    Lens {
+        cluster: &ctx.cluster,
+        pace: &ctx.pace,
+        pool: &site.pool,
+        layer,
+        want,
+        connector: &site.connector,
+        view,
+        live,
+        deleting,
+        now: ctx.pace.now(),
+        slot,
+        name_taken_by: older_namesake(layer, &siblings),
+        recorded_bases,
+    }
+}
+
+/// The older layer of the same name on the same Connector, in words.
+fn older_namesake(layer: &PlatformLayer, siblings: &[PlatformLayer]) -> Option<String> {
+    let age = |l: &PlatformLayer| (l.creation_timestamp(), l.uid());
+    let older = siblings.iter().find(|l| l.uid() != layer.uid() && l.layer_name() == layer.layer_name() && age(l) < age(layer))?;
+    Some(format!("layer {}/{}", older.namespace().unwrap_or_default(), older.name_any()))
+}
+
+fn decide(ctx: &Context, layer: &PlatformLayer, want: &Want, site: &Site, view: &View, live: bool) -> Result<(Scene, Plan), Trouble> {
+    let lens = lens(ctx, layer, want, site, view, live);
+    let scene = observe(&lens)?;
+    let plan = if lens.deleting { removal::decide_removal(want, &scene.observed, &scene.estate) } else { plan::decide(want, &scene.observed) };
+    Ok((scene, plan))
+}
+
+#[expect(clippy::too_many_arguments, reason = "what a decision was made on travels with it, so that nothing else can be acted on")]
+async fn carry_out(
+    ctx: &Context,
+    layer: &PlatformLayer,
+    want: &Want,
+    site: &Site,
+    view: &View,
+    live: bool,
+    scene: Scene,
+    plan: Plan,
+) -> Result<Action, Error> {
+    let uid = layer.uid().unwrap_or_default();
+    // The mirror may not show yet what the last pass did: the same step again is waited for, not repeated.
+    if !live && site.pool.memory().just_done(&uid, &plan.step, ctx.pace.now(), ctx.pace.task) {
+        return Ok(Action::requeue(ctx.pace.task));
+    }
+    let acted = {
+        let lens = lens(ctx, layer, want, site, view, live);
+        let result = audit::scope(layer, &scene.observed.subject, act(&lens, &scene, &plan.step)).await;
+        if result.is_ok() {
+            site.pool.memory().did(&uid, &plan.step, ctx.pace.now());
+        }
+        result
+    };
+    let failed = acted.err().map(|f| {
+        if let act::Failed::Pool(e) = &f {
+            tracing::warn!(layer = %layer.name_any(), step = ?plan.step, error = %crate::telemetry::chain(e), "a step failed");
+        }
+        f.trouble()
+    });
+    if failed.is_none() && plan.step == Step::LetGo {
+        return let_go(ctx, layer).await;
+    }
+    if failed.is_none() && plan.step == Step::Enter {
+        status::set_finalizer(&api(ctx, layer), &ctx.pace, layer, true).await.map_err(Error::Status)?;
+    }
+    let action = report(ctx, layer, want, None, Some((&scene, &plan)), failed.as_ref()).await?;
+    if failed.is_none() {
+        let lens = lens(ctx, layer, want, site, view, live);
+        act::after_status(&lens, &scene, &plan.step);
+        if plan.step == Step::DropIntent {
+            let next = site.pool.memory().leave_sources(&uid);
+            wake_next(ctx, &next);
+        }
+        if matches!(plan.say, plan::Say::Finalized(_)) {
+            ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).give_back(&uid);
+        }
+    }
+    Ok(action)
+}
+
+/// Status, then events and metrics, then when to come back.
+async fn report(
+    ctx: &Context,
+    layer: &PlatformLayer,
+    want: &Want,
+    connector: Option<&Trouble>,
+    seen: Option<(&Scene, &Plan)>,
+    failed: Option<&Trouble>,
+) -> Result<Action, Error> {
+    let outcome = Outcome { layer, want, connector, seen, failed, now: Time(Timestamp::now()) };
+    let status = status::compose(&outcome);
+    debug_assert_eq!(invariants(layer, &status), Vec::<String>::new(), "a status that breaks the rules of conditions");
+    let wrote = status::publish(&api(ctx, layer), &ctx.pace, layer, &status).await.map_err(Error::Status)?;
+    if wrote {
+        ctx.metrics.status_write("layer");
+        tell::transition(ctx, layer, &status).await;
+    }
+    tell::measure(ctx, layer, &status);
+    Ok(come_back(ctx, layer, seen, failed.or(connector), wrote))
+}
+
+fn invariants(layer: &PlatformLayer, status: &crate::api::PlatformLayerStatus) -> Vec<String> {
+    crate::api::condition::check_layer(&PlatformLayer { status: Some(status.clone()), ..layer.clone() })
+}
+
+fn come_back(ctx: &Context, layer: &PlatformLayer, seen: Option<(&Scene, &Plan)>, trouble: Option<&Trouble>, _wrote: bool) -> Action {
+    let uid = layer.uid().unwrap_or_default();
+    if let Some(t) = trouble {
+        let pause = match t.reason.fault() {
+            Some(Fault::Stalled) => ctx.pace.until(Next::Rest),
+            Some(Fault::Wait) => ctx.pace.until(Next::Capacity),
+            Some(Fault::Retry) | None => {
+                let failures = ctx.backoff.lock().unwrap_or_else(PoisonError::into_inner).failed(&uid);
+                Some(ctx.pace.backoff(failures))
+            }
+        };
+        ctx.metrics.fault(match t.reason.fault() {
+            Some(Fault::Stalled) => "stalled",
+            Some(Fault::Wait) => "wait",
+            Some(Fault::Retry) | None => "retry",
+        });
+        return Action::requeue(pause.unwrap_or(ctx.pace.task));
+    }
+    let Some((scene, plan)) = seen else { return Action::requeue(ctx.pace.task) };
+    ctx.backoff.lock().unwrap_or_else(PoisonError::into_inner).succeeded(&uid);
+    let pause = match ctx.pace.until(plan.next) {
+        // Written: the watch wakes us with what we wrote. Changed on the pool: its event does. This is for the lost one.
+        None => ctx.pace.task,
+        Some(d) => d,
+    };
+    Action::requeue(scene.soon.map_or(pause, |soon| soon.min(pause)))
+}

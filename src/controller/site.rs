@@ -1,0 +1,67 @@
+//! Where a layer is made: its Connector and that Connector's pool, or why there is none.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::core::{Selector, SelectorExt};
+use kube::{Api, ResourceExt};
+
+use super::context::{Context, connector_of};
+use super::pool::Pool;
+use crate::api::condition::{ConditionType, find};
+use crate::api::connector::NamespacesFrom;
+use crate::api::reason::Reason;
+use crate::api::{Connector, PlatformLayer};
+use crate::domain::observed::Trouble;
+
+/// A Connector that can be used, as far as the layer may tell.
+pub struct Site {
+    pub connector: Connector,
+    pub pool: Arc<Pool>,
+}
+
+/// The site of a layer. A Connector whose template or tools are wrong still leads to its pool: what is there is looked after.
+pub async fn site(ctx: &Context, layer: &PlatformLayer) -> Result<Site, Trouble> {
+    let key = connector_of(layer);
+    let (namespace, name) = (&key.0, &key.1);
+    let Some(connector) = ctx.connector(&key) else {
+        return Err(Trouble::new(Reason::ConnectorNotFound, format!("there is no Connector '{name}' in namespace '{namespace}' that can be read: create it, or correct spec.connectorRef")));
+    };
+    admitted(ctx, &connector, &layer.namespace().unwrap_or_default()).await?;
+    let conditions = connector.status.iter().flat_map(|s| &s.conditions).cloned().collect::<Vec<_>>();
+    let told = find(&conditions, ConditionType::Ready);
+    if let Some(changed) = find(&conditions, ConditionType::CoordinatorFound).filter(|c| c.reason == Reason::PoolChanged.as_str()) {
+        return Err(Trouble::new(Reason::PoolChanged, changed.message.clone()));
+    }
+    let not_ready = || {
+        let why = told.filter(|c| c.status != "True").map_or("it is being connected", |c| c.message.as_str());
+        Trouble::new(Reason::ConnectorNotReady, format!("Connector '{name}' is not ready: {why}"))
+    };
+    let pool = ctx.pools.get(&key).ok_or_else(not_ready)?;
+    if pool.mirror.view().synced { Ok(Site { connector, pool }) } else { Err(not_ready()) }
+}
+
+/// Does the Connector let this namespace in?
+async fn admitted(ctx: &Context, connector: &Connector, namespace: &str) -> Result<(), Trouble> {
+    let home = connector.namespace().unwrap_or_default();
+    let allowed = &connector.spec.allowed_namespaces;
+    let admits = match (allowed.from, &allowed.selector) {
+        _ if namespace == home => true,
+        (NamespacesFrom::All, _) => true,
+        (NamespacesFrom::Same, _) | (NamespacesFrom::Selector, None) => false,
+        (NamespacesFrom::Selector, Some(selector)) => {
+            let unread = || Trouble::new(Reason::APIServerError, format!("namespace '{namespace}' could not be read"));
+            let found = Api::<Namespace>::all(ctx.client.clone()).get(namespace).await.map_err(|_| unread())?;
+            // A selector that cannot be read lets nobody in.
+            Selector::try_from(selector.clone()).is_ok_and(|s| s.matches(found.labels()))
+        }
+    };
+    if admits {
+        return Ok(());
+    }
+    let text = format!(
+        "Connector '{home}/{}' does not let namespace '{namespace}' in: have it added to the Connector's allowedNamespaces, or use another Connector",
+        connector.name_any()
+    );
+    Err(Trouble::new(Reason::NamespaceNotAllowed, text))
+}

@@ -1,0 +1,407 @@
+//! The status of a layer: composed from what was seen and decided, written as one server-side-apply document, skipped when equal.
+//!
+//! Called by `layer` alone, at the end of every pass, failing ones too. Pure but for [`publish`]. Nothing in it varies without a change in
+//! the world: no attempt counters, no request ids, no upstream text, no free space.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Resource, ResourceExt};
+use serde_json::json;
+
+use super::observe::Scene;
+use super::pace::Pace;
+use crate::api::condition::{Draft, Truth, merge};
+use crate::api::layer::DiskFormat;
+use crate::api::layer_status::{
+    BaseKind, BaseTaken, CurrentVersion, DiskStatus, Finding, FrozenVersion, HistoryEntry, IntegrityStatus, MAX_FINDINGS, MAX_HISTORY,
+    MachineStatus, Operation, ToolsStatus,
+};
+use crate::api::reason::{Fault, Reason};
+use crate::api::{ConditionType, FIELD_MANAGER, Phase, PlatformLayer, PlatformLayerStatus};
+use crate::domain::gate::{self, Judgement};
+use crate::domain::identity::{self, TOKEN};
+use crate::domain::observed::{Disk, Machine, Power, Sight, TaskSight, Trouble};
+use crate::domain::plan::{self, Plan, Say, Step};
+use crate::domain::want::{IntegrityPolicy, Want};
+
+/// What a pass came to.
+pub struct Outcome<'a> {
+    pub layer: &'a PlatformLayer,
+    pub want: &'a Want,
+    /// Why the Connector cannot be used; none: it can.
+    pub connector: Option<&'a Trouble>,
+    /// What was seen and decided; none: we could not look.
+    pub seen: Option<(&'a Scene, &'a Plan)>,
+    /// Why the step failed.
+    pub failed: Option<&'a Trouble>,
+    pub now: Time,
+}
+
+/// The status that follows.
+pub fn compose(o: &Outcome<'_>) -> PlatformLayerStatus {
+    let old = o.layer.status.clone().unwrap_or_default();
+    let mut new = match o.seen {
+        Some((scene, plan)) => sighted(o, &old, scene, plan),
+        None => old.clone(),
+    };
+    new.observed_generation = o.layer.metadata.generation;
+    new.phase = Some(o.seen.map_or(old.phase.unwrap_or(Phase::Pending), |(_, plan)| plan.phase));
+    // A step that failed recorded nothing.
+    let say = say(o, &old);
+    let drafts = conditions(o, &old, &say);
+    let ready = drafts.first().map(|d| (d.reason, d.message.clone()));
+    new.conditions = merge(&old.conditions, drafts, o.layer.metadata.generation, &o.now);
+    if old.phase != new.phase
+        && let (Some(phase), Some((reason, message))) = (new.phase, ready)
+    {
+        let comment = o.layer.spec.comment.clone();
+        new.history.push(HistoryEntry { at: o.now.clone(), phase, reason: reason.as_str().to_owned(), message: Some(message), comment });
+        let surplus = new.history.len().saturating_sub(MAX_HISTORY);
+        new.history.drain(..surplus);
+    }
+    new
+}
+
+/// What is told: the plan's word, or why its step failed.
+fn say(o: &Outcome<'_>, old: &PlatformLayerStatus) -> Say {
+    let deleting = o.layer.metadata.deletion_timestamp.is_some();
+    if let Some(t) = o.failed.or(if o.seen.is_none() { o.connector } else { None }) {
+        let stuck = t.reason.fault() == Some(Fault::Stalled);
+        if deleting {
+            let message = format!("{}. If the pool is gone for good: set spec.deletionPolicy to Orphan", t.message);
+            return Say::Deleting { reason: t.reason, message, stuck };
+        }
+        if o.want.suspend {
+            return Say::Suspended { finalized: is_finalized(o, old) };
+        }
+        // What is finalized stays so while nobody can look.
+        if o.seen.is_none() && is_finalized(o, old) {
+            return Say::Finalized(format!("version '{}' is finalized", o.want.version));
+        }
+        return if stuck { Say::Stalled(t.reason, t.message.clone()) } else { Say::Working(t.reason, t.message.clone()) };
+    }
+    match o.seen {
+        Some((_, plan)) => plan.say.clone(),
+        None => Say::Working(Reason::Observing, "the pool is being looked at".to_owned()),
+    }
+}
+
+fn is_finalized(o: &Outcome<'_>, old: &PlatformLayerStatus) -> bool {
+    old.phase == Some(Phase::Finalized) && old.versions.iter().any(|v| v.version == o.want.version)
+}
+
+fn conditions(o: &Outcome<'_>, old: &PlatformLayerStatus, say: &Say) -> Vec<Draft> {
+    use ConditionType as T;
+    let draft = |type_, status, reason, message: &str| Draft::new(type_, status, reason, message);
+    let mut all = match say {
+        Say::Working(r, m) => vec![draft(T::Ready, Truth::False, *r, m), draft(T::Reconciling, Truth::True, *r, m)],
+        Say::Person(r, m) => vec![draft(T::Ready, Truth::False, *r, m), draft(T::ActionRequired, Truth::True, *r, m)],
+        Say::Stalled(r, m) => vec![draft(T::Ready, Truth::False, *r, m), draft(T::Stalled, Truth::True, *r, m)],
+        Say::Finalized(m) => vec![draft(T::Ready, Truth::True, Reason::Finalized, m)],
+        Say::Suspended { finalized } => {
+            let text = "spec.suspend is true: nothing is done to the pool; set it to false to go on";
+            let ready = if *finalized {
+                draft(T::Ready, Truth::True, Reason::Finalized, &format!("version '{}' is finalized", o.want.version))
+            } else {
+                draft(T::Ready, Truth::False, Reason::Suspended, text)
+            };
+            vec![ready, draft(T::Suspended, Truth::True, Reason::Suspended, text)]
+        }
+        Say::Deleting { reason, message, stuck } => {
+            let type_ = if *stuck { T::Stalled } else { T::Reconciling };
+            vec![draft(T::Ready, Truth::False, *reason, message), draft(type_, Truth::True, *reason, message)]
+        }
+    };
+    all.push(match o.connector {
+        None => draft(T::ConnectorReady, Truth::True, Reason::Connected, "the Connector leads to its pool"),
+        Some(t) => draft(T::ConnectorReady, Truth::False, connector_reason(t), &t.message),
+    });
+    let unknown = |type_, why: &str| draft(type_, Truth::Unknown, Reason::NotChecked, why);
+    match o.seen {
+        _ if o.connector.is_some() => {
+            all.push(unknown(T::GuestToolsReady, "the pool cannot be looked at"));
+            all.push(unknown(T::IntegrityVerified, "the pool cannot be looked at"));
+        }
+        Some((scene, _)) => {
+            all.push(tools_condition(scene));
+            all.push(integrity_condition(o, old, scene));
+        }
+        None => {}
+    }
+    all
+}
+
+/// Reasons that may stand on ConnectorReady; everything else is told there as "not ready".
+fn connector_reason(t: &Trouble) -> Reason {
+    if t.reason.on().contains(&ConditionType::ConnectorReady) { t.reason } else { Reason::ConnectorNotReady }
+}
+
+fn tools_condition(scene: &Scene) -> Draft {
+    use ConditionType::GuestToolsReady as T;
+    match scene.observed.machine.found() {
+        Some(m) if m.power == Power::Running && m.tools.ready => Draft::new(T, Truth::True, Reason::ToolsRunning, format!("the guest tools of machine '{}' are at work", m.name)),
+        Some(m) if m.power == Power::Running && m.tools.overdue => Draft::new(
+            T,
+            Truth::False,
+            Reason::ToolsNotSeen,
+            format!("no guest tools in machine '{}' 10 minutes after its start: open its console. {}", m.name, Reason::ToolsNotSeen.remedy()),
+        ),
+        Some(m) if m.power == Power::Running => {
+            Draft::new(T, Truth::False, Reason::ToolsAwaited, format!("machine '{}' runs; its guest tools were not seen yet", m.name))
+        }
+        Some(_) | None => Draft::new(T, Truth::Unknown, Reason::NotChecked, "no machine is running"),
+    }
+}
+
+fn integrity_condition(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene) -> Draft {
+    use ConditionType::IntegrityVerified as T;
+    let Some(m) = scene.observed.machine.found() else {
+        // The verdict that a version was frozen with stays with it.
+        let kept = crate::api::condition::find(&old.conditions, T).and_then(|c| Some((Reason::parse(&c.reason)?, c)));
+        return match kept {
+            Some((reason, c)) if !old.versions.is_empty() => {
+                let status = [Truth::True, Truth::False].into_iter().find(|t| t.as_str() == c.status).unwrap_or(Truth::Unknown);
+                Draft::new(T, status, reason, c.message.clone())
+            }
+            Some(_) | None => Draft::new(T, Truth::Unknown, Reason::NotChecked, "no machine was checked yet"),
+        };
+    };
+    let judgement = gate::judge(o.want, m);
+    let at_halt = m.power == Power::Halted && plan::ran(&scene.observed, m);
+    match &judgement.counts {
+        Ok(()) if !judgement.findings.is_empty() => {
+            let names: Vec<_> = judgement.findings.iter().map(|f| f.reason.as_str()).collect();
+            Draft::new(T, Truth::False, Reason::FindingsOpen, format!("the check of the last boot found {}", names.join(", ")))
+        }
+        Ok(()) => Draft::new(T, Truth::True, Reason::Verified, "the check of the last boot found nothing"),
+        Err(_) if at_halt && o.want.integrity == IntegrityPolicy::Skip => {
+            Draft::new(T, Truth::Unknown, Reason::Skipped, "spec.integrity is Skip, and no report counts")
+        }
+        Err(why) if at_halt => Draft::new(T, Truth::Unknown, Reason::IntegrityUnknown, format!("no report counts: {why}")),
+        Err(_) => Draft::new(T, Truth::Unknown, Reason::NotChecked, "the check inside the guest has not reported yet"),
+    }
+}
+
+/// Everything but conditions, as the pool shows it now.
+fn sighted(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, plan: &Plan) -> PlatformLayerStatus {
+    let seen = &scene.observed;
+    // A step that failed did not happen: what it would have recorded is not recorded.
+    let step = if o.failed.is_some() { &Step::Nothing } else { &plan.step };
+    let mut new = old.clone();
+    if *step == Step::Enter {
+        new.pool = Some(seen.pool.clone());
+    }
+    new.operation = operation(old, scene, step, &o.now);
+    new.disk = disk(o, old, scene, step);
+    new.machine = machine(old, scene, step);
+    if *step == Step::Record
+        && let Some(f) = seen.frozen.found()
+        && seen.finalized(&seen.subject).is_none()
+    {
+        new.versions.push(version(o, old, scene, f));
+    }
+    new.current = new.versions.last().map(|v| CurrentVersion {
+        version: v.version.clone(),
+        disk: v.disk.clone(),
+        finalized_at: v.finalized_at.clone(),
+    });
+    if let Some(m) = seen.machine.found() {
+        new.integrity = integrity(o.want, m);
+    }
+    new
+}
+
+fn operation(old: &PlatformLayerStatus, scene: &Scene, step: &Step, now: &Time) -> Option<Operation> {
+    let seen = &scene.observed;
+    match step {
+        Step::DropIntent => None,
+        Step::RecordIntent(making) => seen.flight(*making).map(|f| {
+            let same = old.operation.as_ref().filter(|op| op.opid.as_ref() == Some(&f.opid.0));
+            Operation {
+                step: making.as_str().to_owned(),
+                progress: None,
+                since: same.and_then(|op| op.since.clone()).or(Some(now.clone())),
+                opid: Some(f.opid.0.clone()),
+                source: Some(f.source.clone()),
+                agent_start: Some(seen.agent_start.clone()),
+            }
+        }),
+        _any_other => old.operation.clone().map(|mut op| {
+            let flight = seen.flights.iter().find(|f| Some(&f.opid.0) == op.opid.as_ref());
+            op.progress = match flight.map(|f| &f.task) {
+                // Steps of 5 %: a status that moves with every percent is a write for every percent.
+                Some(TaskSight::Pending { progress }) => Some(((progress.clamp(0.0, 1.0) * 20.0) as i32) * 5),
+                _not_running => None,
+            };
+            op
+        }),
+    }
+}
+
+fn disk(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, step: &Step) -> Option<DiskStatus> {
+    let seen = &scene.observed;
+    let before = old.disk.as_ref();
+    let Some(w) = seen.work.found() else {
+        // Removed by ourselves: the record goes. Lost or out of sight: it stays.
+        return before.filter(|_| seen.work != Sight::Absent || before.is_some_and(|d| d.version != seen.subject && !gone_with_its_version(o, d, scene))).cloned();
+    };
+    let known = before.is_some_and(|d| d.uuid == w.uuid);
+    if !known && *step != Step::Record {
+        return before.cloned();
+    }
+    let ran = seen.machine.found().is_some_and(|m| plan::ran(seen, m));
+    let at_rest = seen.machine.found().is_none_or(|m| m.power == Power::Halted);
+    let base_uuid = w.keys.get(identity::BASE).cloned().unwrap_or_default();
+    let base = || match &scene.parent {
+        Some(parent) => BaseTaken {
+            from: BaseKind::Version,
+            version: seen.records.versions.iter().find(|v| v.disk == *parent).map(|v| v.version.clone()),
+            uuid: base_uuid.clone(),
+        },
+        None => BaseTaken { from: BaseKind::OSLayer, version: None, uuid: base_uuid.clone() },
+    };
+    Some(DiskStatus {
+        uuid: w.uuid.clone(),
+        name: Some(w.name.clone()),
+        file_name: Some(o.want.file_name.clone()),
+        format: format(w),
+        storage_repository: Some(seen.storage.name.clone()),
+        virtual_size: Some(w.virtual_size),
+        utilisation: if at_rest { Some(w.utilisation) } else { before.filter(|_| known).and_then(|d| d.utilisation) },
+        // What it was made from is settled when it is recorded.
+        base: before.filter(|_| known).and_then(|d| d.base.clone()).or_else(|| Some(base())),
+        version: seen.subject.clone(),
+        worked: ran || before.is_some_and(|d| known && d.worked),
+    })
+}
+
+/// The version was finalized or thrown away.
+fn gone_with_its_version(o: &Outcome<'_>, d: &DiskStatus, scene: &Scene) -> bool {
+    scene.observed.finalized(&d.version).is_some() || o.want.discard.as_deref() == Some(d.version.as_str())
+}
+
+fn format(w: &Disk) -> Option<DiskFormat> {
+    match w.format.as_str() {
+        "vhd" => Some(DiskFormat::VHD),
+        "qcow2" => Some(DiskFormat::QCOW2),
+        "raw" => Some(DiskFormat::Raw),
+        _unknown => None,
+    }
+}
+
+fn machine(old: &PlatformLayerStatus, scene: &Scene, step: &Step) -> Option<MachineStatus> {
+    let seen = &scene.observed;
+    let before = old.machine.as_ref();
+    let Some(m) = seen.machine.found() else { return before.filter(|_| seen.machine != Sight::Absent).cloned() };
+    let known = before.is_some_and(|b| b.uuid == m.uuid);
+    if !known && *step != Step::Record {
+        return before.cloned();
+    }
+    let power = match m.power {
+        Power::Halted => Some("Halted"),
+        Power::Running => Some("Running"),
+        Power::Paused => Some("Paused"),
+        Power::Suspended => Some("Suspended"),
+        Power::Unknown => None,
+    };
+    Some(MachineStatus {
+        uuid: m.uuid.clone(),
+        name: Some(m.name.clone()),
+        host: m.host.clone(),
+        power_state: power.map(str::to_owned),
+        address: m.address.clone(),
+        tools: Some(ToolsStatus { version: m.tools.version.clone(), seen: m.tools.ready }),
+        restart_token: m.key(TOKEN).filter(|t| !t.is_empty()).map(str::to_owned),
+        agent_start: before.filter(|_| known).and_then(|b| b.agent_start.clone()).or_else(|| Some(seen.agent_start.clone())),
+    })
+}
+
+fn version(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, f: &Disk) -> FrozenVersion {
+    let seen = &scene.observed;
+    let os_version = seen.base.found().and_then(|b| b.keys.get(identity::OS_VERSION).cloned());
+    let report = seen.machine.found().and_then(|m| m.report.as_ref());
+    let base_uuid = f.keys.get(identity::BASE).cloned().unwrap_or_default();
+    FrozenVersion {
+        version: seen.subject.clone(),
+        disk: f.uuid.clone(),
+        base: old
+            .disk
+            .as_ref()
+            .and_then(|d| d.base.clone())
+            .or(Some(BaseTaken { from: BaseKind::OSLayer, version: None, uuid: base_uuid })),
+        os_version: os_version.or_else(|| Some(o.want.os_version.clone())),
+        size: Some(f.virtual_size),
+        rearms_left: report.and_then(|r| r.rearms_left).and_then(|n| i32::try_from(n).ok()),
+        finalized_at: o.now.clone(),
+        comment: o.layer.spec.comment.clone(),
+    }
+}
+
+fn integrity(want: &Want, m: &Machine) -> Option<IntegrityStatus> {
+    m.report.as_ref()?;
+    let Judgement { counts, findings } = gate::judge(want, m);
+    let findings = if counts.is_ok() { findings } else { Vec::new() };
+    Some(IntegrityStatus {
+        source: Some("xenstore".to_owned()),
+        boot_id: m.key(identity::BOOT).map(str::to_owned),
+        findings: findings
+            .into_iter()
+            .take(MAX_FINDINGS)
+            .map(|f| Finding { reason: f.reason, detail: Some(f.detail), remedy: Some(f.remedy) })
+            .collect(),
+    })
+}
+
+/// The reason that a layer waits with, for the metric of waits.
+pub fn wait(status: &PlatformLayerStatus) -> Option<Reason> {
+    let ready = crate::api::condition::find(&status.conditions, ConditionType::Ready)?;
+    Reason::parse(&ready.reason).filter(|r| r.fault() == Some(Fault::Wait))
+}
+
+/// Why a write to the API server failed.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    #[error("the API server refused the write")]
+    Refused(#[source] kube::Error),
+    #[error("the API server did not answer the write in time")]
+    TimedOut,
+}
+
+fn params() -> PatchParams {
+    PatchParams::apply(FIELD_MANAGER).force()
+}
+
+/// Writes a status where it differs; returns whether it did.
+pub async fn publish(api: &Api<PlatformLayer>, pace: &Pace, layer: &PlatformLayer, status: &PlatformLayerStatus) -> Result<bool, WriteError> {
+    if layer.status.as_ref() == Some(status) {
+        return Ok(false);
+    }
+    let document = json!({
+        "apiVersion": PlatformLayer::api_version(&()),
+        "kind": PlatformLayer::kind(&()),
+        // With the uid an apply can change this object, and never make another of its name.
+        "metadata": { "name": layer.name_any(), "uid": layer.uid() },
+        "status": status,
+    });
+    bounded(pace, api.patch_status(&layer.name_any(), &params(), &Patch::Apply(&document))).await?;
+    Ok(true)
+}
+
+/// Puts our finalizer on, or takes it off.
+pub async fn set_finalizer(api: &Api<PlatformLayer>, pace: &Pace, layer: &PlatformLayer, on: bool) -> Result<(), WriteError> {
+    let finalizers: &[&str] = if on { &[crate::api::FINALIZER] } else { &[] };
+    let document = json!({
+        "apiVersion": PlatformLayer::api_version(&()),
+        "kind": PlatformLayer::kind(&()),
+        "metadata": { "name": layer.name_any(), "uid": layer.uid(), "finalizers": finalizers },
+    });
+    bounded(pace, api.patch(&layer.name_any(), &params(), &Patch::Apply(&document))).await?;
+    Ok(())
+}
+
+async fn bounded<T>(pace: &Pace, write: impl Future<Output = Result<T, kube::Error>>) -> Result<T, WriteError> {
+    match tokio::time::timeout(pace.write, write).await {
+        Ok(done) => done.map_err(WriteError::Refused),
+        Err(_elapsed) => Err(WriteError::TimedOut),
+    }
+}

@@ -1,0 +1,237 @@
+//! `VM.clone`, `VM.copy` and the disks that a template describes (xapi.md 4.5, 14).
+//!
+//! The order shows to a watcher, and a death leaves what was made so far: disks, then the record (named and keyed from first sight),
+//! VBDs, network cards.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::{Answer, Call, Pool, allowed, schema::Record, storage::STAGE, vbd::made_up_mac, vdi, vm};
+use crate::xapi::wire::{Failure, NEVER, Ref};
+
+/// What a clone does not take over.
+const OWN: [&str; 13] = [
+    "uuid",
+    "VBDs",
+    "VIFs",
+    "consoles",
+    "VTPMs",
+    "VGPUs",
+    "VUSBs",
+    "crash_dumps",
+    "snapshots",
+    "children",
+    "attached_PCIs",
+    "current_operations",
+    "blocked_operations",
+];
+
+/// `VM.clone`, or with a repository given `VM.copy`.
+pub async fn clone(pool: &Arc<Pool>, call: &Call, copy_to: Option<Ref>) -> Answer {
+    let (source, name) = (call.reference(0), call.text(1));
+    let op = if copy_to.is_some() { "copy" } else { "clone" };
+    let operation = vm::begin(pool, call, &source, op).await?;
+    let uuid = pool.db().text("VM", &source, "uuid")?.to_owned();
+    let stage = |what: &str| format!("VM.{op}/{what}/{uuid}");
+    let mut made = Vec::new();
+    let devices = match clone_disks(pool, call, &source, copy_to.as_ref(), &mut made).await {
+        Ok(devices) => devices,
+        Err(failure) => {
+            // Copies are taken back on failure; a death leaves them (xapi.md 4.5).
+            for disk in made {
+                vdi::destroy(pool, call, &disk).await.map(|_| ()).unwrap_or_default();
+            }
+            return Err(failure);
+        }
+    };
+    pool.clock.stage(&stage("disks"), STAGE).await;
+    let child = record(pool, &source, name)?;
+    pool.clock.stage(&stage("record"), STAGE).await;
+    for row in devices {
+        let fields = row.iter().map(|(k, v)| (k.as_str(), v.clone())).chain([("VM", json!(child))]);
+        pool.db().create("VBD", fields);
+        pool.clock.stage(&stage("vbd"), STAGE / 5).await;
+    }
+    pool.clock.stage(&stage("vbds"), STAGE).await;
+    for row in cards(pool, &source)? {
+        let fields = row.iter().map(|(k, v)| (k.as_str(), v.clone())).chain([("VM", json!(child))]);
+        pool.db().create("VIF", fields);
+    }
+    pool.clock.stage(&stage("vifs"), STAGE).await;
+    drop(operation);
+    allowed::refresh(pool, "VM", &child);
+    Ok(json!(child))
+}
+
+/// The source's VBDs with their disks cloned; a drive keeps its disc.
+async fn clone_disks(
+    pool: &Arc<Pool>,
+    call: &Call,
+    source: &Ref,
+    copy_to: Option<&Ref>,
+    made: &mut Vec<Ref>,
+) -> Result<Vec<Record>, Failure> {
+    let mut rows = Vec::new();
+    let vbds = pool.db().links("VM", source, "VBDs")?;
+    for vbd in vbds {
+        let mut row = pool.db().get("VBD", &vbd)?.clone();
+        let text = |field: &str| row.get(field).and_then(Value::as_str).unwrap_or_default();
+        let disk = Ref(text("VDI").to_owned());
+        if text("type") == "Disk" && pool.db().find("VDI", &disk).is_some() {
+            let child = match copy_to {
+                Some(sr) if !sr.is_null() => vdi::copy_disk(pool, call, &disk, sr, &Ref::null()).await?,
+                Some(_) => {
+                    let sr = pool.db().link_to("VDI", &disk, "SR")?;
+                    vdi::copy_disk(pool, call, &disk, &sr, &Ref::null()).await?
+                }
+                None => vdi::branch(pool, call, &disk, false).await?,
+            };
+            made.push(child.clone());
+            row.insert("VDI".to_owned(), json!(child));
+        }
+        for field in ["uuid", "current_operations", "allowed_operations"] {
+            row.remove(field);
+        }
+        row.insert("currently_attached".to_owned(), json!(false));
+        row.insert("device".to_owned(), json!(""));
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+/// The machine's row, whole at first sight, with copies of both metrics: start_time and the drivers' versions are the source's.
+fn record(pool: &Pool, source: &Ref, name: &str) -> Result<Ref, Failure> {
+    let mut db = pool.db();
+    let mut row = db.get("VM", source)?.clone();
+    OWN.iter().for_each(|field| drop(row.remove(*field)));
+    let from_name = row.get("name_label").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let template = row.get("is_default_template").and_then(Value::as_bool).unwrap_or_default();
+    for (field, class) in [("metrics", "VM_metrics"), ("guest_metrics", "VM_guest_metrics")] {
+        let reference = Ref(row.get(field).and_then(Value::as_str).unwrap_or_default().to_owned());
+        let copy = match db.find(class, &reference).cloned() {
+            Some(mut metrics) => {
+                metrics.remove("uuid");
+                db.create(class, metrics.iter().map(|(k, v)| (k.as_str(), v.clone())))
+            }
+            None if class == "VM_metrics" => db.create(class, [("start_time", json!(NEVER))]),
+            None => Ref::null(),
+        };
+        row.insert(field.to_owned(), json!(copy));
+    }
+    if let Some(keys) = row.get_mut("other_config").and_then(Value::as_object_mut) {
+        for key in ["default_template", "xensource_internal"] {
+            keys.remove(key);
+        }
+        keys.insert("mac_seed".to_owned(), json!(uuid::Uuid::new_v4().to_string()));
+        if template {
+            keys.insert("base_template_name".to_owned(), json!(from_name));
+        } else {
+            keys.entry("base_template_name").or_insert(json!(from_name));
+        }
+    }
+    let own = [
+        ("name_label", json!(name)),
+        ("power_state", json!("Halted")),
+        ("domid", json!(-1)),
+        ("resident_on", json!(Ref::NULL)),
+        ("is_default_template", json!(false)),
+        ("is_a_snapshot", json!(false)),
+        ("snapshot_of", json!(Ref::NULL)),
+        ("suspend_VDI", json!(Ref::NULL)),
+        ("ha_always_run", json!(false)),
+    ];
+    row.extend(own.map(|(k, v)| (k.to_owned(), v)));
+    Ok(db.create("VM", row.iter().map(|(k, v)| (k.as_str(), v.clone()))))
+}
+
+/// The source's network cards under new addresses.
+fn cards(pool: &Pool, source: &Ref) -> Result<Vec<Record>, Failure> {
+    let db = pool.db();
+    let vifs = db.links("VM", source, "VIFs")?;
+    let copy = |vif: &Ref| {
+        let mut row = db.find("VIF", vif)?.clone();
+        for field in ["uuid", "current_operations"] {
+            row.remove(field);
+        }
+        row.insert("MAC".to_owned(), json!(made_up_mac()));
+        row.insert("currently_attached".to_owned(), json!(false));
+        Some(row)
+    };
+    Ok(vifs.iter().filter_map(copy).collect())
+}
+
+/// A disk of `other_config["disks"]`.
+pub struct Described {
+    device: String,
+    size: i64,
+    sr: String,
+    bootable: bool,
+}
+
+/// The disks in the XML of a template: `<provision><disk device="0" size="…" sr="…" bootable="true" type="system"/></provision>`.
+pub fn described_disks(xml: &str) -> Vec<Described> {
+    let mut reader = quick_xml::Reader::from_str(xml);
+    let mut disks = Vec::new();
+    // A template with broken XML describes no disk beyond the break.
+    while let Ok(event) = reader.read_event() {
+        match event {
+            quick_xml::events::Event::Eof => break,
+            quick_xml::events::Event::Empty(tag) | quick_xml::events::Event::Start(tag)
+                if tag.name().as_ref() == "disk" =>
+            {
+                let of = |name: &str| {
+                    let found = tag.try_get_attribute(name).ok().flatten()?;
+                    Some(found.value.into_owned())
+                };
+                disks.push(Described {
+                    device: of("device").unwrap_or_default(),
+                    size: of("size").and_then(|s| s.parse().ok()).unwrap_or_default(),
+                    sr: of("sr").unwrap_or_default(),
+                    bootable: of("bootable").is_some_and(|b| b == "true"),
+                });
+            }
+            _ => {}
+        }
+    }
+    disks
+}
+
+/// Makes one described disk, on the pool's default SR unless it names another.
+///
+/// # Errors
+/// Those of `VDI.create`; `DEFAULT_SR_NOT_FOUND [sr]`.
+pub async fn provision_disk(pool: &Arc<Pool>, call: &Call, machine: &Ref, disk: &Described) -> Result<(), Failure> {
+    let sr = {
+        let db = pool.db();
+        let default =
+            db.all("pool").next().and_then(|(_, row)| row.get("default_SR")?.as_str()).unwrap_or_default().to_owned();
+        let sr = db.by_uuid("SR", &disk.sr).unwrap_or(Ref(default));
+        db.get("SR", &sr).map_err(|_| Failure::new("DEFAULT_SR_NOT_FOUND", [sr.as_str()]))?;
+        sr
+    };
+    let row = [
+        ("SR", json!(sr)),
+        ("virtual_size", json!(disk.size)),
+        ("type", json!("system")),
+        ("name_label", json!(disk.device)),
+        ("other_config", json!({})),
+        ("tags", json!([])),
+        ("sm_config", json!({})),
+        ("xenstore_data", json!({})),
+        ("sharable", json!(false)),
+        ("read_only", json!(false)),
+    ];
+    let row: Record = row.map(|(k, v)| (k.to_owned(), v)).into_iter().collect();
+    let made = vdi::make(pool, call, &row).await?;
+    let fields = [
+        ("VM", json!(machine)),
+        ("VDI", json!(made)),
+        ("userdevice", json!(disk.device)),
+        ("bootable", json!(disk.bootable)),
+        ("mode", json!("RW")),
+        ("type", json!("Disk")),
+    ];
+    pool.db().create("VBD", fields);
+    Ok(())
+}

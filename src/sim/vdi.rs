@@ -1,0 +1,361 @@
+//! What the calls of a VDI do, stage by stage, so that a watcher or a death between two stages sees what the real daemon shows
+//! (xapi.md 14, "Order of a child's fields").
+//!
+//! Called by `storage` and, for the disks of a machine, by `clone`. Between stages no lock is held; a dropped future is a dead daemon.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::{
+    Answer, Call, Pool, allowed,
+    db::Db,
+    disk::{self, Node},
+    restart::{Redo, What},
+    schema::Record,
+    sr,
+    storage::{Running, STAGE, Subject, backend, begin, begin_copy},
+};
+use crate::xapi::wire::{Failure, NEVER, Ref};
+
+/// The largest VHD (xapi.md 9.1).
+const LARGEST: u64 = 2040 << 30;
+
+/// What a storage operation keeps while it runs: its marks, and what a new daemon would run again.
+struct Work {
+    running: Running,
+    redo: Redo,
+}
+
+/// Begins an operation of which a new daemon would run the driver's part again: it is at work as soon as the operation shows.
+async fn start(pool: &Arc<Pool>, call: &Call, subject: &Subject, op: &str, what: What) -> Result<Work, Failure> {
+    let redo = pool.world.redos.note();
+    let running = begin(pool, call, subject, op, || redo.arm(what)).await?;
+    Ok(Work { running, redo })
+}
+
+fn label(call: &Call, stage: &str, uuid: &str) -> String {
+    format!("{}.{}/{stage}/{uuid}", call.class, call.message)
+}
+
+/// `VDI.create`: the row comes with its name, keys and tags a stage later (xapi.md 4.4).
+pub async fn create(pool: &Arc<Pool>, call: &Call) -> Answer {
+    let row = call.record(0)?;
+    let vdi = make(pool, call, &row).await?;
+    Ok(json!(vdi))
+}
+
+pub async fn make(pool: &Arc<Pool>, call: &Call, row: &Record) -> Result<Ref, Failure> {
+    let field = |name: &str| row.get(name).cloned().unwrap_or_default();
+    let sr = Ref(field("SR").as_str().unwrap_or_default().to_owned());
+    let sr_uuid = pool.db().text("SR", &sr, "uuid")?.to_owned();
+    let size = u64::try_from(field("virtual_size").as_i64().unwrap_or_default()).unwrap_or_default();
+    if size == 0 || size > LARGEST {
+        return Err(Failure::new("SR_BACKEND_FAILURE_79", ["", "VDI Invalid size", ""]));
+    }
+    let subject = Subject { sr: sr.clone(), vdi: None };
+    let name = field("name_label").as_str().unwrap_or_default().to_owned();
+    let what = What::Create { sr: sr_uuid.clone(), size, name };
+    let work = start(pool, call, &subject, "create", what).await?;
+    let inflated = thick(&pool.db(), &sr);
+    sr::room(pool, &sr, if inflated { size } else { 0 })?;
+    let node = Node { sr: sr_uuid, virtual_size: size, inflated, ..Node::default() };
+    let uuid = pool.world.disks().create(node);
+    work.redo.made();
+    let vdi = add_row(pool, &sr, &uuid);
+    let kept = ["name_label", "name_description", "type", "sharable", "read_only", "sm_config", "xenstore_data"];
+    pool.db().update("VDI", &vdi, |made| {
+        for name in kept {
+            made.insert(name.to_owned(), field(name));
+        }
+    })?;
+    link_parent(pool, &vdi, &uuid);
+    pool.clock.stage(&label(call, "row", &uuid), STAGE).await;
+    pool.db().update("VDI", &vdi, |made| {
+        for name in ["other_config", "tags"] {
+            made.insert(name.to_owned(), field(name));
+        }
+    })?;
+    work.end(pool, &vdi);
+    Ok(vdi)
+}
+
+/// `VDI.clone` and `VDI.snapshot`.
+///
+/// # Errors
+/// Those of `begin`; 44 no space, 46 no such disk any more, 81 source paused, 109 chain too long.
+pub async fn branch(pool: &Arc<Pool>, call: &Call, source: &Ref, snapshot: bool) -> Result<Ref, Failure> {
+    let subject = Subject::vdi(pool, source)?;
+    let uuid = pool.db().text("VDI", source, "uuid")?.to_owned();
+    let op = if snapshot { "snapshot" } else { "clone" };
+    let work = start(pool, call, &subject, op, What::Branch { source: uuid.clone(), snapshot }).await?;
+    let made = fork(pool, &subject.sr, source, snapshot)?;
+    work.redo.made();
+    if let Some(base) = &made.base {
+        base_row(pool, &subject.sr, base);
+        pool.clock.stage(&label(call, "base", &uuid), STAGE / 5).await;
+        set(pool, &pool_row(pool, base), [("managed", json!(false))]);
+    }
+    link_parent(pool, source, &uuid);
+    let child = add_row(pool, &subject.sr, &made.child);
+    link_parent(pool, &child, &made.child);
+    pool.clock.stage(&label(call, "row", &uuid), STAGE).await;
+    let from = pool.db().get("VDI", source)?.clone();
+    let of = |field: &str| from.get(field).cloned().unwrap_or_default();
+    name_child(pool, &child, &from, snapshot);
+    pool.clock.stage(&label(call, "named", &uuid), STAGE).await;
+    let mut keys = of("other_config");
+    if let (Some(keys), true) = (keys.as_object_mut(), snapshot) {
+        keys.remove("leaf-coalesce");
+    }
+    set(pool, &child, [("other_config", keys), ("xenstore_data", of("xenstore_data"))]);
+    pool.clock.stage(&label(call, "keyed", &uuid), STAGE).await;
+    set(pool, &child, [("tags", of("tags"))]);
+    pool.clock.stage(&label(call, "tagged", &uuid), STAGE).await;
+    if snapshot {
+        set(pool, &child, [("snapshot_of", json!(source))]);
+    }
+    pool.clock.stage(&label(call, "linked", &uuid), STAGE).await;
+    work.end(pool, &child);
+    Ok(child)
+}
+
+/// The storage's part of a clone or snapshot: no rows, no names.
+pub fn fork(pool: &Pool, sr: &Ref, source: &Ref, snapshot: bool) -> Result<disk::Branch, Failure> {
+    let (row, thick) = {
+        let db = pool.db();
+        (db.get("VDI", source)?.clone(), thick(&db, sr))
+    };
+    let text = |field: &str| row.get(field).and_then(Value::as_str).unwrap_or_default();
+    if row.get("sm_config").and_then(|c| c.get("paused")).is_some() {
+        // A source that a dead daemon left paused (xapi.md 14, Replay).
+        let detail = "['MAP_DUPLICATE_KEY', 'VDI', 'sm_config', 'OpaqueRef:…', 'paused']";
+        let what = if snapshot { "snapshot" } else { "clone" };
+        let reason = format!("Failed to {what} VDI [opterr={detail}]");
+        return Err(Failure::new("SR_BACKEND_FAILURE_81", ["", &reason, ""]));
+    }
+    let size = row.get("virtual_size").and_then(Value::as_u64).unwrap_or_default();
+    sr::room(pool, sr, if thick { size } else { 0 })?;
+    let mut disks = pool.world.disks();
+    let made = disks.branch(text("uuid")).map_err(|e| backend(&e))?;
+    if snapshot {
+        // Thick drivers deflate what nobody writes to (xapi.md 9.1).
+        disks.get_mut(&made.child).map_err(|e| backend(&e))?.inflated = false;
+    }
+    Ok(made)
+}
+
+/// What the storage layer itself writes on a child: the source's name, and nothing of its keys.
+pub fn name_child(pool: &Pool, child: &Ref, from: &Record, snapshot: bool) {
+    let of = |field: &str| from.get(field).cloned().unwrap_or_default();
+    let content = json!({ "content_id": uuid::Uuid::new_v4().to_string() });
+    let time = if snapshot { pool.clock.stamp() } else { NEVER.to_owned() };
+    let copied = ["name_label", "name_description", "type", "sharable", "read_only", "on_boot", "allow_caching"];
+    let copied = copied.map(|f| (f, of(f)));
+    let own = [("other_config", content), ("is_a_snapshot", json!(snapshot)), ("snapshot_time", json!(time))];
+    set(pool, child, copied.into_iter().chain(own));
+}
+
+/// A row as it appears for a disk of the storage: no name, no keys, and anybody may destroy it already.
+pub fn add_row(pool: &Pool, sr: &Ref, uuid: &str) -> Ref {
+    let (node, used) = {
+        let disks = pool.world.disks();
+        (disks.get(uuid).cloned().unwrap_or_default(), disks.utilisation(uuid))
+    };
+    pool.db().create("VDI", fields(sr, uuid, &node, used))
+}
+
+/// The fields of such a row.
+pub fn fields(sr: &Ref, uuid: &str, node: &Node, used: u64) -> Vec<(&'static str, Value)> {
+    let file = node.name.as_deref();
+    vec![
+        ("uuid", json!(uuid)),
+        ("location", json!(file.unwrap_or(uuid))),
+        ("name_label", json!(file.unwrap_or_default())),
+        ("SR", json!(sr)),
+        ("virtual_size", json!(node.virtual_size)),
+        ("physical_utilisation", json!(used)),
+        ("type", json!("user")),
+        ("read_only", json!(file.is_some())),
+        ("managed", json!(!node.hidden)),
+        ("on_boot", json!("persist")),
+        ("sm_config", if file.is_some() { json!({}) } else { json!({"vdi_type": "vhd"}) }),
+        ("allowed_operations", json!(["destroy", "forget", "clone", "copy", "snapshot", "resize", "update"])),
+    ]
+}
+
+fn base_row(pool: &Pool, sr: &Ref, uuid: &str) {
+    let row = add_row(pool, sr, uuid);
+    set(pool, &row, [("name_label", json!("base copy")), ("managed", json!(true))]);
+    link_parent(pool, &row, uuid);
+}
+
+fn pool_row(pool: &Pool, uuid: &str) -> Ref {
+    pool.db().by_uuid("VDI", uuid).unwrap_or_default()
+}
+
+/// Writes the tree's truth into `sm_config["vhd-parent"]`: it moves under everybody's feet (xapi.md 9.1).
+pub fn link_parent(pool: &Pool, vdi: &Ref, uuid: &str) {
+    let parent = pool.world.disks().get(uuid).ok().and_then(|n| n.parent.clone());
+    let change = pool.db().update("VDI", vdi, |row| {
+        if let Some(map) = row.get_mut("sm_config").and_then(Value::as_object_mut) {
+            match parent {
+                Some(parent) => map.insert("vhd-parent".to_owned(), json!(parent)),
+                None => map.remove("vhd-parent"),
+            };
+        }
+    });
+    change.unwrap_or_default();
+}
+
+/// Sets fields in one event; a row that somebody destroyed meanwhile needs none.
+pub fn set<'a>(pool: &Pool, vdi: &Ref, fields: impl IntoIterator<Item = (&'a str, Value)>) {
+    let change = pool.db().update("VDI", vdi, |row| row.extend(fields.into_iter().map(|(k, v)| (k.to_owned(), v))));
+    change.unwrap_or_default();
+}
+
+/// Whether a writable disk takes its whole size at once (xapi.md 9.1).
+pub fn thick(db: &Db, sr: &Ref) -> bool {
+    db.text("SR", sr, "type").unwrap_or_default().starts_with("lvm")
+}
+
+impl Work {
+    /// The operation is done as far as the storage is concerned.
+    fn end(self, pool: &Arc<Pool>, vdi: &Ref) {
+        let Self { running, redo } = self;
+        drop(redo);
+        drop(running);
+        allowed::refresh(pool, "VDI", vdi);
+    }
+}
+
+/// `VDI.destroy`: the disk, its VBD rows, its row; then the tree is tidied (xapi.md 4.4).
+pub async fn destroy(pool: &Arc<Pool>, call: &Call, vdi: &Ref) -> Answer {
+    let subject = Subject::vdi(pool, vdi)?;
+    let uuid = pool.db().text("VDI", vdi, "uuid")?.to_owned();
+    let work = start(pool, call, &subject, "destroy", What::Destroy { uuid: uuid.clone() }).await?;
+    pool.world.disks().remove(&uuid).map_err(|e| backend(&e))?;
+    work.redo.made();
+    pool.clock.stage(&label(call, "removed", &uuid), STAGE).await;
+    drop_row(&mut pool.db(), vdi);
+    work.end(pool, vdi);
+    sr::collect_later(pool, &subject.sr);
+    Ok(json!(""))
+}
+
+/// Takes a VDI's row away, and the VBDs of halted machines with it (xapi.md 14, VBD).
+pub fn drop_row(db: &mut Db, vdi: &Ref) {
+    for vbd in db.links("VDI", vdi, "VBDs").unwrap_or_default() {
+        db.delete("VBD", &vbd);
+    }
+    db.delete("VDI", vdi);
+}
+
+/// `VDI.copy`: a full copy through the control domain, whose VBDs show meanwhile (xapi.md 4.4).
+pub async fn copy(pool: &Arc<Pool>, call: &Call) -> Answer {
+    let (source, into) = (call.reference(0), call.reference(3));
+    let subject = Subject::vdi(pool, &source)?;
+    let to = if call.reference(1).is_null() { subject.sr.clone() } else { call.reference(1) };
+    copy_disk(pool, call, &source, &to, &into).await.map(|vdi| json!(vdi))
+}
+
+/// A full copy of a disk on `to`, or into an existing disk.
+///
+/// # Errors
+/// Those of `begin_copy`; `VDI_READONLY [dst]`, `VDI_TOO_SMALL [dst, size]`.
+pub async fn copy_disk(pool: &Arc<Pool>, call: &Call, source: &Ref, to: &Ref, into: &Ref) -> Result<Ref, Failure> {
+    let _running = begin_copy(pool, call, source).await?;
+    let from = pool.db().get("VDI", source)?.clone();
+    let size = from.get("virtual_size").cloned().unwrap_or_default();
+    let target = if into.is_null() {
+        let mut row = from.clone();
+        row.extend([("SR".to_owned(), json!(to)), ("sm_config".to_owned(), json!({}))]);
+        make(pool, call, &row).await?
+    } else {
+        let db = pool.db();
+        if db.flag("VDI", into, "read_only")? {
+            return Err(Failure::new("VDI_READONLY", [into.as_str()]));
+        }
+        if db.int("VDI", into, "virtual_size")? < size.as_i64().unwrap_or_default() {
+            return Err(Failure::new("VDI_TOO_SMALL", [into.to_string(), size.to_string()]));
+        }
+        into.clone()
+    };
+    let uuid = |vdi: &Ref| pool.db().text("VDI", vdi, "uuid").map(str::to_owned);
+    let (from_uuid, to_uuid) = (uuid(source)?, uuid(&target)?);
+    let held = [(source, "RO"), (&target, "RW")].map(|(vdi, mode)| super::vbd::attach_to_dom0(pool, vdi, mode));
+    pool.clock.stage(&label(call, "copying", &from_uuid), STAGE * 5).await;
+    let copied = pool.world.disks().overwrite(&from_uuid, &to_uuid).map_err(|e| backend(&e));
+    held.iter().for_each(|vbd| pool.db().delete("VBD", vbd));
+    copied.map(|()| target)
+}
+
+/// `VDI.resize`: grows a detached disk.
+pub async fn resize(pool: &Arc<Pool>, call: &Call) -> Answer {
+    let vdi = call.reference(0);
+    let subject = Subject::vdi(pool, &vdi)?;
+    let uuid = pool.db().text("VDI", &vdi, "uuid")?.to_owned();
+    let size = disk::round(u64::try_from(call.int(1)).unwrap_or_default());
+    let work = start(pool, call, &subject, "resize", What::Resize { uuid: uuid.clone(), size }).await?;
+    let before = u64::try_from(pool.db().int("VDI", &vdi, "virtual_size")?).unwrap_or_default();
+    if size < before || size > LARGEST {
+        return Err(Failure::new("SR_BACKEND_FAILURE_79", ["", "VDI Invalid size", ""]));
+    }
+    let grow = if thick(&pool.db(), &subject.sr) { size - before } else { 0 };
+    sr::room(pool, &subject.sr, grow)?;
+    pool.world.disks().get_mut(&uuid).map_err(|e| backend(&e))?.virtual_size = size;
+    pool.clock.stage(&label(call, "resized", &uuid), STAGE).await;
+    set(pool, &vdi, [("virtual_size", json!(size))]);
+    work.end(pool, &vdi);
+    Ok(json!(""))
+}
+
+/// `VDI.set_name_label` and `VDI.set_name_description` go down to the driver, and wait like everybody (xapi.md 14, Queue).
+pub async fn rename(pool: &Arc<Pool>, call: &Call, field: &str) -> Answer {
+    flag(pool, call, "update", field, call.value(1).clone()).await
+}
+
+/// A call that ends in one field of the row.
+pub async fn flag(pool: &Arc<Pool>, call: &Call, op: &str, field: &str, value: Value) -> Answer {
+    let vdi = call.reference(0);
+    let _running = begin(pool, call, &Subject::vdi(pool, &vdi)?, op, || ()).await?;
+    pool.db().set("VDI", &vdi, field, value)?;
+    Ok(json!(""))
+}
+
+/// `VDI.update`: the driver's truth about sizes and the tree.
+pub async fn update(pool: &Arc<Pool>, call: &Call) -> Answer {
+    let vdi = call.reference(0);
+    let _running = begin(pool, call, &Subject::vdi(pool, &vdi)?, "update", || ()).await?;
+    let uuid = pool.db().text("VDI", &vdi, "uuid")?.to_owned();
+    sr::refresh(pool, &vdi, &uuid);
+    Ok(json!(""))
+}
+
+/// `VDI.forget`: the row alone; the disk comes back at the next scan, without tags (xapi.md 4.4).
+pub async fn forget(pool: &Arc<Pool>, call: &Call) -> Answer {
+    let vdi = call.reference(0);
+    let _running = begin(pool, call, &Subject::vdi(pool, &vdi)?, "forget", || ()).await?;
+    drop_row(&mut pool.db(), &vdi);
+    Ok(json!(""))
+}
+
+/// `VDI.introduce`: a row for a disk that is there.
+pub async fn introduce(pool: &Arc<Pool>, call: &Call) -> Answer {
+    let (uuid, sr) = (call.text(0), call.reference(3));
+    let _running = begin(pool, call, &Subject { sr: sr.clone(), vdi: None }, "introduce", || ()).await?;
+    if pool.db().by_uuid("VDI", uuid).is_ok() {
+        return Err(Failure::new("UUID_INVALID", ["VDI", uuid]));
+    }
+    let location = call.text(8);
+    let same = |row: &Record| row.get("SR") == Some(&json!(sr)) && row.get("location") == Some(&json!(location));
+    if pool.db().all("VDI").any(|(_, row)| same(row)) {
+        return Err(Failure::new("LOCATION_NOT_UNIQUE", [sr.as_str(), location]));
+    }
+    pool.world.disks().get(uuid).map_err(|e| backend(&e))?;
+    let vdi = add_row(pool, &sr, uuid);
+    link_parent(pool, &vdi, uuid);
+    let given = [(1, "name_label"), (2, "name_description"), (4, "type"), (7, "other_config"), (9, "xenstore_data")];
+    set(pool, &vdi, given.map(|(i, field)| (field, call.value(i).clone())));
+    Ok(json!(vdi))
+}

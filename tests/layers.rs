@@ -1,0 +1,261 @@
+//! The house rules that no compiler knows: who may see whom, what stays pure, and how long a file may be without an excuse.
+//!
+//! Reads the source as text. A line that breaks a rule is printed as `file:line: text`.
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Who may see whom: a room, and what its files may name after `crate::`. A room that is not here may see everything.
+///
+/// `api ← domain ← xapi ← controller, http ← local ← cli, main` and `xapi::{wire, model} ← sim ← cli`; `telemetry` serves all that do
+/// something, and none of the pure ones.
+const ARROWS: [(&str, &[&str]); 9] = [
+    ("api", &["api"]),
+    ("domain", &["domain", "api"]),
+    ("xapi", &["xapi", "domain", "api", "telemetry"]),
+    ("sim", &["sim", "xapi::wire", "xapi::model"]),
+    ("telemetry", &["telemetry"]),
+    ("controller", &["controller", "xapi", "domain", "api", "telemetry"]),
+    ("http", &["http", "telemetry"]),
+    ("local", &["local", "http", "controller", "xapi", "domain", "api", "telemetry"]),
+    ("lib", &[]),
+];
+
+/// Words that must not occur in the code of a room: the libraries it does without.
+const STRANGERS: [(&str, &[&str]); 4] = [
+    ("api", &["tokio::", "reqwest::", "std::time::Instant", "SystemTime::now", "Timestamp::now"]),
+    (
+        "domain",
+        &["tokio::", "reqwest::", "kube::", "async fn", ".await", "Instant::now", "SystemTime::now", "Timestamp::now"],
+    ),
+    ("xapi", &["kube::", "k8s_openapi::"]),
+    ("sim", &["kube::", "k8s_openapi::"]),
+];
+
+const LINES: usize = 350;
+/// How the head of a longer file begins its reason.
+const EXCUSE: &str = "Longer than";
+
+struct Source {
+    path: PathBuf,
+    /// Directory or file name below `src/`.
+    room: String,
+    /// How deep the module is: 1 for `src/api/mod.rs`, 2 for `src/api/layer.rs`.
+    depth: usize,
+    text: String,
+}
+
+impl Source {
+    fn read(path: PathBuf, text: String) -> Self {
+        let below = path.strip_prefix("src").expect("a file below src").with_extension("");
+        let mut modules: Vec<_> = below.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+        modules.pop_if(|last| last == "mod");
+        Self { room: modules[0].clone(), depth: modules.len(), path, text }
+    }
+
+    /// Number and text of each line of code.
+    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+        self.text
+            .lines()
+            .enumerate()
+            .map(|(at, line)| (at + 1, line))
+            .filter(|(_, line)| !line.trim_start().starts_with("//"))
+    }
+
+    fn broken(&self, at: usize, line: &str, rule: &str) -> String {
+        format!("{}:{at}: {}  ← {rule}", self.path.display(), line.trim())
+    }
+}
+
+fn sources() -> Vec<Source> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").path()) {
+            if entry.is_dir() {
+                walk(&entry, found);
+            } else {
+                found.push(entry);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    walk(&root.join("src"), &mut found);
+    found.sort();
+    let rust = found.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    rust.map(|path| {
+        Source::read(
+            path.strip_prefix(root).expect("below the root").to_owned(),
+            fs::read_to_string(&path).expect("text"),
+        )
+    })
+    .collect()
+}
+
+fn none(broken: Vec<String>) {
+    assert!(broken.is_empty(), "\n{}\n", broken.join("\n"));
+}
+
+fn is_name(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+/// The paths that `text`, which follows `crate::`, names: one, or those of a group in braces, two names deep.
+fn named(text: &str) -> Vec<String> {
+    let Some(group) = text.strip_prefix('{') else {
+        let first: String = text.chars().take_while(|c| is_name(*c)).collect();
+        let rest = text[first.len()..].strip_prefix("::");
+        return match rest.map(named) {
+            Some(seconds) if !first.is_empty() => seconds
+                .iter()
+                .map(|second| format!("{first}::{}", second.split("::").next().unwrap_or_default()))
+                .collect(),
+            _ => vec![first],
+        };
+    };
+    let mut paths = Vec::new();
+    let (mut depth, mut begin) = (0, 0);
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' | '}' if depth == 0 => {
+                paths.extend(named(group[begin..at].trim()));
+                begin = at + 1;
+                if c == '}' {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    paths
+}
+
+/// What the line at the beginning of `text` names below the root of the crate, by `crate::` or by enough `super::`.
+fn reached(text: &str, depth: usize) -> Vec<String> {
+    let line = text.lines().next().unwrap_or_default();
+    let supers = "super::".repeat(depth);
+    let doors = ["crate::", supers.as_str()];
+    let after = doors.iter().flat_map(|door| line.match_indices(door).map(|(at, _)| (at, at + door.len())));
+    // Part of a longer word, or of a longer row of supers: not this door.
+    let after = after.filter(|(at, _)| !line[..*at].ends_with(|c| is_name(c) || c == ':'));
+    let mut paths: Vec<_> = after.flat_map(|(_, end)| named(&text[end..])).filter(|path| !path.is_empty()).collect();
+    paths.dedup();
+    paths
+}
+
+#[test]
+fn no_room_sees_a_room_above_it() {
+    let mut broken = Vec::new();
+    for source in sources() {
+        let Some((_, allowed)) = ARROWS.iter().find(|(room, _)| *room == source.room) else { continue };
+        for (at, line) in source.code() {
+            // From here on, since a group in braces may go over many lines.
+            let from = line.as_ptr() as usize - source.text.as_ptr() as usize;
+            for path in reached(&source.text[from..], source.depth) {
+                if !allowed.iter().any(|allowed| path == *allowed || path.starts_with(&format!("{allowed}::"))) {
+                    broken.push(source.broken(at, line, &format!("{} may not see {path}", source.room)));
+                }
+            }
+        }
+    }
+    none(broken);
+}
+
+#[test]
+fn the_reader_of_paths_sees_groups_and_supers() {
+    let seen = |text| reached(text, 2);
+    assert_eq!(seen("use crate::api;"), ["api"]);
+    assert_eq!(seen("let a: crate::xapi::wire::Value;"), ["xapi::wire"]);
+    assert_eq!(seen("use crate::xapi::{wire, model::{A, B}};"), ["xapi::wire", "xapi::model"]);
+    assert_eq!(
+        seen("use crate::{\n    api::{X, Y},\n    domain,\n};\nuse crate::http;"),
+        ["api::X", "api::Y", "domain"]
+    );
+    assert_eq!(seen("use super::super::http::serve;"), ["http::serve"]);
+    assert_eq!(seen("use super::http::serve;"), Vec::<String>::new());
+    assert_eq!(seen("othercrate::http"), Vec::<String>::new());
+}
+
+#[test]
+fn pure_rooms_stay_pure() {
+    let mut broken = Vec::new();
+    for source in sources() {
+        let strangers = STRANGERS.iter().filter(|(room, _)| *room == source.room).flat_map(|(_, words)| *words);
+        for word in strangers {
+            let with = source.code().filter(|(_, line)| {
+                line.match_indices(word).any(|(at, _)| word.starts_with('.') || !line[..at].ends_with(is_name))
+            });
+            broken.extend(
+                with.map(|(at, line)| source.broken(at, line, &format!("{} does without {word}", source.room))),
+            );
+        }
+    }
+    none(broken);
+}
+
+/// The simulator is an instrument: it must not know what is measured with it.
+#[test]
+fn the_simulator_knows_nothing_of_us() {
+    let simulator = sources().into_iter().filter(|source| source.room == "sim");
+    none(
+        simulator
+            .flat_map(|source| {
+                let with = source.text.lines().enumerate().filter(|(_, line)| line.to_lowercase().contains("lamina"));
+                with.map(|(at, line)| source.broken(at + 1, line, "our name")).collect::<Vec<_>>()
+            })
+            .collect(),
+    );
+}
+
+/// Who adds a variant shall be led to each place where it matters.
+#[test]
+fn the_domain_matches_exhaustively() {
+    let mut broken = Vec::new();
+    for source in sources().iter().filter(|source| source.room == "domain") {
+        broken.extend(source.code().filter(|(_, line)| line.contains("_ =>")).filter_map(|(at, line)| {
+            let arm = line.trim_start().trim_start_matches("| ");
+            arm.starts_with("_ =>").then(|| source.broken(at, line, "name what else there is"))
+        }));
+    }
+    none(broken);
+}
+
+/// The phase is an output. What was written is read back in one place only.
+#[test]
+fn nobody_decides_by_the_phase() {
+    let mut broken = Vec::new();
+    for source in sources().iter().filter(|source| ["domain", "controller"].contains(&source.room.as_str())) {
+        if source.path.file_name().is_some_and(|name| name == "status.rs") {
+            continue;
+        }
+        let with = source.code().filter(|(_, line)| line.contains("status.phase"));
+        broken.extend(with.map(|(at, line)| source.broken(at, line, "only status.rs reads the phase back")));
+    }
+    none(broken);
+}
+
+#[test]
+fn a_long_file_gives_its_reason_at_the_head() {
+    let long = sources().into_iter().filter(|source| source.text.lines().count() > LINES);
+    let silent = long.filter(|source| {
+        let mut head = source.text.lines().take_while(|line| line.starts_with("//!"));
+        !head.any(|line| line.contains(EXCUSE))
+    });
+    none(
+        silent
+            .map(|source| {
+                format!(
+                    "{}: {} lines, and no line of its head says: {EXCUSE} …",
+                    source.path.display(),
+                    source.text.lines().count()
+                )
+            })
+            .collect(),
+    );
+}
+
+#[test]
+fn every_module_says_what_it_is() {
+    let silent = sources().into_iter().filter(|source| !source.text.starts_with("//!"));
+    none(silent.map(|source| format!("{}: begins without `//!`", source.path.display())).collect());
+}
