@@ -212,7 +212,7 @@ fn the_simulator_knows_nothing_of_us() {
 fn the_domain_matches_exhaustively() {
     let mut broken = Vec::new();
     for source in sources().iter().filter(|source| source.room == "domain") {
-        broken.extend(source.code().filter(|(_, line)| line.contains("_ =>")).filter_map(|(at, line)| {
+        broken.extend(source.code().filter_map(|(at, line)| {
             let arm = line.trim_start().trim_start_matches("| ");
             arm.starts_with("_ =>").then(|| source.broken(at, line, "name what else there is"))
         }));
@@ -220,12 +220,12 @@ fn the_domain_matches_exhaustively() {
     none(broken);
 }
 
-/// The phase is an output. What was written is read back in one place only.
+/// The phase is an output. What was written is read back by who writes it, and told by who reports it.
 #[test]
 fn nobody_decides_by_the_phase() {
     let mut broken = Vec::new();
     for source in sources().iter().filter(|source| ["domain", "controller"].contains(&source.room.as_str())) {
-        if source.path.file_name().is_some_and(|name| name == "status.rs") {
+        if ["status.rs", "report.rs"].iter().any(|name| source.path.ends_with(name)) {
             continue;
         }
         let with = source.code().filter(|(_, line)| line.contains("status.phase"));

@@ -6,5 +6,6 @@ mod crds;
 mod http;
 mod layers;
 mod lease;
+mod lifecycle;
 mod wire;
 mod world;

@@ -5,6 +5,7 @@
 mod disks;
 mod guests;
 mod machines;
+mod panel;
 mod restarts;
 
 use std::time::Duration;

@@ -1,8 +1,12 @@
 //! The command line. Called by `main`; what a command does is in the rooms below, what it is told is here.
+mod simulate;
+
 use std::io::Write;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::api::crd;
 
@@ -18,6 +22,8 @@ pub struct Cli {
 enum Command {
     /// Print the CustomResourceDefinitions, for `kubectl apply --server-side -f -`.
     Crds,
+    /// Run a simulated XenServer pool, and print how to connect to it.
+    Simulate(simulate::Args),
 }
 
 impl Cli {
@@ -25,6 +31,7 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Crds => crds(),
+            Command::Simulate(args) => simulate::run(args, stopped()?).await,
         }
     }
 }
@@ -35,4 +42,19 @@ fn crds() -> anyhow::Result<()> {
         write!(out, "---\n{}", crd::to_yaml(&crd)?).context("cannot write to standard output")?;
     }
     Ok(())
+}
+
+/// Cancelled by Ctrl-C and by SIGTERM.
+fn stopped() -> anyhow::Result<CancellationToken> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        told.cancel();
+    });
+    Ok(stop)
 }

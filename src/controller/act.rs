@@ -3,6 +3,8 @@
 //! References are looked up in the view that the decision was made on. A reply that is lost is an error like any other: the next pass
 //! observes what became of it.
 
+use std::collections::BTreeSet;
+
 use super::observe::objects::{BLOCKED, START};
 use super::observe::{Lens, Scene, base_lineage, flights, lineage, tools_iso};
 use super::trouble;
@@ -13,7 +15,7 @@ use crate::domain::observed::{Making, Sent, Setting, TaskSight, Trouble};
 use crate::domain::plan::{self, Step};
 use crate::xapi::calls::{NewVbd, NewVif};
 use crate::xapi::error::Error;
-use crate::xapi::model::{Vdi, Vm, VbdType};
+use crate::xapi::model::{VbdType, Vdi, Vm};
 use crate::xapi::wire::{NEVER, Ref};
 
 /// What a step can end with besides success.
@@ -65,39 +67,71 @@ pub async fn act(lens: &Lens<'_>, scene: &Scene, step: &Step) -> Done {
         Step::ScanStorage => hand.scan().await,
         Step::TagAgain { uuid } => hand.tag_again(uuid).await,
         Step::NameDisk { uuid, name } => {
-            hand.lens.pool.client.start(&hand.aux(uuid, "name")).vdi_set_name_label(&hand.vdi(uuid)?, name).await.map(drop)?;
+            hand.lens
+                .pool
+                .client
+                .start(&hand.aux(uuid, "name"))
+                .vdi_set_name_label(&hand.vdi(uuid)?, name)
+                .await
+                .map(drop)?;
             Ok(())
         }
         Step::DescribeDisk { uuid, description } => {
-            hand.lens.pool.client.start(&hand.aux(uuid, "describe")).vdi_set_name_description(&hand.vdi(uuid)?, description).await.map(drop)?;
+            hand.lens
+                .pool
+                .client
+                .start(&hand.aux(uuid, "describe"))
+                .vdi_set_name_description(&hand.vdi(uuid)?, description)
+                .await
+                .map(drop)?;
             Ok(())
         }
         Step::ResizeDisk { uuid, size } => {
-            hand.lens.pool.client.start(&hand.aux(uuid, "resize")).vdi_resize(&hand.vdi(uuid)?, *size).await.map(drop)?;
+            hand.lens
+                .pool
+                .client
+                .start(&hand.aux(uuid, "resize"))
+                .vdi_resize(&hand.vdi(uuid)?, *size)
+                .await
+                .map(drop)?;
             Ok(())
         }
         Step::SetUp { machine, settings } => hand.set_up(machine, settings).await,
         Step::AttachDisk { machine, disk } => hand.attach(machine, disk).await,
         Step::AddDvd { machine } => hand.add_dvd(machine).await,
-        Step::EjectDisc { vbd } => already(hand.lens.pool.client.start(&hand.aux(vbd, "eject")).vbd_eject(&hand.vbd(vbd)?).await.map(drop), "VBD_IS_EMPTY"),
+        Step::EjectDisc { vbd } => already(
+            hand.lens.pool.client.start(&hand.aux(vbd, "eject")).vbd_eject(&hand.vbd(vbd)?).await.map(drop),
+            "VBD_IS_EMPTY",
+        ),
         Step::InsertTools { vbd } => {
             let (iso, _) = tools_iso(lens).map_err(Failed::Told)?;
-            already(hand.lens.pool.client.start(&hand.aux(vbd, "insert")).vbd_insert(&hand.vbd(vbd)?, &iso).await.map(drop), "VBD_NOT_EMPTY")
+            already(
+                hand.lens.pool.client.start(&hand.aux(vbd, "insert")).vbd_insert(&hand.vbd(vbd)?, &iso).await.map(drop),
+                "VBD_NOT_EMPTY",
+            )
         }
         Step::NoteBoot { machine, boot } => hand.put_key(machine, BOOT, boot).await,
         Step::UseToken { machine, token } => hand.put_key(machine, TOKEN, token).await,
-        Step::BlockStart { machine } => hand.block(machine, |blocked, why| blocked.extend(START.iter().map(|op| ((*op).to_owned(), why.clone())))).await,
-        Step::UnblockStart { machine } => hand.block(machine, |blocked, _| blocked.retain(|op, _| !START.contains(&op.as_str()))).await,
-        Step::UnblockDestroy { machine } => hand.block(machine, |blocked, _| blocked.retain(|op, _| !BLOCKED.contains(&op.as_str()))).await,
+        Step::BlockStart { machine } => {
+            hand.block(machine, |blocked, why| blocked.extend(START.iter().map(|op| ((*op).to_owned(), why.clone()))))
+                .await
+        }
+        Step::UnblockStart { machine } => {
+            hand.block(machine, |blocked, _| blocked.retain(|op, _| !START.contains(&op.as_str()))).await
+        }
+        Step::UnblockDestroy { machine } => {
+            hand.block(machine, |blocked, _| blocked.retain(|op, _| !BLOCKED.contains(&op.as_str()))).await
+        }
         Step::ShutDown { machine } => {
-            let sent = hand.lens.pool.client.start(&hand.aux(machine, "shutdown")).vm_hard_shutdown(&hand.vm(machine)?).await;
+            let sent =
+                hand.lens.pool.client.start(&hand.aux(machine, "shutdown")).vm_hard_shutdown(&hand.vm(machine)?).await;
             already(sent.map(drop), "VM_BAD_POWER_STATE")
         }
         Step::DetachDisk { vbd } => gone_is_done(hand.lens.pool.client.write().vbd_destroy(&hand.vbd(vbd)?).await),
         Step::FreeFromDom0 { vbd } => hand.free_from_dom0(vbd).await,
-        Step::DestroyMachine { machine } => {
-            gone_is_done(hand.lens.pool.client.start(&hand.aux(machine, "destroy")).vm_destroy(&hand.vm(machine)?).await.map(drop))
-        }
+        Step::DestroyMachine { machine } => gone_is_done(
+            hand.lens.pool.client.start(&hand.aux(machine, "destroy")).vm_destroy(&hand.vm(machine)?).await.map(drop),
+        ),
         Step::DestroyWork { disk, after_freeze } => {
             if *after_freeze {
                 hand.sync_database().await?;
@@ -108,7 +142,10 @@ pub async fn act(lens: &Lens<'_>, scene: &Scene, step: &Step) -> Done {
         Step::DestroyBase { disk } => hand.destroy_base(disk).await,
         Step::Retain { disk } => {
             let client = &hand.lens.pool.client;
-            already(client.write().vdi_add_to_other_config(&hand.vdi(disk)?, identity::RETAINED, "true").await, "MAP_DUPLICATE_KEY")
+            already(
+                client.write().vdi_add_to_other_config(&hand.vdi(disk)?, identity::RETAINED, "true").await,
+                "MAP_DUPLICATE_KEY",
+            )
         }
     }
 }
@@ -175,7 +212,11 @@ impl Hand<'_, '_> {
     /// The tag of a call on an object: under its own operation, so that an in-flight test of that finds it.
     fn aux(&self, uuid: &str, what: &str) -> String {
         let view = self.lens.view;
-        let keys = view.vdis.by_uuid(uuid).map(|(_, d)| &d.other_config).or(view.vms.by_uuid(uuid).map(|(_, m)| &m.other_config));
+        let keys = view
+            .vdis
+            .by_uuid(uuid)
+            .map(|(_, d)| &d.other_config)
+            .or(view.vms.by_uuid(uuid).map(|(_, m)| &m.other_config));
         let machine = || self.lineage(Role::Machine).opid();
         keys.and_then(|k| k.get(identity::OP)).map_or_else(machine, |op| Opid(op.clone())).aux(what)
     }
@@ -204,11 +245,16 @@ impl Hand<'_, '_> {
     async fn mark(&self, source: &str, mark: &Mark) -> Done {
         let (client, r) = (&self.lens.pool.client, self.vdi(source)?);
         // A refusal is seen at the next look: whose mark it is decides what follows.
-        already(client.write().vdi_add_to_other_config(&r, identity::MAKING, &mark.to_string()).await, "MAP_DUPLICATE_KEY")
+        already(
+            client.write().vdi_add_to_other_config(&r, identity::MAKING, &mark.to_string()).await,
+            "MAP_DUPLICATE_KEY",
+        )
     }
 
     async fn unmark(&self, source: &str) -> Done {
-        gone_is_done(self.lens.pool.client.write().vdi_remove_from_other_config(&self.vdi(source)?, identity::MAKING).await)
+        gone_is_done(
+            self.lens.pool.client.write().vdi_remove_from_other_config(&self.vdi(source)?, identity::MAKING).await,
+        )
     }
 
     async fn send(&self, making: Making) -> Done {
@@ -269,12 +315,16 @@ impl Hand<'_, '_> {
 
     /// A pool keeps few tasks, and others need the room. Whether it works does not matter: they go by themselves.
     async fn forget_tasks(&self, opid: &Opid, own: Option<&Ref>) {
-        let tagged = self.lens.view.tasks.with(identity::TASK_TAG, &opid.0).map(|(r, _)| r);
-        for task in tagged.chain(own).collect::<std::collections::BTreeSet<_>>() {
-            if let Err(error) = self.lens.pool.client.write().task_destroy(task).await {
+        for task in self.tasks(opid, own) {
+            if let Err(error) = self.lens.pool.client.write().task_destroy(&task).await {
                 tracing::debug!(error = %crate::telemetry::chain(&error), "a finished task stays until the pool collects it");
             }
         }
+    }
+
+    fn tasks(&self, opid: &Opid, own: Option<&Ref>) -> BTreeSet<Ref> {
+        let tagged = self.lens.view.tasks.with(identity::TASK_TAG, &opid.0).map(|(r, _)| r);
+        tagged.chain(own).cloned().collect()
     }
 
     /// One write is the claim; tags follow. Names reach the storage and come as steps of their own.
@@ -316,7 +366,11 @@ impl Hand<'_, '_> {
                 Ok(work.keys.get(identity::BASE).cloned())
             }
             Making::CloneDisk => {
-                let choice = gate::choose_base(self.lens.want, &seen.records.versions, seen.base.found().map(|b| b.uuid.as_str()));
+                let choice = gate::choose_base(
+                    self.lens.want,
+                    &seen.records.versions,
+                    seen.base.found().map(|b| b.uuid.as_str()),
+                );
                 let base = seen.base.found().map(|b| b.uuid.clone());
                 match choice {
                     Ok(BaseChoice::OsLayer | BaseChoice::Version { .. }) => base.map(Some).ok_or(Failed::Stale),
@@ -327,9 +381,8 @@ impl Hand<'_, '_> {
     }
 
     async fn cancel(&self, opid: &Opid) -> Done {
-        let pending = self.lens.view.tasks.with(identity::TASK_TAG, &opid.0).map(|(r, _)| r.clone());
         let own = self.lens.pool.memory().attempt(opid).task;
-        for task in pending.chain(own) {
+        for task in self.tasks(opid, own.as_ref()) {
             gone_is_done(self.lens.pool.client.write().task_cancel(&task).await)?;
         }
         Ok(())
@@ -337,7 +390,15 @@ impl Hand<'_, '_> {
 
     async fn destroy_unclaimed_machine(&self, uuid: &str) -> Done {
         let vm = self.vm(uuid)?;
-        gone_is_done(self.lens.pool.client.start(&self.lineage(Role::Machine).opid().aux("undo")).vm_destroy(&vm).await.map(drop))
+        gone_is_done(
+            self.lens
+                .pool
+                .client
+                .start(&self.lineage(Role::Machine).opid().aux("undo"))
+                .vm_destroy(&vm)
+                .await
+                .map(drop),
+        )
     }
 
     async fn destroy_disk(&self, uuid: &str, what: &str) -> Done {
@@ -355,7 +416,8 @@ impl Hand<'_, '_> {
         }
         let sr = &self.scene.sr;
         let disks = self.lens.pool.client.read().get_all_records_where::<Vdi>("SR", sr.as_str()).await?;
-        let used = !disks.odd.is_empty() || disks.found.values().any(|d| d.other_config.get(identity::BASE).is_some_and(|b| b == uuid));
+        let used = !disks.odd.is_empty()
+            || disks.found.values().any(|d| d.other_config.get(identity::BASE).is_some_and(|b| b == uuid));
         if used { self.unmark(uuid).await } else { self.destroy_disk(uuid, "destroy").await }
     }
 
@@ -447,7 +509,10 @@ impl Hand<'_, '_> {
             Setting::Xenstore(keys) => client.write().vm_set_xenstore_data(vm, keys).await,
             Setting::StartBefore(time) => {
                 let time = if time.is_empty() { NEVER } else { time };
-                return already(client.write().vm_add_to_other_config(vm, identity::START_BEFORE, time).await, "MAP_DUPLICATE_KEY");
+                return already(
+                    client.write().vm_add_to_other_config(vm, identity::START_BEFORE, time).await,
+                    "MAP_DUPLICATE_KEY",
+                );
             }
         };
         Ok(done?)
@@ -482,7 +547,14 @@ impl Hand<'_, '_> {
 
     async fn add_dvd(&self, machine: &str) -> Done {
         let (vm, empty) = (self.vm(machine)?, Ref::null());
-        let new = NewVbd { vm: &vm, vdi: &empty, userdevice: DVD_DEVICE, bootable: false, read_only: true, kind: VbdType::Cd };
+        let new = NewVbd {
+            vm: &vm,
+            vdi: &empty,
+            userdevice: DVD_DEVICE,
+            bootable: false,
+            read_only: true,
+            kind: VbdType::Cd,
+        };
         already(self.lens.pool.client.write().vbd_create(&new).await.map(drop), "DEVICE_ALREADY_EXISTS")
     }
 
@@ -504,7 +576,10 @@ impl Hand<'_, '_> {
         let (client, vbd) = (&self.lens.pool.client, self.vbd(uuid)?);
         let attached = self.lens.view.vbds.get(&vbd).is_some_and(|b| b.currently_attached);
         if attached {
-            return already(client.start(&self.aux(uuid, "unplug")).vbd_unplug(&vbd).await.map(drop), "DEVICE_ALREADY_DETACHED");
+            return already(
+                client.start(&self.aux(uuid, "unplug")).vbd_unplug(&vbd).await.map(drop),
+                "DEVICE_ALREADY_DETACHED",
+            );
         }
         gone_is_done(client.write().vbd_destroy(&vbd).await)
     }

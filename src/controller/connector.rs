@@ -8,16 +8,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::controller::{self, Action, Config, Controller};
-use kube::runtime::reflector::ObjectRef;
+use kube::runtime::controller::Action;
 use kube::runtime::watcher::Event;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use super::connector_status::{ANSWERS, Outcome, Subject, compose};
 use super::context::{ConnectorKey, Context, Guarded, connector_of};
@@ -31,9 +27,6 @@ use crate::api::connector::{AllowedNamespaces, ConnectorStatus, NamespacesFrom};
 use crate::api::reason::{Fault, Reason};
 use crate::api::{Connector, FIELD_MANAGER, FINALIZER, PlatformLayer, REQUESTED_AT};
 use crate::xapi::mirror::Health;
-
-/// Connectors reconciled at a time.
-const CONCURRENCY: u16 = 8;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -53,13 +46,11 @@ pub struct Connectors {
     places: Mutex<HashMap<String, (ConnectorKey, bool)>>,
 }
 
-/// Ends the links, also where `run` is dropped in its midst.
-struct Ending(Arc<Connectors>);
-
-impl Drop for Ending {
+/// Ends the links: with the reconciles, also where those are dropped in their midst.
+impl Drop for Connectors {
     fn drop(&mut self) {
-        for (key, _) in lock(&self.0.links).drain() {
-            self.0.ctx.pools.set(&key, None);
+        for (key, _) in lock(&self.links).drain() {
+            self.ctx.pools.set(&key, None);
         }
     }
 }
@@ -70,32 +61,12 @@ impl Connectors {
         Arc::new(Self { ctx, links, written, places })
     }
 
-    /// Reconciles until `stop`. Dropping it ends everything at once, as a crash would. `controller` watches the Connectors, its store is
-    /// the context's; `woken` is the other end of `Context::wake_connector`.
-    pub async fn run(
-        self: Arc<Self>,
-        controller: Controller<Guarded<Connector>>,
-        woken: mpsc::UnboundedReceiver<ObjectRef<Guarded<Connector>>>,
-        stop: CancellationToken,
-    ) {
-        let _ending = Ending(self.clone());
-        // Without the layers no Connector knows who needs it.
-        if self.ctx.layers.wait_until_ready().await.is_err() {
-            return;
-        }
-        let woken = futures::stream::unfold(woken, |mut woken| async { woken.recv().await.map(|next| (next, woken)) });
-        controller
-            .with_config(Config::default().concurrency(CONCURRENCY))
-            .reconcile_on(woken)
-            .graceful_shutdown_on(stop.cancelled_owned())
-            .run(reconcile, retry, self.clone())
-            .for_each(|done| async {
-                if let Err(error @ controller::Error::QueueError(_)) = done {
-                    self.ctx.metrics.stream_error("connectors");
-                    tracing::warn!(error = %crate::telemetry::chain(&error), "the watch of Connectors failed; it is resumed");
-                }
-            })
-            .await;
+    pub fn ctx(&self) -> &Context {
+        &self.ctx
+    }
+
+    /// Gives all sessions back; the last thing to do.
+    pub async fn log_out(&self) {
         let links: Vec<_> = lock(&self.links).values().cloned().collect();
         for link in links {
             link.pool.client.logout().await;
@@ -343,11 +314,16 @@ impl Connectors {
     }
 }
 
-async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> Result<Action, Error> {
+/// One look at one Connector.
+pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> Result<Action, Error> {
     hub.ctx.metrics.reconcile("connector");
     let key: ConnectorKey = (guard.namespace().unwrap_or_default(), guard.name_any());
     let (uid, deleting) = (guard.uid().unwrap_or_default(), guard.meta().deletion_timestamp.is_some());
     let connector = guard.0.as_ref().ok();
+    // Without the layers no Connector knows who needs it. They are not ready only where the process ends.
+    if hub.ctx.layers.wait_until_ready().await.is_err() {
+        return Ok(Action::await_change());
+    }
     let everybody = AllowedNamespaces { from: NamespacesFrom::All, selector: None };
     let layers = hub.users(&key, connector.map_or(&everybody, |c| &c.spec.allowed_namespaces));
     if deleting && layers.is_empty() {
@@ -382,12 +358,6 @@ async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> Resu
     let status = compose(&subject, &old, outcome, swept.as_ref(), &Time(jiff::Timestamp::now()));
     hub.publish(&guard, status).await?;
     Ok(Action::requeue(pause))
-}
-
-fn retry(guard: Arc<Guarded<Connector>>, error: &Error, hub: Arc<Connectors>) -> Action {
-    hub.ctx.metrics.fault(kind(Fault::Retry));
-    tracing::warn!(connector = %guard.name_any(), error = %crate::telemetry::chain(error), "a Connector could not be written");
-    Action::requeue(hub.back_off(&guard.uid().unwrap_or_default()))
 }
 
 fn kind(fault: Fault) -> &'static str {

@@ -82,7 +82,7 @@ impl Context {
     }
 
     pub fn connector(&self, key: &ConnectorKey) -> Option<Connector> {
-        let found = self.connectors.get(&ObjectRef::new_with(&key.1, Default::default()).within(&key.0))?;
+        let found = self.connectors.get(&ObjectRef::new_with(&key.1, ()).within(&key.0))?;
         found.0.as_ref().ok().cloned()
     }
 

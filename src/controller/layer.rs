@@ -142,7 +142,14 @@ async fn ask_hosts(site: &Site, view: &View, want: &Want, scene: &mut Scene, pla
     Ok(())
 }
 
-fn lens<'a>(ctx: &'a Context, layer: &'a PlatformLayer, want: &'a Want, site: &'a Site, view: &'a View, live: bool) -> Lens<'a> {
+fn lens<'a>(
+    ctx: &'a Context,
+    layer: &'a PlatformLayer,
+    want: &'a Want,
+    site: &'a Site,
+    view: &'a View,
+    live: bool,
+) -> Lens<'a> {
     let key = connector_of(layer);
     let siblings = ctx.layers_of(&key);
     let limit = usize::try_from(site.connector.spec.limits.machines).unwrap_or(0);
@@ -178,18 +185,34 @@ fn lens<'a>(ctx: &'a Context, layer: &'a PlatformLayer, want: &'a Want, site: &'
 /// The older layer of the same name on the same Connector, in words.
 fn older_namesake(layer: &PlatformLayer, siblings: &[PlatformLayer]) -> Option<String> {
     let age = |l: &PlatformLayer| (l.creation_timestamp(), l.uid());
-    let older = siblings.iter().find(|l| l.uid() != layer.uid() && l.layer_name() == layer.layer_name() && age(l) < age(layer))?;
+    let older = siblings
+        .iter()
+        .find(|l| l.uid() != layer.uid() && l.layer_name() == layer.layer_name() && age(l) < age(layer))?;
     Some(format!("layer {}/{}", older.namespace().unwrap_or_default(), older.name_any()))
 }
 
-fn decide(ctx: &Context, layer: &PlatformLayer, want: &Want, site: &Site, view: &View, live: bool) -> Result<(Scene, Plan), Trouble> {
+fn decide(
+    ctx: &Context,
+    layer: &PlatformLayer,
+    want: &Want,
+    site: &Site,
+    view: &View,
+    live: bool,
+) -> Result<(Scene, Plan), Trouble> {
     let lens = lens(ctx, layer, want, site, view, live);
     let scene = observe(&lens)?;
-    let plan = if lens.deleting { removal::decide_removal(want, &scene.observed, &scene.estate) } else { plan::decide(want, &scene.observed) };
+    let plan = if lens.deleting {
+        removal::decide_removal(want, &scene.observed, &scene.estate)
+    } else {
+        plan::decide(want, &scene.observed)
+    };
     Ok((scene, plan))
 }
 
-#[expect(clippy::too_many_arguments, reason = "what a decision was made on travels with it, so that nothing else can be acted on")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what a decision was made on travels with it, so that nothing else can be acted on"
+)]
 async fn carry_out(
     ctx: &Context,
     layer: &PlatformLayer,
@@ -265,7 +288,13 @@ fn invariants(layer: &PlatformLayer, status: &crate::api::PlatformLayerStatus) -
     crate::api::condition::check_layer(&PlatformLayer { status: Some(status.clone()), ..layer.clone() })
 }
 
-fn come_back(ctx: &Context, layer: &PlatformLayer, seen: Option<(&Scene, &Plan)>, trouble: Option<&Trouble>, _wrote: bool) -> Action {
+fn come_back(
+    ctx: &Context,
+    layer: &PlatformLayer,
+    seen: Option<(&Scene, &Plan)>,
+    trouble: Option<&Trouble>,
+    _wrote: bool,
+) -> Action {
     let uid = layer.uid().unwrap_or_default();
     if let Some(t) = trouble {
         let pause = match t.reason.fault() {

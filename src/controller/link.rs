@@ -3,7 +3,6 @@
 //! Opened and closed by `connector`. Never writes to the pool. Everything ends when the link is dropped: a process that stops leading, and
 //! a test that lets a controller die, leave nothing running.
 
-use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kube::runtime::reflector::ObjectRef;
@@ -75,7 +74,7 @@ impl Link {
             permit: Arc::new(move || deadline.holds()),
             observer: Arc::new(move |call: &CallRecord<'_>| {
                 audit::call(call);
-                metrics.xapi_call(interned(call.method), outcome(call.error), call.duration);
+                metrics.xapi_call(call.method, outcome(call.error), call.duration);
             }),
         })?;
         let (batches, changes) = mpsc::channel(BATCHES);
@@ -191,19 +190,6 @@ fn outcome(error: Option<&Error>) -> &'static str {
         Some(error) if error.maybe_executed() => "lost",
         Some(_) => "not-sent",
     }
-}
-
-/// The same word for good. Methods are words of our own source, put together at run time: there are some dozens of them.
-fn interned(word: &str) -> &'static str {
-    static WORDS: Mutex<Option<HashSet<&'static str>>> = Mutex::new(None);
-    let mut words = lock(&WORDS);
-    let words = words.get_or_insert_default();
-    if let Some(known) = words.get(word) {
-        return known;
-    }
-    let word: &'static str = Box::leak(word.to_owned().into_boxed_str());
-    words.insert(word);
-    word
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

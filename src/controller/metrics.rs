@@ -1,7 +1,8 @@
 //! What Prometheus reads. Filled by the controller, encoded by `http`.
 //!
-//! Label values are `&'static str`, words of our own source, so that no name, uuid or error text can ever become a series. The one
-//! exception is free space, by Connector and storage repository: bounded by what users connect, and taken away with the Connector.
+//! Label values are words of our own source (`&'static str`, and the names of XAPI's calls), so that no uuid or error text can ever become a
+//! series. The one exception is free space, by Connector and storage repository: bounded by what users connect, and taken away with
+//! the Connector.
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
-type Histograms = Family<Labels<1>, Histogram, fn() -> Histogram>;
+type Named<const N: usize> = [(&'static str, String); N];
 
 /// All series of the controller; cheap to clone.
 #[derive(Clone)]
@@ -22,10 +23,10 @@ pub struct Metrics {
     layers: Family<Labels<1>, Gauge>,
     waits: Family<Labels<1>, Gauge>,
     faults: Family<Labels<1>, Counter>,
-    xapi_calls: Family<Labels<2>, Counter>,
-    xapi_call_seconds: Histograms,
+    xapi_calls: Family<Named<2>, Counter>,
+    xapi_call_seconds: Family<Named<1>, Histogram, fn() -> Histogram>,
     event_lag: Histogram,
-    sr_free: Family<[(&'static str, String); 2], Gauge>,
+    sr_free: Family<Named<2>, Gauge>,
     lease_held: Gauge,
     reconciles: Family<Labels<1>, Counter>,
     status_writes: Family<Labels<1>, Counter>,
@@ -144,10 +145,10 @@ impl Metrics {
         self.faults.get_or_create(&[("kind", kind)]).inc();
     }
 
-    /// A call to XAPI was answered, or given up, after `took`.
-    pub fn xapi_call(&self, call: &'static str, outcome: &'static str, took: Duration) {
-        self.xapi_calls.get_or_create(&[("call", call), ("outcome", outcome)]).inc();
-        self.xapi_call_seconds.get_or_create(&[("call", call)]).observe(took.as_secs_f64());
+    /// A call to XAPI was answered, or given up, after `took`. `call` as sent; all of them are written in `xapi::calls`.
+    pub fn xapi_call(&self, call: &str, outcome: &'static str, took: Duration) {
+        self.xapi_calls.get_or_create(&[("call", call.to_owned()), ("outcome", outcome.to_owned())]).inc();
+        self.xapi_call_seconds.get_or_create(&[("call", call.to_owned())]).observe(took.as_secs_f64());
     }
 
     pub fn event_lag(&self, lag: Duration) {

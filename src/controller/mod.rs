@@ -1,4 +1,8 @@
-//! Where Kubernetes and XenServer meet.
+//! Where Kubernetes and XenServer meet: two controllers, what they share, and leadership. Called by `cli`.
+//!
+//! `layer` is the reconcile of a layer and calls `observe`, `act` and `status`; `connector` keeps the pools. Nothing below this room knows
+//! of Kubernetes, nothing beside it of XAPI.
+
 pub mod act;
 pub mod audit;
 pub mod backoff;
@@ -22,3 +26,133 @@ pub mod status;
 pub mod sweep;
 pub mod trouble;
 pub mod wakes;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::{StreamExt, TryStreamExt};
+use futures::stream::{self, Stream};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio_util::sync::CancellationToken;
+
+use self::backoff::Backoff;
+use self::connector::Connectors;
+use self::context::{Context, Guarded, Pools};
+use self::lease::Deadline;
+use self::metrics::Metrics;
+use self::pace::Pace;
+use self::slots::Slots;
+use crate::api::{Connector, FIELD_MANAGER, PlatformLayer};
+use crate::telemetry::{Health, chain};
+
+/// Reconciles at work at the same time, per kind. Each waits for the network most of the time.
+const CONCURRENCY: u16 = 16;
+
+/// What differs between a cluster and a test.
+pub struct Settings {
+    pub pace: Pace,
+    /// Of this process, unlike that of any other: sessions on the pools and events bear it.
+    pub identity: String,
+    /// Only look after this namespace; none: all.
+    pub namespace: Option<String>,
+    pub deadline: Deadline,
+    pub metrics: Metrics,
+    pub health: Health,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("namespace kube-system cannot be read: its uid is the name of this cluster on every pool")]
+    Cluster(#[source] kube::Error),
+    #[error("namespace kube-system has no uid")]
+    Nameless,
+}
+
+/// Reconciles until `stop`. What is under way then is brought to its end; whatever was begun on a pool is found again by the next process.
+pub async fn run(client: Client, settings: Settings, stop: CancellationToken) -> Result<(), Error> {
+    let home = Api::<Namespace>::all(client.clone()).get("kube-system").await.map_err(Error::Cluster)?;
+    let cluster = home.uid().ok_or(Error::Nameless)?;
+    let namespace = settings.namespace.as_deref();
+    let (wake_layer, layer_wakes) = mpsc::unbounded_channel();
+    let (wake_connector, connector_wakes) = mpsc::unbounded_channel();
+    let quiet = watcher::Config::default();
+    let config = Config::default().concurrency(CONCURRENCY);
+    let (layer_store, layer_writer) = reflector::store();
+    let layer_events = watcher(api::<PlatformLayer>(&client, namespace), quiet.clone()).default_backoff().reflect(layer_writer);
+    let connectors = Controller::new(api::<Connector>(&client, namespace), quiet).with_config(config.clone());
+    let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(settings.identity.clone()) };
+    let ctx = Arc::new(Context {
+        recorder: Recorder::new(client.clone(), reporter),
+        client,
+        pace: settings.pace,
+        cluster,
+        originator: settings.identity,
+        deadline: settings.deadline,
+        metrics: settings.metrics,
+        layers: layer_store.clone(),
+        connectors: connectors.store(),
+        wake_layer,
+        wake_connector,
+        pools: Pools::default(),
+        slots: Mutex::new(Slots::default()),
+        backoff: Mutex::new(Backoff::default()),
+    });
+    let pools = Connectors::new(Arc::clone(&ctx));
+    let told = Arc::clone(&pools);
+    let layer_events = layer_events.inspect_ok(move |event| told.layer_event(event)).touched_objects();
+    let layers = Controller::for_stream(layer_events, layer_store)
+        .with_config(config)
+        .reconcile_on(received(layer_wakes))
+        .graceful_shutdown_on(stop.clone().cancelled_owned())
+        .run(layer::reconcile, |l, e, c| retry("layer", &l.meta().uid, e, &c), Arc::clone(&ctx));
+    let connectors = connectors
+        .reconcile_on(received(connector_wakes))
+        .graceful_shutdown_on(stop.cancelled_owned())
+        .run(connector::reconcile, |c, e, all| retry("connector", &c.meta().uid, e, all.ctx()), Arc::clone(&pools));
+    let metrics = ctx.metrics.clone();
+    tokio::join!(drain("layer", layers, &metrics), drain("connector", connectors, &metrics));
+    pools.log_out().await;
+    Ok(())
+}
+
+fn api<K>(client: &Client, namespace: Option<&str>) -> Api<Guarded<K>>
+where
+    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+fn received<T: Send + 'static>(wakes: UnboundedReceiver<T>) -> impl Stream<Item = T> + Send + 'static {
+    stream::unfold(wakes, |mut wakes| async move { Some((wakes.recv().await?, wakes)) })
+}
+
+/// A pass that could not write its status: nothing but the object's own pause helps.
+fn retry(kind: &'static str, uid: &Option<String>, error: &dyn std::error::Error, ctx: &Context) -> Action {
+    let failures =
+        ctx.backoff.lock().unwrap_or_else(PoisonError::into_inner).failed(uid.as_deref().unwrap_or_default());
+    tracing::warn!(kind, error = %chain(error), "a reconcile failed");
+    ctx.metrics.fault("retry");
+    Action::requeue(ctx.pace.backoff(failures))
+}
+
+/// Runs a controller to its end. Errors of its streams are told and counted: a watch that fails for ever must be seen.
+async fn drain<T, E: std::error::Error + 'static>(
+    kind: &'static str,
+    results: impl Stream<Item = Result<T, E>>,
+    metrics: &Metrics,
+) {
+    futures::pin_mut!(results);
+    while let Some(result) = results.next().await {
+        if let Err(error) = result {
+            metrics.stream_error(kind);
+            tracing::debug!(kind, error = %chain(&error), "the controller's stream");
+        }
+    }
+}

@@ -92,7 +92,14 @@ impl Memory {
 
     /// One live look of an in-flight test. `own`: something of this operation is seen at work. `storage`: the operations on the storage
     /// repository that bear no other tag of ours.
-    pub fn look_in_flight(&mut self, opid: &str, own: bool, storage: HashSet<String>, now: Instant, apart: Duration) -> Quiet {
+    pub fn look_in_flight(
+        &mut self,
+        opid: &str,
+        own: bool,
+        storage: HashSet<String>,
+        now: Instant,
+        apart: Duration,
+    ) -> Quiet {
         let first = !self.flights.contains_key(opid);
         let flight = self.flights.entry(opid.to_owned()).or_default();
         if first {

@@ -26,19 +26,28 @@ pub async fn transition(ctx: &Context, layer: &PlatformLayer, status: &PlatformL
         publish(ctx, layer, EventType::Normal, phase, &now.message).await;
     } else if old.and_then(ready).is_none_or(|before| before.reason != now.reason) {
         let fault = Reason::parse(&now.reason).and_then(Reason::fault);
-        let kind = if fault == Some(Fault::Stalled) || fault == Some(Fault::Retry) { EventType::Warning } else { EventType::Normal };
+        let kind = if fault == Some(Fault::Stalled) || fault == Some(Fault::Retry) {
+            EventType::Warning
+        } else {
+            EventType::Normal
+        };
         publish(ctx, layer, kind, &now.reason, &now.message).await;
     }
     let known: Vec<_> = old.iter().filter_map(|s| s.integrity.as_ref()).flat_map(|i| &i.findings).collect();
     for finding in status.integrity.iter().flat_map(|i| &i.findings).filter(|f| !known.contains(f)) {
-        let note = format!("{}. {}", finding.detail.as_deref().unwrap_or_default(), finding.remedy.as_deref().unwrap_or_default());
+        let note = format!(
+            "{}. {}",
+            finding.detail.as_deref().unwrap_or_default(),
+            finding.remedy.as_deref().unwrap_or_default()
+        );
         publish(ctx, layer, EventType::Warning, &finding.reason, &note).await;
     }
 }
 
 async fn publish(ctx: &Context, layer: &PlatformLayer, type_: EventType, reason: &str, note: &str) {
     let note = note.chars().take(LONGEST_NOTE).collect();
-    let event = Event { type_, reason: reason.to_owned(), note: Some(note), action: "Reconcile".to_owned(), secondary: None };
+    let event =
+        Event { type_, reason: reason.to_owned(), note: Some(note), action: "Reconcile".to_owned(), secondary: None };
     tell(ctx, &event, &layer.object_ref(&())).await;
 }
 
@@ -46,7 +55,9 @@ async fn tell(ctx: &Context, event: &Event, about: &ObjectReference) {
     let sent = tokio::time::timeout(ctx.pace.write, ctx.recorder.publish(event, about)).await;
     match sent {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(error = %crate::telemetry::chain(&error), reason = %event.reason, "an event was not recorded"),
+        Ok(Err(error)) => {
+            tracing::warn!(error = %crate::telemetry::chain(&error), reason = %event.reason, "an event was not recorded")
+        }
         Err(_elapsed) => tracing::warn!(reason = %event.reason, "an event was not recorded in time"),
     }
 }
@@ -61,7 +72,10 @@ pub async fn invalid(ctx: &Context, meta: &ObjectMeta, error: &str) {
         uid: meta.uid.clone(),
         ..ObjectReference::default()
     };
-    let note = format!("the object cannot be read: {error}. Correct the field that is named").chars().take(LONGEST_NOTE).collect();
+    let note = format!("the object cannot be read: {error}. Correct the field that is named")
+        .chars()
+        .take(LONGEST_NOTE)
+        .collect();
     let event = Event {
         type_: EventType::Warning,
         reason: Reason::InvalidObject.as_str().to_owned(),

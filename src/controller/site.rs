@@ -25,12 +25,19 @@ pub async fn site(ctx: &Context, layer: &PlatformLayer) -> Result<Site, Trouble>
     let key = connector_of(layer);
     let (namespace, name) = (&key.0, &key.1);
     let Some(connector) = ctx.connector(&key) else {
-        return Err(Trouble::new(Reason::ConnectorNotFound, format!("there is no Connector '{name}' in namespace '{namespace}' that can be read: create it, or correct spec.connectorRef")));
+        return Err(Trouble::new(
+            Reason::ConnectorNotFound,
+            format!(
+                "there is no Connector '{name}' in namespace '{namespace}' that can be read: create it, or correct spec.connectorRef"
+            ),
+        ));
     };
     admitted(ctx, &connector, &layer.namespace().unwrap_or_default()).await?;
     let conditions = connector.status.iter().flat_map(|s| &s.conditions).cloned().collect::<Vec<_>>();
     let told = find(&conditions, ConditionType::Ready);
-    if let Some(changed) = find(&conditions, ConditionType::CoordinatorFound).filter(|c| c.reason == Reason::PoolChanged.as_str()) {
+    if let Some(changed) =
+        find(&conditions, ConditionType::CoordinatorFound).filter(|c| c.reason == Reason::PoolChanged.as_str())
+    {
         return Err(Trouble::new(Reason::PoolChanged, changed.message.clone()));
     }
     let not_ready = || {

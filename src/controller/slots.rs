@@ -27,7 +27,8 @@ impl Slots {
             return Ok(());
         }
         let others = || all.iter().filter(|l| l.uid().as_ref() != Some(&uid));
-        let holders: Vec<&PlatformLayer> = others().filter(|l| in_work(l) || self.0.contains(&l.uid().unwrap_or_default())).collect();
+        let holders: Vec<&PlatformLayer> =
+            others().filter(|l| in_work(l) || self.0.contains(&l.uid().unwrap_or_default())).collect();
         let older_waits = others().any(|l| waits(l) && l.creation_timestamp() < layer.creation_timestamp());
         if holders.len() < limit && !older_waits {
             self.0.insert(uid);
@@ -51,12 +52,13 @@ fn in_work(layer: &PlatformLayer) -> bool {
     })
 }
 
-fn condition<'a>(layer: &'a PlatformLayer, type_: ConditionType) -> Option<&'a str> {
+fn condition(layer: &PlatformLayer, type_: ConditionType) -> Option<&str> {
     find(&layer.status.as_ref()?.conditions, type_).map(|c| c.reason.as_str())
 }
 
 fn waits(layer: &PlatformLayer) -> bool {
-    layer.metadata.deletion_timestamp.is_none() && condition(layer, ConditionType::Ready) == Some(Reason::WaitingForSlot.as_str())
+    layer.metadata.deletion_timestamp.is_none()
+        && condition(layer, ConditionType::Ready) == Some(Reason::WaitingForSlot.as_str())
 }
 
 fn awaits_person(layer: &PlatformLayer) -> bool {

@@ -13,8 +13,8 @@ use super::pace::Pace;
 use crate::api::condition::{Draft, Truth, merge};
 use crate::api::layer::DiskFormat;
 use crate::api::layer_status::{
-    BaseKind, BaseTaken, CurrentVersion, DiskStatus, Finding, FrozenVersion, HistoryEntry, IntegrityStatus, MAX_FINDINGS, MAX_HISTORY,
-    MachineStatus, Operation, ToolsStatus,
+    BaseKind, BaseTaken, CurrentVersion, DiskStatus, Finding, FrozenVersion, HistoryEntry, IntegrityStatus,
+    MAX_FINDINGS, MAX_HISTORY, MachineStatus, Operation, ToolsStatus,
 };
 use crate::api::reason::{Fault, Reason};
 use crate::api::{ConditionType, FIELD_MANAGER, Phase, PlatformLayer, PlatformLayerStatus};
@@ -55,7 +55,13 @@ pub fn compose(o: &Outcome<'_>) -> PlatformLayerStatus {
         && let (Some(phase), Some((reason, message))) = (new.phase, ready)
     {
         let comment = o.layer.spec.comment.clone();
-        new.history.push(HistoryEntry { at: o.now.clone(), phase, reason: reason.as_str().to_owned(), message: Some(message), comment });
+        new.history.push(HistoryEntry {
+            at: o.now.clone(),
+            phase,
+            reason: reason.as_str().to_owned(),
+            message: Some(message),
+            comment,
+        });
         let surplus = new.history.len().saturating_sub(MAX_HISTORY);
         new.history.drain(..surplus);
     }
@@ -78,7 +84,11 @@ fn say(o: &Outcome<'_>, old: &PlatformLayerStatus) -> Say {
         if o.seen.is_none() && is_finalized(o, old) {
             return Say::Finalized(format!("version '{}' is finalized", o.want.version));
         }
-        return if stuck { Say::Stalled(t.reason, t.message.clone()) } else { Say::Working(t.reason, t.message.clone()) };
+        return if stuck {
+            Say::Stalled(t.reason, t.message.clone())
+        } else {
+            Say::Working(t.reason, t.message.clone())
+        };
     }
     match o.seen {
         Some((_, plan)) => plan.say.clone(),
@@ -139,16 +149,28 @@ fn connector_reason(t: &Trouble) -> Reason {
 fn tools_condition(scene: &Scene) -> Draft {
     use ConditionType::GuestToolsReady as T;
     match scene.observed.machine.found() {
-        Some(m) if m.power == Power::Running && m.tools.ready => Draft::new(T, Truth::True, Reason::ToolsRunning, format!("the guest tools of machine '{}' are at work", m.name)),
+        Some(m) if m.power == Power::Running && m.tools.ready => Draft::new(
+            T,
+            Truth::True,
+            Reason::ToolsRunning,
+            format!("the guest tools of machine '{}' are at work", m.name),
+        ),
         Some(m) if m.power == Power::Running && m.tools.overdue => Draft::new(
             T,
             Truth::False,
             Reason::ToolsNotSeen,
-            format!("no guest tools in machine '{}' 10 minutes after its start: open its console. {}", m.name, Reason::ToolsNotSeen.remedy()),
+            format!(
+                "no guest tools in machine '{}' 10 minutes after its start: open its console. {}",
+                m.name,
+                Reason::ToolsNotSeen.remedy()
+            ),
         ),
-        Some(m) if m.power == Power::Running => {
-            Draft::new(T, Truth::False, Reason::ToolsAwaited, format!("machine '{}' runs; its guest tools were not seen yet", m.name))
-        }
+        Some(m) if m.power == Power::Running => Draft::new(
+            T,
+            Truth::False,
+            Reason::ToolsAwaited,
+            format!("machine '{}' runs; its guest tools were not seen yet", m.name),
+        ),
         Some(_) | None => Draft::new(T, Truth::Unknown, Reason::NotChecked, "no machine is running"),
     }
 }
@@ -160,7 +182,8 @@ fn integrity_condition(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene
         let kept = crate::api::condition::find(&old.conditions, T).and_then(|c| Some((Reason::parse(&c.reason)?, c)));
         return match kept {
             Some((reason, c)) if !old.versions.is_empty() => {
-                let status = [Truth::True, Truth::False].into_iter().find(|t| t.as_str() == c.status).unwrap_or(Truth::Unknown);
+                let status =
+                    [Truth::True, Truth::False].into_iter().find(|t| t.as_str() == c.status).unwrap_or(Truth::Unknown);
                 Draft::new(T, status, reason, c.message.clone())
             }
             Some(_) | None => Draft::new(T, Truth::Unknown, Reason::NotChecked, "no machine was checked yet"),
@@ -171,13 +194,20 @@ fn integrity_condition(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene
     match &judgement.counts {
         Ok(()) if !judgement.findings.is_empty() => {
             let names: Vec<_> = judgement.findings.iter().map(|f| f.reason.as_str()).collect();
-            Draft::new(T, Truth::False, Reason::FindingsOpen, format!("the check of the last boot found {}", names.join(", ")))
+            Draft::new(
+                T,
+                Truth::False,
+                Reason::FindingsOpen,
+                format!("the check of the last boot found {}", names.join(", ")),
+            )
         }
         Ok(()) => Draft::new(T, Truth::True, Reason::Verified, "the check of the last boot found nothing"),
         Err(_) if at_halt && o.want.integrity == IntegrityPolicy::Skip => {
             Draft::new(T, Truth::Unknown, Reason::Skipped, "spec.integrity is Skip, and no report counts")
         }
-        Err(why) if at_halt => Draft::new(T, Truth::Unknown, Reason::IntegrityUnknown, format!("no report counts: {why}")),
+        Err(why) if at_halt => {
+            Draft::new(T, Truth::Unknown, Reason::IntegrityUnknown, format!("no report counts: {why}"))
+        }
         Err(_) => Draft::new(T, Truth::Unknown, Reason::NotChecked, "the check inside the guest has not reported yet"),
     }
 }
@@ -243,7 +273,12 @@ fn disk(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, step: &Step) 
     let before = old.disk.as_ref();
     let Some(w) = seen.work.found() else {
         // Removed by ourselves: the record goes. Lost or out of sight: it stays.
-        return before.filter(|_| seen.work != Sight::Absent || before.is_some_and(|d| d.version != seen.subject && !gone_with_its_version(o, d, scene))).cloned();
+        return before
+            .filter(|_| {
+                seen.work != Sight::Absent
+                    || before.is_some_and(|d| d.version != seen.subject && !gone_with_its_version(o, d, scene))
+            })
+            .cloned();
     };
     let known = before.is_some_and(|d| d.uuid == w.uuid);
     if !known && *step != Step::Record {
@@ -312,7 +347,10 @@ fn machine(old: &PlatformLayerStatus, scene: &Scene, step: &Step) -> Option<Mach
         address: m.address.clone(),
         tools: Some(ToolsStatus { version: m.tools.version.clone(), seen: m.tools.ready }),
         restart_token: m.key(TOKEN).filter(|t| !t.is_empty()).map(str::to_owned),
-        agent_start: before.filter(|_| known).and_then(|b| b.agent_start.clone()).or_else(|| Some(seen.agent_start.clone())),
+        agent_start: before
+            .filter(|_| known)
+            .and_then(|b| b.agent_start.clone())
+            .or_else(|| Some(seen.agent_start.clone())),
     })
 }
 
@@ -324,11 +362,11 @@ fn version(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, f: &Disk) 
     FrozenVersion {
         version: seen.subject.clone(),
         disk: f.uuid.clone(),
-        base: old
-            .disk
-            .as_ref()
-            .and_then(|d| d.base.clone())
-            .or(Some(BaseTaken { from: BaseKind::OSLayer, version: None, uuid: base_uuid })),
+        base: old.disk.as_ref().and_then(|d| d.base.clone()).or(Some(BaseTaken {
+            from: BaseKind::OSLayer,
+            version: None,
+            uuid: base_uuid,
+        })),
         os_version: os_version.or_else(|| Some(o.want.os_version.clone())),
         size: Some(f.virtual_size),
         rearms_left: report.and_then(|r| r.rearms_left).and_then(|n| i32::try_from(n).ok()),
@@ -372,7 +410,12 @@ fn params() -> PatchParams {
 }
 
 /// Writes a status where it differs; returns whether it did.
-pub async fn publish(api: &Api<PlatformLayer>, pace: &Pace, layer: &PlatformLayer, status: &PlatformLayerStatus) -> Result<bool, WriteError> {
+pub async fn publish(
+    api: &Api<PlatformLayer>,
+    pace: &Pace,
+    layer: &PlatformLayer,
+    status: &PlatformLayerStatus,
+) -> Result<bool, WriteError> {
     if layer.status.as_ref() == Some(status) {
         return Ok(false);
     }
@@ -388,7 +431,12 @@ pub async fn publish(api: &Api<PlatformLayer>, pace: &Pace, layer: &PlatformLaye
 }
 
 /// Puts our finalizer on, or takes it off.
-pub async fn set_finalizer(api: &Api<PlatformLayer>, pace: &Pace, layer: &PlatformLayer, on: bool) -> Result<(), WriteError> {
+pub async fn set_finalizer(
+    api: &Api<PlatformLayer>,
+    pace: &Pace,
+    layer: &PlatformLayer,
+    on: bool,
+) -> Result<(), WriteError> {
     let finalizers: &[&str] = if on { &[crate::api::FINALIZER] } else { &[] };
     let document = json!({
         "apiVersion": PlatformLayer::api_version(&()),

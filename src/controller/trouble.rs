@@ -11,12 +11,18 @@ pub fn of(error: &Error) -> Trouble {
     match error {
         Error::Api(failure) => of_failure(failure),
         Error::ConnectionLost { .. } | Error::Unreadable { .. } | Error::Garbage { .. } | Error::Status { .. } => {
-            Trouble::new(Reason::ReplyLost, "the pool's reply to a call was lost or garbled; the pool is looked at before anything is repeated")
+            Trouble::new(
+                Reason::ReplyLost,
+                "the pool's reply to a call was lost or garbled; the pool is looked at before anything is repeated",
+            )
         }
         Error::NotConnected { .. } | Error::Tls { .. } | Error::NoCoordinator { .. } | Error::Config(_) => {
             Trouble::new(Reason::ConnectorNotReady, "the pool cannot be reached: see the Connector's conditions")
         }
-        Error::NotLeading => Trouble::new(Reason::APIServerError, "this controller does not lead at the moment; the one that does goes on"),
+        Error::NotLeading => Trouble::new(
+            Reason::APIServerError,
+            "this controller does not lead at the moment; the one that does goes on",
+        ),
     }
 }
 
@@ -24,16 +30,32 @@ pub fn of(error: &Error) -> Trouble {
 pub fn of_failure(failure: &Failure) -> Trouble {
     let code = failure.code.as_str();
     let (reason, meaning) = match code {
-        "SR_FULL" | "SR_BACKEND_FAILURE_44" => (Reason::StorageFull, "the storage repository has no room: free some; nothing is lost"),
+        "SR_FULL" | "SR_BACKEND_FAILURE_44" => {
+            (Reason::StorageFull, "the storage repository has no room: free some; nothing is lost")
+        }
         "SR_HAS_NO_PBDS" | "SR_NOT_ATTACHED" | "SR_BACKEND_FAILURE_46" | "SR_BACKEND_FAILURE_47" => {
             (Reason::WaitingForStorage, "the storage repository does not answer: check its connection to the hosts")
         }
-        "SR_BACKEND_FAILURE_109" => (Reason::OSDiskChainTooDeep, "the chain of snapshots is too long: copy the OS disk in full (xe vdi-copy) and name the copy"),
-        "RBAC_PERMISSION_DENIED" | "PERMISSION_DENIED" => (Reason::PermissionDenied, "the Connector's account may not do this: give it the role vm-power-admin, better pool-operator"),
-        "OPERATION_BLOCKED" => (Reason::OperationBlocked, "somebody has blocked this operation on the object: take the block off"),
-        "NO_HOSTS_AVAILABLE" | "HOST_NOT_ENOUGH_FREE_MEMORY" | "HOST_DISABLED" => (Reason::WaitingForCapacity, "no host can start the machine: free memory, or enable a host"),
-        "HA_OPERATION_WOULD_BREAK_FAILOVER_PLAN" => (Reason::WaitingForCapacity, "the pool's high availability plan leaves no room for the machine"),
-        "LICENCE_RESTRICTION" | "FEATURE_RESTRICTED" | "SR_OPERATION_NOT_SUPPORTED" | "UNIMPLEMENTED_IN_SM_BACKEND" => (Reason::FeatureMissing, "the pool cannot do this: version, licence or storage driver"),
+        "SR_BACKEND_FAILURE_109" => (
+            Reason::OSDiskChainTooDeep,
+            "the chain of snapshots is too long: copy the OS disk in full (xe vdi-copy) and name the copy",
+        ),
+        "RBAC_PERMISSION_DENIED" | "PERMISSION_DENIED" => (
+            Reason::PermissionDenied,
+            "the Connector's account may not do this: give it the role vm-power-admin, better pool-operator",
+        ),
+        "OPERATION_BLOCKED" => {
+            (Reason::OperationBlocked, "somebody has blocked this operation on the object: take the block off")
+        }
+        "NO_HOSTS_AVAILABLE" | "HOST_NOT_ENOUGH_FREE_MEMORY" | "HOST_DISABLED" => {
+            (Reason::WaitingForCapacity, "no host can start the machine: free memory, or enable a host")
+        }
+        "HA_OPERATION_WOULD_BREAK_FAILOVER_PLAN" => {
+            (Reason::WaitingForCapacity, "the pool's high availability plan leaves no room for the machine")
+        }
+        "LICENCE_RESTRICTION" | "FEATURE_RESTRICTED" | "SR_OPERATION_NOT_SUPPORTED" | "UNIMPLEMENTED_IN_SM_BACKEND" => {
+            (Reason::FeatureMissing, "the pool cannot do this: version, licence or storage driver")
+        }
         "VDI_IN_USE" | "OTHER_OPERATION_IN_PROGRESS" => (Reason::WaitingForDisk, "the object is busy; this passes"),
         _ if code.starts_with("SR_BACKEND_FAILURE_") => (Reason::StorageError, "the storage failed; it is tried again"),
         _ => match fault_of(failure) {

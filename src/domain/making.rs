@@ -59,8 +59,8 @@ pub fn advance(f: &Flight) -> Move {
         Sent::Once | Sent::Unknown if f.restarted => match f.scans {
             0 | 1 if f.scan_due => Move::Do(Step::ScanStorage),
             0 | 1 => Move::Wait(Waiting::InFlight),
-            _ if f.quiet == Quiet::Twice => Move::Do(Step::RecordIntent(f.making)),
-            _ => Move::Wait(Waiting::InFlight),
+            2.. if f.quiet == Quiet::Twice => Move::Do(Step::RecordIntent(f.making)),
+            2.. => Move::Wait(Waiting::InFlight),
         },
         Sent::Once | Sent::Unknown => match f.quiet {
             Quiet::No | Quiet::Once => Move::Wait(Waiting::InFlight),

@@ -863,41 +863,34 @@ fn place(m: &Machine) -> String {
     format!("machine '{}'{host}{address}", m.name)
 }
 
+/// What is done to a running machine is done beside a person's turn: what to tell does not wait for it.
 fn running(want: &Want, seen: &Observed, m: &Machine) -> Verdict {
-    if m.key(BOOT) != Some(m.boot_id().as_str()) {
-        return Verdict::act(
-            Step::NoteBoot { machine: m.uuid.clone(), boot: m.boot_id() },
-            Reason::InstallSoftware,
-            "the machine has booted",
-        );
-    }
-    // First seen while running: used up, a running machine needs no start.
-    if let Some(token) = new_token(want, m)
-        && seen.flight(Making::StartMachine).is_none_or(|f| f.intent.is_none())
-    {
-        return Verdict::act(
-            Step::UseToken { machine: m.uuid.clone(), token },
-            Reason::InstallSoftware,
-            "the machine is running already",
-        );
-    }
-    if m.tools.ready
-        && let Dvd::ToolsIn { vbd } = &m.dvd
-        && !m.busy
-    {
-        return Verdict::act(
-            Step::EjectDisc { vbd: vbd.clone() },
-            Reason::InstallSoftware,
-            "the guest tools are in; ejecting their disc",
-        );
-    }
-    let fresh = m.report.as_ref().filter(|r| r.sealed && m.guest_boot.as_deref() == Some(r.boot.as_str()));
-    if let Some(report) = fresh {
-        let judgement = gate::judge(want, m);
-        let findings: Vec<_> =
-            judgement.findings.iter().map(|f| format!("{} ({}): {}", f.reason, f.detail, f.remedy)).collect();
-        return Verdict::rest(if findings.is_empty() {
-            let _checked = report;
+    let starting = seen.flight(Making::StartMachine).is_some_and(|f| f.intent.is_some());
+    let step = if m.key(BOOT) != Some(m.boot_id().as_str()) {
+        Step::NoteBoot { machine: m.uuid.clone(), boot: m.boot_id() }
+    } else if let (Some(token), false) = (new_token(want, m), starting) {
+        // First seen while running: used up, a running machine needs no start.
+        Step::UseToken { machine: m.uuid.clone(), token }
+    } else if let (true, false, Dvd::ToolsIn { vbd }) = (m.tools.ready, m.busy, &m.dvd) {
+        Step::EjectDisc { vbd: vbd.clone() }
+    } else {
+        Step::Nothing
+    };
+    let next = if step == Step::Nothing { Next::Rest } else { Next::Now };
+    Verdict { step, say: instruction(want, m), next }
+}
+
+/// What a person is to do in a running machine.
+fn instruction(want: &Want, m: &Machine) -> Say {
+    let fresh =
+        m.report.as_ref().is_some_and(|r| r.sealed && !r.boot.is_empty() && m.guest_boot.as_ref() == Some(&r.boot));
+    if fresh {
+        let findings: Vec<_> = gate::judge(want, m)
+            .findings
+            .iter()
+            .map(|f| format!("{} ({}): {}", f.reason, f.detail, f.remedy))
+            .collect();
+        return if findings.is_empty() {
             Say::Person(
                 Reason::ShutDownGuest,
                 format!("the check in {} found nothing that blocks; let Shutdown For Finalize switch it off", place(m)),
@@ -911,7 +904,7 @@ fn running(want: &Want, seen: &Observed, m: &Machine) -> Verdict {
                     findings.join("; ")
                 ),
             )
-        });
+        };
     }
     let tools = if m.tools.ready {
         ""
@@ -921,13 +914,13 @@ fn running(want: &Want, seen: &Observed, m: &Machine) -> Verdict {
         " Install the guest tools from its DVD drive first."
     };
     let kms = if want.kms_rearm { " As the very last thing rearm Windows (slmgr /rearm)." } else { "" };
-    Verdict::rest(Say::Person(
+    Say::Person(
         Reason::InstallSoftware,
         format!(
             "open the console of {}, install the platform software, then run Shutdown For Finalize.{tools}{kms}",
             place(m)
         ),
-    ))
+    )
 }
 
 fn new_token(want: &Want, m: &Machine) -> Option<String> {

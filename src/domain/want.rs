@@ -2,9 +2,9 @@
 //!
 //! Built by `controller::layer` from the stored object; nothing below it looks at the raw spec again.
 
+pub use crate::api::layer::{BaseFrom, DeletionPolicy, FinalizePolicy, IntegrityPolicy};
 use crate::api::layer::{DiskFormat, PlatformLayer};
 use crate::api::quantity;
-pub use crate::api::layer::{BaseFrom, DeletionPolicy, FinalizePolicy, IntegrityPolicy};
 
 /// A layer as wanted.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +50,7 @@ impl Want {
             uid: meta.uid.clone().unwrap_or_default(),
             version: spec.version.clone(),
             discard: spec.discard.clone(),
-            base_from: spec.base.from.clone(),
+            base_from: spec.base.from,
             base_version: spec.base.version.clone(),
             os_name: spec.os_layer.name.clone(),
             os_version: spec.os_layer.version.clone(),
@@ -59,11 +59,11 @@ impl Want {
             format: spec.packaging_disk.format.as_ref().map(|f| format(f).to_owned()),
             power_on: spec.machine.power_on,
             restart_token: spec.machine.restart_token.clone(),
-            finalize: spec.finalize.policy.clone(),
+            finalize: spec.finalize.policy,
             approved: spec.finalize.approved.clone(),
-            integrity: spec.integrity.clone(),
+            integrity: spec.integrity,
             kms_rearm: spec.kms.as_ref().is_some_and(|k| k.rearm),
-            deletion: spec.deletion_policy.clone(),
+            deletion: spec.deletion_policy,
             suspend: spec.suspend,
             layer_name,
         }
@@ -88,11 +88,14 @@ impl Want {
 
 /// A file name that is legal on Windows and Linux, made of a layer's name.
 fn legal_file_name(name: &str) -> String {
-    let replaced: String = name.chars().map(|c| if c.is_control() || "<>:\"/\\|?*".contains(c) { '-' } else { c }).collect();
+    let replaced: String =
+        name.chars().map(|c| if c.is_control() || "<>:\"/\\|?*".contains(c) { '-' } else { c }).collect();
     let trimmed = replaced.trim_end_matches([' ', '.']);
     let stem = trimmed.split('.').next().unwrap_or_default().to_ascii_lowercase();
     let device = matches!(stem.as_str(), "con" | "prn" | "aux" | "nul")
-        || (stem.len() == 4 && (stem.starts_with("com") || stem.starts_with("lpt")) && stem.ends_with(|c: char| c.is_ascii_digit()));
+        || (stem.len() == 4
+            && (stem.starts_with("com") || stem.starts_with("lpt"))
+            && stem.ends_with(|c: char| c.is_ascii_digit()));
     match trimmed {
         "" => "layer".to_owned(),
         taken if device => format!("{taken}-layer"),
@@ -106,7 +109,14 @@ mod tests {
 
     #[test]
     fn layer_names_become_legal_file_names() {
-        for (name, file) in [("a/b:c", "a-b-c"), ("end. ", "end"), ("NUL", "NUL-layer"), ("com1.x", "com1.x-layer"), ("...", "layer"), ("Citrix PVS", "Citrix PVS")] {
+        for (name, file) in [
+            ("a/b:c", "a-b-c"),
+            ("end. ", "end"),
+            ("NUL", "NUL-layer"),
+            ("com1.x", "com1.x-layer"),
+            ("...", "layer"),
+            ("Citrix PVS", "Citrix PVS"),
+        ] {
             assert_eq!(legal_file_name(name), file);
         }
     }

@@ -1,13 +1,9 @@
 //! A real etcd, kube-apiserver and kube-controller-manager on loopback ports, in a directory of their own. Called by the demo and by the
 //! tests. No kubelet and no scheduler: pods are never run. Never meant to keep anything: etcd does not sync its files, and all is gone
 //! when the [`ControlPlane`] is.
-//!
-//! The programs come from `deploy/controlplane/build.sh` (KUBEBUILDER_ASSETS, else built once into the cache). It is carried inside this
-//! binary, so that an installed `lamina` finds it wherever it is run.
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
@@ -19,20 +15,13 @@ use kube::{Api, Client, Config};
 use serde_json::{Value, json};
 
 use super::child::Child;
-use super::pki;
+use super::{pki, programs};
 
 /// Two minutes are forty times what it takes on two idle cores.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(100);
 /// A demo that is kept may be looked at for days, and the default is an hour.
 const TOKEN_SECONDS: i64 = 7 * 24 * 3600;
-
-const MODULE: [(&str, &str); 4] = [
-    ("build.sh", include_str!("../../deploy/controlplane/build.sh")),
-    ("go.mod", include_str!("../../deploy/controlplane/go.mod")),
-    ("go.sum", include_str!("../../deploy/controlplane/go.sum")),
-    ("main.go", include_str!("../../deploy/controlplane/main.go")),
-];
 
 /// Each call, who and on what, but no bodies: Secrets pass here.
 const AUDIT_POLICY: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}"#;
@@ -92,9 +81,8 @@ impl ControlPlane {
     /// Finds or builds the programs, starts them and waits until the API server answers, `kube-system` exists and the controller manager
     /// works. Takes seconds, or many minutes where the programs have to be built; progress of that goes to standard error.
     pub async fn start(options: Options) -> Result<Self, Error> {
-        let programs = programs().await?;
-        let root = private_dir()?;
-        let mut plane = Self { root, port: 0, programs: Vec::new() };
+        let mut plane = Self { root: private_dir()?, port: 0, programs: Vec::new() };
+        let programs = programs::find(&plane.root).await?;
         pki::write(&plane.root)?;
         let [etcd, peer, port] = free_ports()?;
         plane.port = port;
@@ -291,26 +279,6 @@ impl Drop for ControlPlane {
         self.programs.clear();
         let _ = std::fs::remove_dir_all(&self.root);
     }
-}
-
-/// The directory of the three programs, as `build.sh` prints it.
-async fn programs() -> Result<PathBuf, Error> {
-    let module = private_dir()?;
-    for (name, text) in MODULE {
-        let path = module.join(name);
-        std::fs::write(&path, text).map_err(|source| Error::Directory { path, source })?;
-    }
-    let built = tokio::process::Command::new("bash")
-        .arg(module.join("build.sh"))
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .kill_on_drop(true)
-        .output()
-        .await;
-    let _ = std::fs::remove_dir_all(&module);
-    let built = built.map_err(Error::Bash)?;
-    let line = String::from_utf8_lossy(&built.stdout);
-    if built.status.success() { Ok(PathBuf::from(line.trim())) } else { Err(Error::Build) }
 }
 
 fn private_dir() -> Result<PathBuf, Error> {

@@ -4,5 +4,6 @@ mod child;
 mod controlplane;
 pub mod manifests;
 mod pki;
+mod programs;
 
 pub use controlplane::{ControlPlane, Error, Options, Who};

@@ -96,7 +96,9 @@ fn value(node: &Node) -> Option<Value> {
 /// The whole answer to a call.
 pub fn response(answer: &Answer, kind: &Type) -> String {
     let fields = match answer {
-        Ok(v) => member("Status", "<value>Success</value>") + &member("Value", &format!("<value>{}</value>", inner(v, kind))),
+        Ok(v) => {
+            member("Status", "<value>Success</value>") + &member("Value", &format!("<value>{}</value>", inner(v, kind)))
+        }
         Err(failure) => {
             let list: Vec<Value> = std::iter::once(&failure.code).chain(&failure.params).map(|s| json!(s)).collect();
             let list = fragment(&list.into(), &Type::Set(Box::new(Type::String)));

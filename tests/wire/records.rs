@@ -84,23 +84,3 @@ fn constructors_know_what_is_compulsory() {
     assert_eq!((&row["userdevice"], &row["unpluggable"]), (&json!("0"), &json!(true)));
     assert!(!row.contains_key("status_code"));
 }
-
-/// The simulator knows no client: neither its name nor its keys.
-#[test]
-fn the_simulator_does_not_know_its_clients() {
-    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/sim"))];
-    let mut seen = 0;
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-                continue;
-            }
-            let text = std::fs::read_to_string(&path).unwrap().to_lowercase();
-            assert!(!text.contains("lamina"), "{} names a client", path.display());
-            seen += 1;
-        }
-    }
-    assert!(seen > 10);
-}

@@ -32,3 +32,141 @@ async fn a_machine_is_cloned_started_reports_its_tools_and_halts() {
     raw.run("VDI.destroy", json!([disk])).await.unwrap();
     assert_eq!(raw.call("VDI.get_uuid", json!([disk])).await, failure(["HANDLE_INVALID", "VDI", &disk]));
 }
+
+/// xapi.md 4.5, 14: what a clone takes over, and what it does not.
+#[tokio::test]
+async fn a_clone_inherits_and_forgets_as_the_dossier_says() {
+    let raw = brisk().await;
+    let (vm, _) = raw.machine("used").await;
+    for (call, value) in
+        [("set_other_config", json!({"folder": "/x", "auto_poweron": "true"})), ("set_tags", json!(["t"]))]
+    {
+        raw.call(&format!("VM.{call}"), json!([vm, value])).await.unwrap();
+    }
+    raw.call("VM.set_ha_restart_priority", json!([vm, "restart"])).await.unwrap();
+    raw.call("VM.add_to_blocked_operations", json!([vm, "destroy", "mine"])).await.unwrap();
+    raw.run("VM.start", json!([vm, false, false])).await.unwrap();
+    let metrics = raw.get("VM", &vm, "guest_metrics").await;
+    raw.until("VM_guest_metrics", metrics.as_str().unwrap(), "PV_drivers_version", |v| v.get("major").is_some()).await;
+    raw.run("VM.hard_shutdown", json!([vm])).await.unwrap();
+    assert_eq!(raw.run("VM.destroy", json!([vm])).await, failure(["OPERATION_BLOCKED", &vm, "mine"]));
+    let clone = raw.make("VM.clone", json!([vm, "clone"])).await;
+    let [old, new] = [&vm, &clone].map(|m| raw.call("VM.get_record", json!([m])));
+    let (old, new) = (old.await.unwrap(), new.await.unwrap());
+    for field in ["tags", "ha_restart_priority", "memory_static_max", "HVM_boot_params"] {
+        assert_eq!(old[field], new[field], "{field}");
+    }
+    assert_eq!(new["blocked_operations"], json!({}));
+    let keys = &new["other_config"];
+    assert_eq!((&keys["folder"], &keys["auto_poweron"]), (&json!("/x"), &json!("true")));
+    assert!(keys["mac_seed"].is_string() && keys["base_template_name"].is_string());
+    assert_ne!(new["guest_metrics"], old["guest_metrics"]);
+    let version = raw.get("VM_guest_metrics", new["guest_metrics"].as_str().unwrap(), "PV_drivers_version").await;
+    assert_eq!(version["major"], "9", "a copy of its source's");
+    let time =
+        async |row: &serde_json::Value| raw.get("VM_metrics", row["metrics"].as_str().unwrap(), "start_time").await;
+    assert_eq!(time(&new).await, time(&old).await);
+    assert_eq!(new["VBDs"].as_array().unwrap().len(), 2, "disk and drive");
+}
+
+/// xapi.md 14, Templates; 4.5.
+#[tokio::test]
+async fn templates_have_their_rules() {
+    let raw = brisk().await;
+    let built_in = raw.named("VM", "Windows 11").await;
+    assert_eq!(
+        raw.run("VM.destroy", json!([built_in])).await,
+        failure(["VM_CANNOT_DELETE_DEFAULT_TEMPLATE", &built_in])
+    );
+    let template = raw.named("VM", "with-disk").await;
+    assert_eq!(
+        raw.run("VM.start", json!([template, false, false])).await,
+        failure(["VM_IS_TEMPLATE", &template, "start"])
+    );
+    let clone = raw.make("VM.clone", json!([template, "c"])).await;
+    assert_eq!(raw.get("VM", &clone, "is_a_template").await, json!(true));
+    let vbds = raw.get("VM", &clone, "VBDs").await;
+    let disk = raw.get("VBD", vbds[0].as_str().unwrap(), "VDI").await;
+    let own = raw.get("VM", &template, "VBDs").await;
+    assert_ne!(disk, raw.get("VBD", own[0].as_str().unwrap(), "VDI").await, "its disk is cloned");
+    raw.run("VM.provision", json!([clone])).await.unwrap();
+    assert_eq!(raw.get("VM", &clone, "is_a_template").await, json!(false));
+    assert_eq!(raw.run("VM.provision", json!([clone])).await, failure(["PROVISION_ONLY_ALLOWED_ON_TEMPLATE"]));
+    raw.call("VM.set_is_a_template", json!([clone, true])).await.unwrap();
+    assert_eq!(raw.get("VM", &clone, "metrics").await, "OpaqueRef:NULL", "for good");
+    let made = raw.make("VM.clone", json!([built_in, "w"])).await;
+    raw.run("VM.provision", json!([made])).await.unwrap();
+    assert_eq!(raw.get("VM", &made, "VBDs").await.as_array().unwrap().len(), 1, "the described disk");
+}
+
+/// xapi.md 4.6, 14 (VBD): rules of the constructor, of discs and of plugs.
+#[tokio::test]
+async fn devices_have_their_rules() {
+    let raw = brisk().await;
+    let (vm, disk) = raw.machine("m").await;
+    assert_eq!(raw.vbd(&vm, Some(&disk), "0").await, failure(["DEVICE_ALREADY_EXISTS", "0"]));
+    assert_eq!(raw.vbd(&vm, Some(&disk), "cat").await, failure(["INVALID_DEVICE", "cat"]));
+    let vbds = raw.get("VM", &vm, "VBDs").await;
+    let (of_disk, drive) = (vbds[0].as_str().unwrap(), vbds[1].as_str().unwrap());
+    let iso = raw.named("VDI", "guest-tools.iso").await;
+    assert_eq!(raw.run("VBD.eject", json!([drive])).await, failure(["VBD_IS_EMPTY", drive]));
+    assert_eq!(raw.run("VBD.insert", json!([of_disk, iso])).await, failure(["VBD_NOT_REMOVABLE_MEDIA", of_disk]));
+    raw.run("VBD.insert", json!([drive, iso])).await.unwrap();
+    assert_eq!(raw.run("VBD.insert", json!([drive, iso])).await, failure(["VBD_NOT_EMPTY", drive]));
+    assert_eq!(raw.run("VBD.unplug", json!([drive])).await, failure(["VM_BAD_POWER_STATE", &vm, "running", "halted"]));
+    raw.run("VM.start", json!([vm, false, false])).await.unwrap();
+    let metrics = raw.get("VM", &vm, "guest_metrics").await;
+    raw.until("VM_guest_metrics", metrics.as_str().unwrap(), "PV_drivers_detected", |v| *v == json!(true)).await;
+    assert_eq!(raw.run("VBD.unplug", json!([drive])).await.unwrap_err()[0], "OPERATION_NOT_ALLOWED");
+    raw.run("VBD.eject", json!([drive])).await.unwrap();
+    assert_eq!(raw.run("VBD.destroy", json!([of_disk])).await.unwrap_err()[0], "OPERATION_NOT_ALLOWED");
+    let late = raw.vbd(&vm, None, "4").await.unwrap();
+    assert_eq!(raw.run("VBD.insert", json!([late, iso])).await.unwrap_err()[0], "INTERNAL_ERROR", "a dead drive");
+    let second = raw.make("VM.clone", json!([raw.named("VM", "packaging").await, "n"])).await;
+    raw.call("VM.set_is_a_template", json!([second, false])).await.unwrap();
+    raw.vbd(&second, Some(&disk), "0").await.unwrap();
+    assert_eq!(
+        raw.run("VM.start", json!([second, false, false])).await,
+        failure(["VDI_IN_USE", &disk]),
+        "only the start refuses"
+    );
+    raw.run("VM.hard_shutdown", json!([vm])).await.unwrap();
+    raw.run("VDI.destroy", json!([disk])).await.unwrap();
+    assert_eq!(raw.get("VM", &second, "VBDs").await, json!([]), "the row goes with the disk");
+}
+
+/// xapi.md 14, Start: two at once.
+#[tokio::test]
+async fn of_two_starts_one_waits_and_finds_the_machine_running() {
+    let raw = brisk().await;
+    let (vm, _) = raw.machine("m").await;
+    raw.sim.pool.clock.hold("VM.start/domain");
+    let first = raw.send_async("VM.start", json!([vm, false, false])).await;
+    raw.sim.pool.clock.held("VM.start/domain").await;
+    let second = raw.send_async("VM.start", json!([vm, false, false])).await;
+    assert_eq!(raw.get("VM", &vm, "current_operations").await, json!({&first: "start"}));
+    raw.sim.pool.clock.unhold("VM.start/domain");
+    raw.wait(&first).await.unwrap();
+    assert_eq!(raw.wait(&second).await, failure(["VM_BAD_POWER_STATE", &vm, "halted", "running"]));
+}
+
+/// xapi.md 14, Start.
+#[tokio::test]
+async fn a_machine_that_no_host_can_run_is_refused() {
+    let raw = brisk().await;
+    let (vm, _) = raw.machine("m").await;
+    let hosts = raw.call("host.get_all", json!([])).await.unwrap();
+    let host = hosts[0].as_str().unwrap();
+    let too_much = 1_i64 << 40;
+    raw.call("VM.set_memory_limits", json!([vm, 1 << 30, too_much, 1 << 30, 1 << 30])).await.unwrap();
+    assert_eq!(raw.run("VM.start", json!([vm, false, false])).await, failure(["NO_HOSTS_AVAILABLE"]));
+    let refused = raw.call("VM.assert_can_boot_here", json!([vm, host])).await.unwrap_err();
+    assert_eq!(
+        (refused[0].as_str(), refused[1].as_str()),
+        ("HOST_NOT_ENOUGH_FREE_MEMORY", too_much.to_string().as_str())
+    );
+    assert_eq!(
+        raw.call("VM.set_memory_limits", json!([vm, 2, 1, 2, 1])).await.unwrap_err()[0],
+        "MEMORY_CONSTRAINT_VIOLATION"
+    );
+}

@@ -1,1 +1,154 @@
-//! (below)
+//! What the pool forgets, and what it does twice (xapi.md 14, Durability and Replay).
+
+use lamina::sim::restart;
+use serde_json::{Value, json};
+
+use super::brisk;
+use crate::wire::{Raw, failure};
+
+async fn back(raw: &mut Raw, clean: bool) {
+    restart::restart(&raw.sim.pool, clean).await;
+    assert_eq!(raw.call("pool.get_all", json!([])).await, failure(["SESSION_INVALID", &raw.session]));
+    raw.session = raw.login("root", "secret").await.unwrap();
+}
+
+async fn scan(raw: &Raw) {
+    let sr = raw.named("SR", "Shared storage").await;
+    raw.run("SR.scan", json!([sr])).await.unwrap();
+}
+
+async fn started(raw: &Raw) -> Value {
+    let pool = raw.first("pool").await;
+    let master = raw.get("pool", &pool, "master").await;
+    raw.get("host", master.as_str().unwrap(), "other_config").await["agent_start_time"].clone()
+}
+
+#[tokio::test]
+async fn an_unclean_death_forgets_what_was_not_written() {
+    let mut raw = brisk().await;
+    let source = raw.named("VDI", "win11-24h2").await;
+    let doomed = raw.make("VDI.clone", json!([source])).await;
+    raw.call("VDI.set_name_label", json!([doomed, "doomed"])).await.unwrap();
+    let doomed_uuid = raw.get("VDI", &doomed, "uuid").await;
+    raw.call("pool.sync_database", json!([])).await.unwrap();
+    raw.call("VDI.add_to_other_config", json!([source, "mark", "1"])).await.unwrap();
+    raw.run("VDI.destroy", json!([doomed])).await.unwrap();
+    let made = raw.make("VDI.snapshot", json!([source])).await;
+    raw.call("VDI.set_name_label", json!([made, "made"])).await.unwrap();
+    let made_uuid = raw.get("VDI", &made, "uuid").await;
+    let (vm, _) = raw.machine("late").await;
+    let before = started(&raw).await;
+    back(&mut raw, false).await;
+
+    assert_ne!(started(&raw).await, before);
+    assert_eq!(raw.get("VDI", &source, "other_config").await.get("mark"), None);
+    assert_eq!(raw.call("VM.get_uuid", json!([vm])).await, failure(["HANDLE_INVALID", "VM", &vm]));
+    assert_eq!(raw.get("VDI", &doomed, "uuid").await, doomed_uuid, "its row is back, its disk is not");
+    assert_eq!(raw.run("VDI.clone", json!([doomed])).await.unwrap_err()[0], "SR_BACKEND_FAILURE_46");
+    let lost = raw.call("VDI.get_by_uuid", json!([made_uuid])).await;
+    assert_eq!(lost, failure(["UUID_INVALID", "VDI", made_uuid.as_str().unwrap()]));
+    scan(&raw).await;
+    let found = raw.call("VDI.get_by_uuid", json!([made_uuid])).await.unwrap();
+    let row = raw.call("VDI.get_record", json!([found])).await.unwrap();
+    assert_eq!((&row["name_label"], &row["other_config"]), (&json!(""), &json!({})));
+    assert_eq!((&row["is_a_snapshot"], &row["snapshot_of"]), (&json!(false), &json!("OpaqueRef:NULL")));
+    let gone = raw.call("VDI.get_by_uuid", json!([doomed_uuid])).await;
+    assert_eq!(gone, failure(["UUID_INVALID", "VDI", doomed_uuid.as_str().unwrap()]));
+}
+
+#[tokio::test]
+async fn a_clean_stop_keeps_everything_but_tasks_and_sessions() {
+    let mut raw = brisk().await;
+    let source = raw.named("VDI", "win11-24h2").await;
+    raw.call("VDI.add_to_other_config", json!([source, "mark", "1"])).await.unwrap();
+    let task = raw.send_async("VDI.clone", json!([source])).await;
+    raw.wait(&task).await.unwrap();
+    back(&mut raw, true).await;
+    assert_eq!(raw.get("VDI", &source, "other_config").await["mark"], "1");
+    assert_eq!(raw.call("task.get_status", json!([task])).await, failure(["HANDLE_INVALID", "task", &task]));
+}
+
+/// One clone becomes two rows, of which one is named like its source; nothing else tells where they come from.
+#[tokio::test]
+async fn a_storage_call_under_way_runs_a_second_time() {
+    for clean in [true, false] {
+        let mut raw = brisk().await;
+        let source = raw.named("VDI", "win11-24h2").await;
+        raw.call("VDI.add_to_other_config", json!([source, "mark", "1"])).await.unwrap();
+        raw.call("VDI.add_tags", json!([source, "t"])).await.unwrap();
+        raw.call("pool.sync_database", json!([])).await.unwrap();
+        raw.sim.pool.clock.hold("VDI.clone/row");
+        raw.send_async("VDI.clone", json!([source])).await;
+        raw.sim.pool.clock.held("VDI.clone/row").await;
+        back(&mut raw, clean).await;
+        assert_eq!(raw.sim.pool.clock.waiting(), [], "the dead wait for nothing");
+        let children = async || {
+            let all = raw.call("VDI.get_all_records", json!([])).await.unwrap();
+            let all = all.as_object().unwrap().clone();
+            let of = |row: &Value| row["managed"] == json!(true) && row["sm_config"].get("vhd-parent").is_some();
+            all.into_iter().filter(|(r, row)| *r != source && of(row)).map(|(_, row)| row).collect::<Vec<_>>()
+        };
+        let expected = if clean { 2 } else { 1 };
+        for _ in 0..1000 {
+            if children().await.iter().any(|row| row["name_label"] == "win11-24h2") {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        assert_eq!(children().await.len(), expected, "clean: {clean}");
+        scan(&raw).await;
+        let all = children().await;
+        assert_eq!(all.len(), 2);
+        assert!(all.iter().all(|row| row["tags"] == json!([]) && row["other_config"].get("mark").is_none()));
+        assert!(all.iter().any(|row| row["name_label"] == "" && row["other_config"] == json!({})));
+        assert_eq!(raw.get("VDI", &source, "current_operations").await, json!({}));
+    }
+}
+
+#[tokio::test]
+async fn a_source_may_stay_paused_until_somebody_takes_the_key_off() {
+    let mut raw = brisk().await;
+    let source = raw.named("VDI", "win11-24h2").await;
+    raw.sim.pool.world.redos.leave_paused();
+    raw.sim.pool.clock.hold("VDI.clone/running");
+    raw.send_async("VDI.clone", json!([source])).await;
+    raw.sim.pool.clock.held("VDI.clone/running").await;
+    back(&mut raw, false).await;
+    raw.sim.pool.clock.unhold("VDI.clone/running");
+    assert_eq!(raw.run("VDI.clone", json!([source])).await.unwrap_err()[0], "SR_BACKEND_FAILURE_81");
+    raw.call("VDI.remove_from_sm_config", json!([source, "paused"])).await.unwrap();
+    raw.run("VDI.clone", json!([source])).await.unwrap();
+}
+
+#[tokio::test]
+async fn machines_run_on_while_the_daemon_dies() {
+    let mut raw = brisk().await;
+    let (vm, _) = raw.machine("m").await;
+    raw.call("pool.sync_database", json!([])).await.unwrap();
+    raw.run("VM.start", json!([vm, false, false])).await.unwrap();
+    let metrics = raw.get("VM", &vm, "metrics").await;
+    let metrics = metrics.as_str().unwrap();
+    let seen = async |raw: &Raw| {
+        (
+            raw.get("VM", &vm, "power_state").await,
+            raw.get("VM", &vm, "domid").await,
+            raw.get("VM_metrics", metrics, "start_time").await,
+        )
+    };
+    let before = seen(&raw).await;
+    assert_eq!(before.0, "Running");
+    back(&mut raw, false).await;
+    assert_eq!(seen(&raw).await, before);
+    let vbds = raw.get("VM", &vm, "VBDs").await;
+    assert_eq!(raw.get("VBD", vbds[0].as_str().unwrap(), "currently_attached").await, json!(true));
+}
+
+/// xapi.md 2.1, 2.2, 9.2: the address changes, and sessions are gone.
+#[tokio::test]
+async fn another_host_becomes_coordinator() {
+    let raw = brisk().await;
+    let second = raw.named("host", "host2").await;
+    let uuid = raw.get("host", &second, "uuid").await;
+    restart::change_coordinator(&raw.sim.pool, uuid.as_str().unwrap()).await.unwrap();
+    assert_eq!(raw.login("root", "secret").await, Err(vec!["HOST_IS_SLAVE".to_owned(), "127.0.0.2".to_owned()]));
+}

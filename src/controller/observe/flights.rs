@@ -7,9 +7,7 @@ use std::collections::HashSet;
 use super::{Lens, base_lineage, lineage};
 use crate::api::reason::Reason;
 use crate::domain::identity::{self, BOOT, Lineage, Mark, Opid, Proof, Role, START_BEFORE, TASK_TAG, prove};
-use crate::domain::observed::{
-    Child, Flight, MarkSight, Making, Observed, Quiet, Sent, TaskSight, Trouble,
-};
+use crate::domain::observed::{Child, Flight, Making, MarkSight, Observed, Quiet, Sent, TaskSight, Trouble};
 use crate::xapi::model::{Task, TaskStatus, Vdi};
 use crate::xapi::wire::{Failure, Ref, task_result};
 
@@ -27,7 +25,9 @@ pub fn all(lens: &Lens<'_>, seen: &Observed, parent: Option<&str>, sr: &Ref) -> 
     let of = |role| lineage(lens.cluster, uid, &seen.subject, role);
     let intent = seen.records.operation.as_ref();
     let mut wanted: Vec<(Making, Opid, String, Option<Mark>)> = Vec::new();
-    let mut add = |making, lineage: &Lineage, source: &str| wanted.push((making, lineage.opid(), source.to_owned(), Some(lineage.mark())));
+    let mut add = |making, lineage: &Lineage, source: &str| {
+        wanted.push((making, lineage.opid(), source.to_owned(), Some(lineage.mark())))
+    };
     if let Ok(os) = &seen.os_disk {
         add(Making::SnapshotOsDisk, &base_lineage(lens, &seen.storage.uuid, &os.uuid), &os.uuid);
     }
@@ -58,8 +58,10 @@ pub fn all(lens: &Lens<'_>, seen: &Observed, parent: Option<&str>, sr: &Ref) -> 
         };
         wanted.push((Making::StartMachine, opid, m.uuid.clone(), None));
     }
-    let flights: Vec<Flight> =
-        wanted.into_iter().map(|(making, opid, source, mark)| flight(lens, seen, making, opid, source, mark, sr, &mut doubt)).collect();
+    let flights: Vec<Flight> = wanted
+        .into_iter()
+        .map(|(making, opid, source, mark)| flight(lens, seen, making, opid, source, mark, sr, &mut doubt))
+        .collect();
     let known = |i: &&crate::domain::observed::Intent| flights.iter().any(|f| f.opid == i.opid);
     let leftover = intent.filter(|i| !known(i)).map(|i| {
         let owner = if i.step == Making::SnapshotOsDisk { Role::Base.as_str() } else { uid };
@@ -70,7 +72,10 @@ pub fn all(lens: &Lens<'_>, seen: &Observed, parent: Option<&str>, sr: &Ref) -> 
     Seen { flights, leftover, doubt }
 }
 
-#[expect(clippy::too_many_arguments, reason = "one flight is one row of facts; a struct for the call would only repeat it")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one flight is one row of facts; a struct for the call would only repeat it"
+)]
 fn flight(
     lens: &Lens<'_>,
     seen: &Observed,
@@ -83,15 +88,35 @@ fn flight(
 ) -> Flight {
     let intent = seen.records.operation.clone().filter(|i| i.opid == opid);
     let attempt = lens.pool.memory().attempt(&opid);
-    let children = if intent.is_some() || lens.deleting { children(lens, making, &opid, &source, wanted_mark.as_ref()) } else { Vec::new() };
+    let children = if intent.is_some() || lens.deleting {
+        children(lens, making, &opid, &source, wanted_mark.as_ref())
+    } else {
+        Vec::new()
+    };
     let task = task_sight(lens, making, &opid, &attempt.sent, attempt.task.as_ref(), doubt);
     let restarted = intent.as_ref().is_some_and(|i| i.agent_start != seen.agent_start);
-    let (scans, scan_due) = lens.pool.memory().scans(&seen.storage.uuid, &seen.agent_start, lens.now, lens.pace.in_flight);
+    let (scans, scan_due) =
+        lens.pool.memory().scans(&seen.storage.uuid, &seen.agent_start, lens.now, lens.pace.in_flight);
     let turn = lens.pool.memory().has_turn(&source, &lens.want.uid);
     let mark = mark_sight(lens, &source, wanted_mark.as_ref(), sr);
     // A test that began before there was anything to test would prove nothing.
     let quiet = if intent.is_some() || mark == MarkSight::Ours { quiet(lens, &opid.0, &source, sr) } else { Quiet::No };
-    Flight { making, opid, source, wanted_mark, mark, intent, sent: attempt.sent, task, children, quiet, restarted, scans, scan_due, turn }
+    Flight {
+        making,
+        opid,
+        source,
+        wanted_mark,
+        mark,
+        intent,
+        sent: attempt.sent,
+        task,
+        children,
+        quiet,
+        restarted,
+        scans,
+        scan_due,
+        turn,
+    }
 }
 
 fn mark_sight(lens: &Lens<'_>, source: &str, wanted: Option<&Mark>, sr: &Ref) -> MarkSight {
@@ -113,7 +138,14 @@ fn mark_sight(lens: &Lens<'_>, source: &str, wanted: Option<&Mark>, sr: &Ref) ->
 }
 
 /// Tasks that bear exactly this tag; a sub-task bears none.
-fn task_sight(lens: &Lens<'_>, making: Making, opid: &Opid, sent: &Sent, own: Option<&Ref>, doubt: &mut bool) -> TaskSight {
+fn task_sight(
+    lens: &Lens<'_>,
+    making: Making,
+    opid: &Opid,
+    sent: &Sent,
+    own: Option<&Ref>,
+    doubt: &mut bool,
+) -> TaskSight {
     let tagged = || lens.view.tasks.with(TASK_TAG, &opid.0).map(|(_, t)| t.as_ref());
     let named = own.and_then(|r| lens.view.tasks.get(r)).map(AsRef::as_ref);
     if *sent == Sent::Once && named.is_none() {
@@ -134,7 +166,9 @@ fn task_sight(lens: &Lens<'_>, making: Making, opid: &Opid, sent: &Sent, own: Op
         let child = Ref(task_result(&task.result));
         let uuid = match making {
             Making::CloneMachine => lens.view.vms.get(&child).map(|vm| vm.uuid.clone()),
-            Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk => lens.view.vdis.get(&child).map(|d| d.uuid.clone()),
+            Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk => {
+                lens.view.vdis.get(&child).map(|d| d.uuid.clone())
+            }
             Making::StartMachine => None,
         };
         *doubt |= uuid.is_none() && making != Making::StartMachine;
@@ -150,7 +184,9 @@ fn task_sight(lens: &Lens<'_>, making: Making, opid: &Opid, sent: &Sent, own: Op
 fn claimed(lens: &Lens<'_>, making: Making, uuid: &str) -> bool {
     let keys = match making {
         Making::CloneMachine | Making::StartMachine => lens.view.vms.by_uuid(uuid).map(|(_, vm)| &vm.other_config),
-        Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk => lens.view.vdis.by_uuid(uuid).map(|(_, d)| &d.other_config),
+        Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk => {
+            lens.view.vdis.by_uuid(uuid).map(|(_, d)| &d.other_config)
+        }
     };
     keys.is_some_and(|k| matches!(prove(lens.cluster, uuid, k, false), Proof::ByKeys(_)))
 }
@@ -174,11 +210,13 @@ fn children(lens: &Lens<'_>, making: Making, opid: &Opid, source: &str, mark: Op
         (Making::CloneMachine, _) => {
             let name = machine_working_name(opid);
             let unclaimed = |uuid: &str, keys| !matches!(prove(lens.cluster, uuid, keys, false), Proof::ByKeys(_));
-            let named = lens.view.vms.iter().filter(|(_, vm)| vm.name_label == name && unclaimed(&vm.uuid, &vm.other_config));
+            let named =
+                lens.view.vms.iter().filter(|(_, vm)| vm.name_label == name && unclaimed(&vm.uuid, &vm.other_config));
             named.map(|(_, vm)| Child { uuid: vm.uuid.clone(), shaped: true, settled: !vm.is_a_template }).collect()
         }
         (Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk, Some(mark)) => {
-            let is_child = |d: &Vdi| d.uuid != source && d.managed && d.other_config.get(identity::SELF) != Some(&d.uuid);
+            let is_child =
+                |d: &Vdi| d.uuid != source && d.managed && d.other_config.get(identity::SELF) != Some(&d.uuid);
             let marked = lens.view.vdis.with(identity::MAKING, &mark.to_string()).filter(|(_, d)| is_child(d));
             marked.map(|(_, d)| Child { uuid: d.uuid.clone(), shaped: shaped(d), settled: true }).collect()
         }
@@ -205,7 +243,8 @@ fn quiet(lens: &Lens<'_>, opid: &str, source: &str, sr: &Ref) -> Quiet {
     let tasks = view.tasks.iter().any(|(_, t)| at_work(t) && (mine(t) || below(t)));
     let busy = view.vdis.by_uuid(source).is_some_and(|(_, d)| !d.current_operations.is_empty())
         || view.vms.by_uuid(source).is_some_and(|(_, vm)| !vm.current_operations.is_empty());
-    let others_tag = |task: &str| view.tasks.get(&Ref(task.to_owned())).and_then(|t| tag(t)).is_some_and(|t| !op.covers(&t));
+    let others_tag =
+        |task: &str| view.tasks.get(&Ref(task.to_owned())).and_then(|t| tag(t)).is_some_and(|t| !op.covers(&t));
     let storage: HashSet<String> = view
         .srs
         .get(sr)
@@ -216,4 +255,3 @@ fn quiet(lens: &Lens<'_>, opid: &str, source: &str, sr: &Ref) -> Quiet {
         .collect();
     lens.pool.memory().look_in_flight(opid, tasks || busy, storage, lens.now, lens.pace.in_flight)
 }
-

@@ -65,7 +65,11 @@ pub fn records(status: Option<&PlatformLayerStatus>) -> Records {
     let Some(s) = status else { return Records::default() };
     Records {
         pool: s.pool.clone(),
-        disk: s.disk.as_ref().map(|d| DiskRecord { uuid: d.uuid.clone(), version: d.version.clone(), worked: d.worked }),
+        disk: s.disk.as_ref().map(|d| DiskRecord {
+            uuid: d.uuid.clone(),
+            version: d.version.clone(),
+            worked: d.worked,
+        }),
         machine: s.machine.as_ref().map(|m| MachineRecord {
             uuid: m.uuid.clone(),
             restart_token: m.restart_token.clone(),
@@ -115,17 +119,27 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     let version = |keys: &identity::Keys| keys.get(identity::VERSION).is_some_and(|v| *v == subject);
 
     let mut doubt = false;
-    let vm = owned.machines.iter().find(|(_, m)| version(&m.other_config) || recorded(&records.machine, &m.uuid)).copied();
+    let vm =
+        owned.machines.iter().find(|(_, m)| version(&m.other_config) || recorded(&records.machine, &m.uuid)).copied();
     let machine_ref = vm.map(|(r, _)| r.clone());
     let disk = |vdi: &Arc<Vdi>| {
         let leaked = |vbd: &str| leaked(lens, vbd);
         objects::disk(view, lens.cluster, vdi, machine_ref.as_ref(), &leaked)
     };
-    let w = owned.works.iter().find(|(_, d)| version(&d.other_config) || records.disk.as_ref().is_some_and(|r| r.uuid == d.uuid)).copied();
+    let w = owned
+        .works
+        .iter()
+        .find(|(_, d)| version(&d.other_config) || records.disk.as_ref().is_some_and(|r| r.uuid == d.uuid))
+        .copied();
     let f_record = records.versions.iter().find(|v| v.version == subject);
-    let f = owned.frozen.iter().find(|(_, d)| version(&d.other_config) || f_record.is_some_and(|r| r.disk == d.uuid)).copied();
+    let f = owned
+        .frozen
+        .iter()
+        .find(|(_, d)| version(&d.other_config) || f_record.is_some_and(|r| r.disk == d.uuid))
+        .copied();
 
-    let can_tell = lens.live && storage.scanned && attached(view, &sr) && records.pool.as_deref() == Some(pool_uuid.as_str());
+    let can_tell =
+        lens.live && storage.scanned && attached(view, &sr) && records.pool.as_deref() == Some(pool_uuid.as_str());
     let mut sight = |found: Option<Disk>, recorded: bool| match found {
         Some(disk) => Sight::Found(disk),
         None if !recorded => Sight::Absent,
@@ -189,7 +203,10 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     };
     if let Some(d) = observed.work.found().filter(|d| d.uuid.is_empty()) {
         // A disk without a uuid cannot be named in any record.
-        return Err(Trouble::new(crate::api::reason::Reason::PoolError, format!("the pool names disk '{}' without a uuid", d.name)));
+        return Err(Trouble::new(
+            crate::api::reason::Reason::PoolError,
+            format!("the pool names disk '{}' without a uuid", d.name),
+        ));
     }
     Ok(Scene { observed, estate, doubt: (doubt || seen.doubt) && !lens.live, soon, sr, parent: parent_uuid })
 }
@@ -202,7 +219,12 @@ fn recorded(record: &Option<MachineRecord>, uuid: &str) -> bool {
 fn subject(want: &Want, records: &Records, owned: &Owned<'_>) -> String {
     let version = |keys: &identity::Keys| keys.get(identity::VERSION).cloned();
     let known = |v: &String| records.versions.iter().any(|r| r.version == *v);
-    let on_pool = owned.machines.iter().map(|(_, m)| &m.other_config).chain(owned.works.iter().map(|(_, d)| &d.other_config)).find_map(version);
+    let on_pool = owned
+        .machines
+        .iter()
+        .map(|(_, m)| &m.other_config)
+        .chain(owned.works.iter().map(|(_, d)| &d.other_config))
+        .find_map(version);
     let unrecorded = || owned.frozen.iter().filter_map(|(_, d)| version(&d.other_config)).find(|v| !known(v));
     let lost = || {
         let of = records.disk.as_ref().map(|d| d.version.clone())?;
@@ -216,7 +238,8 @@ fn owned<'a>(lens: &Lens<'a>, records: &Records) -> Owned<'a> {
     let uid = lens.want.uid.as_str();
     let mine = |uuid: &str, keys: &identity::Keys, role| objects::owned(lens.cluster, uuid, keys, role, uid);
     let vdis = |role, uuids: Vec<&str>| {
-        let keyed = lens.view.vdis.with(identity::LAYER, uid).filter(move |(_, d)| mine(&d.uuid, &d.other_config, role));
+        let keyed =
+            lens.view.vdis.with(identity::LAYER, uid).filter(move |(_, d)| mine(&d.uuid, &d.other_config, role));
         let mut all: Vec<(&Ref, &Arc<Vdi>)> = keyed.collect();
         for (r, d) in uuids.into_iter().filter_map(|uuid| lens.view.vdis.by_uuid(uuid)) {
             if prove(lens.cluster, &d.uuid, &d.other_config, true) == Proof::ByRecord {
@@ -225,8 +248,12 @@ fn owned<'a>(lens: &Lens<'a>, records: &Records) -> Owned<'a> {
         }
         all
     };
-    let mut machines: Vec<_> =
-        lens.view.vms.with(identity::LAYER, uid).filter(|(_, m)| mine(&m.uuid, &m.other_config, Role::Machine)).collect();
+    let mut machines: Vec<_> = lens
+        .view
+        .vms
+        .with(identity::LAYER, uid)
+        .filter(|(_, m)| mine(&m.uuid, &m.other_config, Role::Machine))
+        .collect();
     if let Some((r, m)) = records.machine.as_ref().and_then(|m| lens.view.vms.by_uuid(&m.uuid))
         && prove(lens.cluster, &m.uuid, &m.other_config, true) == Proof::ByRecord
     {
@@ -245,11 +272,21 @@ fn bases(lens: &Lens<'_>, os: Option<&str>, sr: &str, records: &Records) -> Vec<
     let mut found: Vec<String> = Vec::new();
     if let Some(os) = os {
         let opid = base_lineage(lens, sr, os).opid();
-        found.extend(lens.view.vdis.with(identity::OP, &opid.0).filter(|(_, d)| is_base(d)).map(|(_, d)| d.uuid.clone()));
+        found.extend(
+            lens.view.vdis.with(identity::OP, &opid.0).filter(|(_, d)| is_base(d)).map(|(_, d)| d.uuid.clone()),
+        );
     }
-    for uuid in records.versions.iter().rev().map(|v| v.base.as_str()).chain(lens.layer.status.iter().filter_map(|s| Some(s.disk.as_ref()?.base.as_ref()?.uuid.as_str()))) {
+    for uuid in records
+        .versions
+        .iter()
+        .rev()
+        .map(|v| v.base.as_str())
+        .chain(lens.layer.status.iter().filter_map(|s| Some(s.disk.as_ref()?.base.as_ref()?.uuid.as_str())))
+    {
         let fits = lens.view.vdis.by_uuid(uuid).is_some_and(|(_, d)| {
-            is_base(d) && d.other_config.get(identity::OS_VERSION) == Some(&lens.want.os_version) && os.is_none_or(|os| d.other_config.get(identity::OS).is_some_and(|o| o == os))
+            is_base(d)
+                && d.other_config.get(identity::OS_VERSION) == Some(&lens.want.os_version)
+                && os.is_none_or(|os| d.other_config.get(identity::OS).is_some_and(|o| o == os))
         });
         if fits {
             found.push(uuid.to_owned());
@@ -259,7 +296,12 @@ fn bases(lens: &Lens<'_>, os: Option<&str>, sr: &str, records: &Records) -> Vec<
 }
 
 pub fn base_lineage(lens: &Lens<'_>, sr: &str, os: &str) -> Lineage {
-    Lineage::Base { cluster: lens.cluster.to_owned(), sr: sr.to_owned(), os: os.to_owned(), os_version: lens.want.os_version.clone() }
+    Lineage::Base {
+        cluster: lens.cluster.to_owned(),
+        sr: sr.to_owned(),
+        os: os.to_owned(),
+        os_version: lens.want.os_version.clone(),
+    }
 }
 
 /// The lineage of this layer's object of this role and version.
@@ -336,10 +378,19 @@ fn copies(lens: &Lens<'_>) -> Vec<String> {
 fn estate(lens: &Lens<'_>, owned: &Owned<'_>, disk: &dyn Fn(&Arc<Vdi>) -> Disk, sr: &Ref) -> Result<Estate, Trouble> {
     let work = |m: &Vm| {
         let version = m.other_config.get(identity::VERSION);
-        owned.works.iter().find(|(_, w)| w.other_config.get(identity::VERSION) == version || version.is_none()).map(|(r, _)| *r)
+        owned
+            .works
+            .iter()
+            .find(|(_, w)| w.other_config.get(identity::VERSION) == version || version.is_none())
+            .map(|(r, _)| *r)
     };
     let machines = owned.machines.iter().map(|(r, m)| see_machine(lens, r, m, work(m))).collect::<Result<_, _>>()?;
-    let retained = owned.frozen.iter().filter(|(_, d)| d.other_config.contains_key(identity::RETAINED)).map(|(_, d)| d.uuid.clone()).collect();
+    let retained = owned
+        .frozen
+        .iter()
+        .filter(|(_, d)| d.other_config.contains_key(identity::RETAINED))
+        .map(|(_, d)| d.uuid.clone())
+        .collect();
     Ok(Estate {
         machines,
         works: owned.works.iter().map(|(_, d)| disk(d)).collect(),
@@ -352,14 +403,21 @@ fn estate(lens: &Lens<'_>, owned: &Owned<'_>, disk: &dyn Fn(&Arc<Vdi>) -> Disk, 
 /// Every S on which no W or F stands, which nobody is about to clone, and which no layer's status names.
 fn idle_bases(lens: &Lens<'_>, sr: &Ref) -> Vec<Arc<Vdi>> {
     // Only a whole look tells that nobody stands on it; the mirror's index makes this cheap until then.
-    let used: HashSet<&str> = lens.view.vdis.iter().filter_map(|(_, d)| d.other_config.get(identity::BASE).map(String::as_str)).collect();
-    let free = |uuid: &str| !used.contains(uuid) && !lens.recorded_bases.contains(uuid) && lens.pool.memory().has_turn(uuid, &lens.want.uid);
+    let used: HashSet<&str> =
+        lens.view.vdis.iter().filter_map(|(_, d)| d.other_config.get(identity::BASE).map(String::as_str)).collect();
+    let free = |uuid: &str| {
+        !used.contains(uuid) && !lens.recorded_bases.contains(uuid) && lens.pool.memory().has_turn(uuid, &lens.want.uid)
+    };
     lens.view
         .vdis
         .with(identity::ROLE, Role::Base.as_str())
-        .filter(|(_, d)| d.sr == *sr && prove(lens.cluster, &d.uuid, &d.other_config, false) == Proof::ByKeys(Role::Base))
+        .filter(|(_, d)| {
+            d.sr == *sr && prove(lens.cluster, &d.uuid, &d.other_config, false) == Proof::ByKeys(Role::Base)
+        })
         .filter(|(_, d)| free(&d.uuid))
-        .filter(|(_, d)| identity::Mark::read(&d.other_config).is_none_or(|m| m.is_removal() && m.cluster == lens.cluster))
+        .filter(|(_, d)| {
+            identity::Mark::read(&d.other_config).is_none_or(|m| m.is_removal() && m.cluster == lens.cluster)
+        })
         .map(|(_, d)| Arc::clone(d))
         .collect()
 }

@@ -44,7 +44,8 @@ pub fn format(vdi: &Vdi) -> String {
 /// A disk; `machine`: our packaging machine, whose VBDs are not strangers. `leaked`: does this process know the VBD on a control domain
 /// to be leaked?
 pub fn disk(view: &View, cluster: &str, vdi: &Vdi, machine: Option<&Ref>, leaked: &dyn Fn(&str) -> bool) -> Disk {
-    let attachments = vdi.vbds.iter().filter_map(|r| view.vbds.get(r)).map(|vbd| attachment(view, vbd, machine, leaked)).collect();
+    let attachments =
+        vdi.vbds.iter().filter_map(|r| view.vbds.get(r)).map(|vbd| attachment(view, vbd, machine, leaked)).collect();
     Disk {
         uuid: vdi.uuid.clone(),
         name: vdi.name_label.clone(),
@@ -68,7 +69,9 @@ pub fn disk(view: &View, cluster: &str, vdi: &Vdi, machine: Option<&Ref>, leaked
 fn waits_in_a_task(view: &View, keys: &Keys) -> bool {
     let Some(op) = keys.get(identity::OP).map(|op| Opid(op.clone())) else { return false };
     let at_work = |t: &Task| matches!(t.status, TaskStatus::Pending | TaskStatus::Cancelling);
-    view.tasks.iter().any(|(_, t)| at_work(t) && t.other_config.get(identity::TASK_TAG).is_some_and(|tag| *tag != op.0 && op.covers(tag)))
+    view.tasks.iter().any(|(_, t)| {
+        at_work(t) && t.other_config.get(identity::TASK_TAG).is_some_and(|tag| *tag != op.0 && op.covers(tag))
+    })
 }
 
 fn attachment(view: &View, vbd: &Vbd, machine: Option<&Ref>, leaked: &dyn Fn(&str) -> bool) -> Attachment {
@@ -102,7 +105,14 @@ pub struct Surroundings<'a> {
 }
 
 /// The packaging machine. Tools are filled in by the caller, who knows for how long they have shown.
-pub fn machine(view: &View, layer: &PlatformLayer, want: &Want, vm_ref: &Ref, vm: &Arc<Vm>, around: &Surroundings<'_>) -> Machine {
+pub fn machine(
+    view: &View,
+    layer: &PlatformLayer,
+    want: &Want,
+    vm_ref: &Ref,
+    vm: &Arc<Vm>,
+    around: &Surroundings<'_>,
+) -> Machine {
     let metrics = view.vm_metrics.get(&vm.metrics);
     let start_time = metrics.map(|m| m.start_time.clone()).unwrap_or_else(|| crate::xapi::wire::NEVER.to_owned());
     let vbds: Vec<&Arc<Vbd>> = vm.vbds.iter().filter_map(|r| view.vbds.get(r)).collect();
@@ -145,8 +155,10 @@ fn dvd(vbds: &[&Arc<Vbd>], tools: Option<&Ref>) -> Dvd {
 
 /// The tools signal of the guest's present boot: drivers connected, and an agent that speaks. A halted machine has a copy of older metrics.
 pub fn tools_show(view: &View, vm: &Vm) -> Option<String> {
-    let (guest, metrics): (&Arc<GuestMetrics>, _) = (view.guest_metrics.get(&vm.guest_metrics)?, view.vm_metrics.get(&vm.metrics)?);
-    let agent = guest.other.get("feature-static-ip-setting").is_some_and(|v| v != "0") || guest.pv_drivers_version.contains_key("major");
+    let (guest, metrics): (&Arc<GuestMetrics>, _) =
+        (view.guest_metrics.get(&vm.guest_metrics)?, view.vm_metrics.get(&vm.metrics)?);
+    let agent = guest.other.get("feature-static-ip-setting").is_some_and(|v| v != "0")
+        || guest.pv_drivers_version.contains_key("major");
     let current = parse_time(&guest.last_updated)? >= parse_time(&metrics.start_time)?;
     if vm.power_state != PowerState::Running || !guest.pv_drivers_detected || !agent || !current {
         return None;
@@ -189,7 +201,15 @@ pub fn xenstore(want: &Want, nonce: &str) -> Keys {
     keys.into_iter().map(|(k, v)| (format!("{}{k}", report::PREFIX), v)).collect()
 }
 
-fn drift(view: &View, layer: &PlatformLayer, want: &Want, vm_ref: &Ref, vm: &Vm, around: &Surroundings<'_>, start_time: &str) -> Vec<Setting> {
+fn drift(
+    view: &View,
+    layer: &PlatformLayer,
+    want: &Want,
+    vm_ref: &Ref,
+    vm: &Vm,
+    around: &Surroundings<'_>,
+    start_time: &str,
+) -> Vec<Setting> {
     let mut wrong = Vec::new();
     let mut want_that = |holds: bool, setting: Setting| {
         if !holds {
@@ -201,20 +221,34 @@ fn drift(view: &View, layer: &PlatformLayer, want: &Want, vm_ref: &Ref, vm: &Vm,
     want_that(vm.name_label == machine_name(want), Setting::Name(machine_name(want)));
     want_that(vm.name_description == plan::description(want), Setting::Description(plan::description(want)));
     let ours = [TAG, "packaging machine", want.layer_name.as_str()];
-    let tags: Vec<String> = vm.tags.iter().cloned().chain(ours.iter().filter(|t| !vm.tags.iter().any(|v| v == *t)).map(|t| (*t).to_owned())).collect();
+    let tags: Vec<String> = vm
+        .tags
+        .iter()
+        .cloned()
+        .chain(ours.iter().filter(|t| !vm.tags.iter().any(|v| v == *t)).map(|t| (*t).to_owned()))
+        .collect();
     want_that(tags.len() == vm.tags.len(), Setting::Tags(tags));
     if let Some(cpus) = spec.cpus.map(i64::from) {
-        want_that(vm.vcpus_max == cpus && vm.vcpus_at_startup == cpus, Setting::Vcpus { max: cpus, lower: cpus < vm.vcpus_max });
+        want_that(
+            vm.vcpus_max == cpus && vm.vcpus_at_startup == cpus,
+            Setting::Vcpus { max: cpus, lower: cpus < vm.vcpus_max },
+        );
     }
     if let Some(bytes) = spec.memory.as_ref().and_then(crate::api::quantity::bytes) {
-        want_that(vm.memory_static_max == bytes && vm.memory_dynamic_max == bytes && vm.memory_dynamic_min == bytes, Setting::Memory(bytes));
+        want_that(
+            vm.memory_static_max == bytes && vm.memory_dynamic_max == bytes && vm.memory_dynamic_min == bytes,
+            Setting::Memory(bytes),
+        );
     }
     if let Some(firmware) = layer.spec.os_layer.firmware.as_ref() {
         let wanted = match firmware {
             Firmware::Bios => "bios",
             Firmware::Uefi => "uefi",
         };
-        want_that(vm.hvm_boot_params.get("firmware").map_or("bios", String::as_str) == wanted, Setting::Firmware(wanted.to_owned()));
+        want_that(
+            vm.hvm_boot_params.get("firmware").map_or("bios", String::as_str) == wanted,
+            Setting::Firmware(wanted.to_owned()),
+        );
     }
     if !around.networks.is_empty() {
         want_that(networks_of(view, vm) == around.networks, Setting::Networks(around.networks.clone()));
@@ -226,7 +260,9 @@ fn drift(view: &View, layer: &PlatformLayer, want: &Want, vm_ref: &Ref, vm: &Vm,
     let told = xenstore(want, vm.other_config.get(NONCE).map_or("", String::as_str));
     want_that(vm.xenstore_data == told, Setting::Xenstore(told));
     // Last, and only while it is off: from here on a moved start time means that it ran.
-    let noted = vm.other_config.contains_key(START_BEFORE) || vm.other_config.contains_key(BOOT) || vm.power_state != PowerState::Halted;
+    let noted = vm.other_config.contains_key(START_BEFORE)
+        || vm.other_config.contains_key(BOOT)
+        || vm.power_state != PowerState::Halted;
     want_that(noted, Setting::StartBefore(start_time.to_owned()));
     let _reference = vm_ref;
     wrong

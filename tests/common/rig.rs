@@ -1,0 +1,191 @@
+//! A layer's whole surroundings for one test: a namespace, a simulated pool, a Connector that leads to it, and the controller in process.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client, ResourceExt};
+use lamina::api::condition::{self, ConditionType};
+use lamina::api::{Connector, Phase, PlatformLayer};
+use lamina::controller::lease::Deadline;
+use lamina::controller::metrics::Metrics;
+use lamina::controller::pace::Pace;
+use lamina::controller::{self, Settings};
+use lamina::local::Who;
+use lamina::sim::clock::Clock;
+use lamina::sim::guest::{Match, Program};
+use lamina::sim::serve::{self, Sim};
+use lamina::telemetry::Health;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+/// Tests wait a hundredth of what production waits: the same order, the same relations.
+pub const PACE: Pace = Pace {
+    task: Duration::from_millis(300),
+    in_flight: Duration::from_millis(600),
+    capacity: Duration::from_millis(600),
+    rest: Duration::from_secs(6),
+    backoff: (Duration::from_millis(50), Duration::from_secs(2)),
+    patience: Duration::from_secs(6),
+    settle: Duration::from_millis(50),
+    credentials: Duration::from_millis(300),
+    poll: Duration::from_secs(5),
+    resync: Duration::from_secs(6),
+    write: Duration::from_secs(10),
+    jitter: 0.1,
+};
+
+/// A running controller; it dies with this, at whatever it is doing.
+pub struct Running(tokio::task::JoinHandle<()>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+pub struct Rig {
+    pub client: Client,
+    pub namespace: String,
+    pub sim: Arc<Sim>,
+}
+
+impl Rig {
+    /// A namespace and a pool at a hundred times the speed of life, and a Connector `lab`.
+    pub async fn new() -> Self {
+        Self::with(Clock::new(100.0)).await
+    }
+
+    pub async fn with(clock: Clock) -> Self {
+        super::tls();
+        let client = super::installed().await;
+        let namespace = super::namespace(&client).await;
+        let sim = Sim::start(serve::Options { clock, ..serve::Options::default() }).await.expect("a simulated pool");
+        let rig = Self { client, namespace, sim: Arc::new(sim) };
+        rig.apply(&rig.connector()).await;
+        rig
+    }
+
+    /// The Secret and Connector, as a user would write them.
+    pub fn connector(&self) -> String {
+        let fingerprints: Vec<_> = self.sim.hosts.iter().map(|h| h.fingerprint.clone()).collect();
+        let url = &self.sim.urls()[0];
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: lab}}\ntype: kubernetes.io/basic-auth\nstringData: {{username: root, password: secret}}\n---\n\
+             apiVersion: lamina.dev/v1alpha1\nkind: Connector\nmetadata: {{name: lab}}\nspec:\n  endpoints: ['{url}']\n  credentialsSecretRef: {{name: lab}}\n  \
+             template: packaging\n  storageRepository: Shared storage\n  tls: {{fingerprintsSHA256: {}}}\n",
+            json!(fingerprints)
+        )
+    }
+
+    pub async fn apply(&self, yaml: &str) {
+        super::apply(&self.client, &self.namespace, yaml).await;
+    }
+
+    /// Runs the controller with exactly the rights that `deploy/` gives it.
+    pub async fn run(&self) -> Running {
+        let client = super::client(Who::ServiceAccount { namespace: "lamina-system", name: "lamina" }).await;
+        let settings = Settings {
+            pace: PACE,
+            identity: format!("test-{}", uuid::Uuid::new_v4()),
+            namespace: Some(self.namespace.clone()),
+            deadline: Deadline::none(),
+            metrics: Metrics::default(),
+            health: Health::default(),
+        };
+        Running(tokio::spawn(async move {
+            controller::run(client, settings, CancellationToken::new()).await.expect("the controller runs")
+        }))
+    }
+
+    pub fn layers(&self) -> Api<PlatformLayer> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub fn connectors(&self) -> Api<Connector> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// What the guests of machines with this name prefix do.
+    pub fn guest(&self, name: &str, program: Program) {
+        self.sim.pool.world.guests.add(Match { name: Some(format!("{name}*")), ..Match::default() }, program);
+    }
+
+    /// A Packaging layer of one version, with further spec fields.
+    pub async fn layer(&self, name: &str, more: Value) {
+        let mut spec = json!({
+            "version": "1",
+            "purpose": "Packaging",
+            "connectorRef": {"name": "lab"},
+            "osLayer": {"name": "Windows 11", "version": "24H2", "disk": {"name": "win11-24h2"}},
+        });
+        merge(&mut spec, more);
+        let manifest = json!({"apiVersion": "lamina.dev/v1alpha1", "kind": "PlatformLayer", "metadata": {"name": name}, "spec": spec});
+        self.apply(&manifest.to_string()).await;
+    }
+
+    pub async fn patch(&self, name: &str, spec: Value) {
+        let patch = Patch::Merge(json!({"spec": spec}));
+        self.layers().patch(name, &PatchParams::default(), &patch).await.expect("a patch");
+    }
+
+    /// Waits for a layer as wanted; every status on the way obeys the rules.
+    pub async fn until(&self, name: &str, what: &str, holds: impl Fn(&PlatformLayer) -> bool + Send) -> PlatformLayer {
+        let found = super::until(self.layers(), name, what, |l: Option<&PlatformLayer>| {
+            l.is_some_and(|l| {
+                assert_eq!(condition::check_layer(l), Vec::<String>::new(), "{:#?}", l.status);
+                holds(l)
+            })
+        })
+        .await;
+        found.expect("a layer")
+    }
+
+    pub async fn until_phase(&self, name: &str, phase: Phase) -> PlatformLayer {
+        self.until(name, phase.as_str(), |l| l.status.as_ref().is_some_and(|s| s.phase == Some(phase))).await
+    }
+
+    /// Waits until Ready says this.
+    pub async fn until_reason(&self, name: &str, reason: &str) -> PlatformLayer {
+        self.until(name, reason, |l| ready(l).is_some_and(|(r, _)| r == reason)).await
+    }
+
+    /// Waits until the layer rests as finalized in this version.
+    pub async fn until_finalized(&self, name: &str, version: &str) -> PlatformLayer {
+        self.until(name, "finalized", |l| {
+            let at = l.status.as_ref().and_then(|s| s.current.as_ref()).is_some_and(|c| c.version == version);
+            at && ready(l).is_some_and(|(r, _)| r == "Finalized")
+        })
+        .await
+    }
+
+    pub async fn until_gone(&self, name: &str) {
+        super::until(self.layers(), name, "gone", |l: Option<&PlatformLayer>| l.is_none()).await;
+    }
+
+    /// A user's approval, as the docs say.
+    pub async fn approve(&self, name: &str, version: &str) {
+        self.patch(name, json!({"finalize": {"approved": version}})).await;
+    }
+}
+
+/// Reason and message of Ready.
+pub fn ready(l: &PlatformLayer) -> Option<(String, String)> {
+    let c = condition::find(&l.status.as_ref()?.conditions, ConditionType::Ready)?;
+    Some((c.reason.clone(), c.message.clone()))
+}
+
+pub fn uid(l: &PlatformLayer) -> String {
+    l.uid().expect("a uid")
+}
+
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (Value::Object(a), Value::Object(b)) => {
+            for (k, v) in b {
+                merge(a.entry(k).or_insert(Value::Null), v);
+            }
+        }
+        (a, b) => *a = b,
+    }
+}
