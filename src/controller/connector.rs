@@ -14,6 +14,7 @@ use kube::runtime::controller::Action;
 use kube::runtime::watcher::Event;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::connector_status::{ANSWERS, Outcome, Subject, compose};
 use super::context::{ConnectorKey, Context, Guarded, connector_of};
@@ -44,6 +45,8 @@ pub struct Connectors {
     written: Mutex<HashMap<String, ConnectorStatus>>,
     /// Where each layer was last seen to belong, by uid, and whether it was being deleted.
     places: Mutex<HashMap<String, (ConnectorKey, bool)>>,
+    /// All layers are in the store. Not asked of the store itself, whose answer wakes only one of those who wait for it.
+    counted: watch::Sender<bool>,
 }
 
 /// Ends the links: with the reconciles, also where those are dropped in their midst.
@@ -58,7 +61,7 @@ impl Drop for Connectors {
 impl Connectors {
     pub fn new(ctx: Arc<Context>) -> Arc<Self> {
         let (links, written, places) = Default::default();
-        Arc::new(Self { ctx, links, written, places })
+        Arc::new(Self { ctx, links, written, places, counted: watch::Sender::new(false) })
     }
 
     pub fn ctx(&self) -> &Context {
@@ -78,7 +81,8 @@ impl Connectors {
         let (layer, gone) = match event {
             Event::Apply(layer) | Event::InitApply(layer) => (layer, false),
             Event::Delete(layer) => (layer, true),
-            Event::Init | Event::InitDone => return,
+            Event::Init => return,
+            Event::InitDone => return drop(self.counted.send_replace(true)),
         };
         let Some(uid) = &layer.meta().uid else { return };
         let deleting = layer.meta().deletion_timestamp.is_some();
@@ -320,10 +324,8 @@ pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> 
     let key: ConnectorKey = (guard.namespace().unwrap_or_default(), guard.name_any());
     let (uid, deleting) = (guard.uid().unwrap_or_default(), guard.meta().deletion_timestamp.is_some());
     let connector = guard.0.as_ref().ok();
-    // Without the layers no Connector knows who needs it. They are not ready only where the process ends.
-    if hub.ctx.layers.wait_until_ready().await.is_err() {
-        return Ok(Action::await_change());
-    }
+    // Without the layers no Connector knows who needs it. The sender is ours: it cannot be gone.
+    let _told = hub.counted.subscribe().wait_for(|counted| *counted).await.is_ok();
     let everybody = AllowedNamespaces { from: NamespacesFrom::All, selector: None };
     let layers = hub.users(&key, connector.map_or(&everybody, |c| &c.spec.allowed_namespaces));
     if deleting && layers.is_empty() {
