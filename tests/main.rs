@@ -2,6 +2,7 @@
 mod admission;
 mod client;
 mod common;
+mod connector;
 mod crds;
 mod http;
 mod layers;

@@ -1,3 +1,5 @@
+//! Each way in which what is named can be wrong, on small pools made here.
+
 use super::*;
 use crate::xapi::model::{Host, Network, Pbd, Sm, Vbd};
 
