@@ -1,4 +1,4 @@
-//! The XAPI client and the mirror against a simulated pool, over TLS.
+//! The XAPI client against a simulated pool, over TLS. Longer than other files: the list of every call is one test.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -7,21 +7,19 @@ use std::time::Duration;
 use lamina::sim::faults::{Effect, Fault, Target};
 use lamina::sim::serve::{Options as SimOptions, Sim};
 use lamina::sim::session::Account;
-use lamina::xapi::client::{Client, Credentials, Options, Timeouts};
+use lamina::xapi::calls::{NewVbd, NewVif};
+use lamina::xapi::client::{Client, Credentials, Options, Timeouts, Tls};
 use lamina::xapi::error::{Error, TlsProblem};
 use lamina::xapi::look::{Scope, look};
-use lamina::xapi::mirror::{Batch, Change, Health, Mirror, MirrorOptions};
-use lamina::xapi::model::{Host, Network, Pool, Task};
-use lamina::xapi::tls::Tls;
+use lamina::xapi::model::{Network, Pool, Task, VbdType};
 use lamina::xapi::wire::{Failure, Ref};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
 
-const PASSWORD: &str = "hunter2-and-more";
+pub const PASSWORD: &str = "hunter2-and-more";
 
 /// Three hosts, the coordinator first.
-async fn pool() -> Sim {
+pub async fn pool() -> Sim {
     let mut sim = Sim::start(SimOptions { password: PASSWORD.to_owned(), ..SimOptions::default() }).await.unwrap();
     sim.hosts.sort_by_key(|host| host.address);
     sim
@@ -37,7 +35,7 @@ fn pins(sim: &Sim) -> Tls {
     Tls::Fingerprints((0..sim.hosts.len()).map(|host| pin(sim, host)).collect())
 }
 
-fn options(endpoints: Vec<String>, tls: Tls) -> Options {
+pub fn options(endpoints: Vec<String>, tls: Tls) -> Options {
     Options {
         endpoints,
         credentials: Credentials { username: "root".to_owned(), password: PASSWORD.to_owned() },
@@ -49,7 +47,7 @@ fn options(endpoints: Vec<String>, tls: Tls) -> Options {
     }
 }
 
-fn client(sim: &Sim) -> Client {
+pub fn client(sim: &Sim) -> Client {
     Client::new(options(sim.urls(), pins(sim))).unwrap()
 }
 
@@ -65,7 +63,7 @@ fn sessions(sim: &Sim) -> Vec<Ref> {
     sim.pool.db().all("session").map(|(r, _)| r.clone()).collect()
 }
 
-fn evict(sim: &Sim) {
+pub fn evict(sim: &Sim) {
     sessions(sim).iter().for_each(|session| sim.pool.db().delete("session", session));
 }
 
@@ -74,8 +72,9 @@ fn disk(sim: &Sim) -> Ref {
     sim.pool.db().create("VDI", [("name_label", json!("disk"))])
 }
 
-fn network(sim: &Sim, name: &str) -> Ref {
-    sim.pool.db().create("network", [("name_label", json!(name))])
+/// A network told from those of the simulator's world.
+pub fn network(sim: &Sim, name: &str) -> Ref {
+    sim.pool.db().create("network", [("name_label", json!(name)), ("other_config", json!({"made-by": "test"}))])
 }
 
 /// A door in front of a host that counts the connections.
@@ -269,6 +268,53 @@ async fn a_started_call_bears_its_tag() {
 }
 
 #[tokio::test]
+async fn every_call_is_one_that_xapi_knows() {
+    let sim = pool().await;
+    let client = client(&sim);
+    let (read, write, start) = (client.read(), client.write(), client.start("op"));
+    let (r, map, tags) =
+        (Ref("OpaqueRef:nobody".to_owned()), [("k".to_owned(), "v".to_owned())].into(), ["t".to_owned()]);
+    let vbd =
+        NewVbd { vm: &r, vdi: &Ref::null(), userdevice: "3", bootable: false, read_only: true, kind: VbdType::Cd };
+    let vif = NewVif { vm: &r, network: &r, device: "0" };
+    let mut asked = Vec::new();
+    // Nobody is there to be changed: refused for that, and not for the call's shape.
+    macro_rules! refused {
+        ($($door:ident.$call:ident($($arg:expr),*);)*) => { $(
+            let result = $door.$call($($arg),*).await.map(|_| ());
+            asked.push((stringify!($call), result));
+        )* };
+    }
+    refused! {
+        read.vm_assert_can_boot_here(&r, &r); read.host_servertime(&r);
+        write.vdi_set_other_config(&r, &map); write.vdi_add_to_other_config(&r, "k", "v");
+        write.vdi_remove_from_other_config(&r, "k"); write.vdi_set_tags(&r, &tags);
+        write.vm_set_is_a_template(&r, false); write.vm_set_name_label(&r, "n"); write.vm_set_name_description(&r, "n");
+        write.vm_set_tags(&r, &tags); write.vm_set_other_config(&r, &map); write.vm_add_to_other_config(&r, "k", "v");
+        write.vm_remove_from_other_config(&r, "k"); write.vm_set_memory_limits(&r, 1, 4, 2, 3);
+        write.vm_set_vcpus_max(&r, 2); write.vm_set_vcpus_at_startup(&r, 2); write.vm_set_hvm_boot_params(&r, &map);
+        write.vm_set_platform(&r, &map); write.vm_set_actions_after_shutdown(&r, "destroy");
+        write.vm_set_actions_after_reboot(&r, "restart"); write.vm_set_actions_after_crash(&r, "preserve");
+        write.vm_set_ha_restart_priority(&r, ""); write.vm_set_affinity(&r, &r); write.vm_set_xenstore_data(&r, &map);
+        write.vm_set_blocked_operations(&r, &[("destroy".to_owned(), "why".to_owned())].into());
+        write.vbd_create(&vbd); write.vbd_destroy(&r); write.vif_create(&vif); write.vif_destroy(&r);
+        write.task_cancel(&r); write.task_destroy(&r);
+        start.vdi_snapshot(&r); start.vdi_clone(&r); start.vdi_resize(&r, 1 << 30); start.vdi_destroy(&r);
+        start.vdi_set_name_label(&r, "n"); start.vdi_set_name_description(&r, "n"); start.vm_clone(&r, "n");
+        start.vm_start(&r); start.vm_hard_shutdown(&r); start.vm_destroy(&r); start.vbd_insert(&r, &r);
+        start.vbd_eject(&r); start.vbd_unplug(&r); start.sr_scan(&r);
+    }
+    for (call, result) in asked {
+        let error = result.err();
+        let shaped = error.as_ref().is_none_or(Error::is_gone);
+        assert!(shaped, "{call}: {error:?}");
+    }
+    write.pool_sync_database().await.unwrap();
+    assert!(read.permissions().await.is_ok() && read.is_superuser().await.unwrap());
+    assert!(read.get_by_uuid::<Pool>("nobody").await.unwrap_err().is_gone());
+}
+
+#[tokio::test]
 async fn no_secret_is_printed() {
     let sim = pool().await;
     let told = Arc::new(Mutex::new(Vec::new()));
@@ -338,245 +384,4 @@ async fn a_look_sees_its_scope_and_fails_on_what_it_cannot_read() {
     assert!(look(&client, &scope).await.unwrap().vms.get(&vm).is_none());
     sim.pool.db().set("VDI", &disk, "name_label", json!(7)).unwrap();
     assert!(matches!(look(&client, &scope).await, Err(Error::Unreadable { class: "VDI", .. })));
-}
-
-/// A mirror, and the batches it hands on.
-struct Watched {
-    mirror: Mirror,
-    batches: mpsc::Receiver<Batch>,
-    seen: Vec<Change>,
-}
-
-impl Watched {
-    fn start(client: Client) -> Self {
-        Self::with(client, Duration::from_secs(3600))
-    }
-
-    fn with(client: Client, resync: Duration) -> Self {
-        let (out, batches) = mpsc::channel(64);
-        let options = MirrorOptions {
-            poll: Duration::from_secs(5),
-            resync: Arc::new(move || resync),
-            retry: Arc::new(|_| Duration::from_millis(50)),
-            indexed: &["owner"],
-        };
-        Self { mirror: Mirror::start(client, options, out), batches, seen: Vec::new() }
-    }
-
-    /// Takes batches until something holds.
-    async fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
-        let all = async {
-            while !holds(self) {
-                self.seen.extend(self.batches.recv().await.unwrap().changes);
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), all).await.unwrap_or_else(|_| panic!("not seen: {what}"));
-    }
-
-    async fn synced(&mut self) {
-        self.until("the first dump", |w| w.mirror.view().synced && w.relisted() > 0).await;
-    }
-
-    fn networks(&self) -> Vec<String> {
-        let mut names: Vec<_> = self.mirror.view().networks.iter().map(|(_, n)| n.name_label.clone()).collect();
-        names.sort();
-        names
-    }
-
-    fn relisted(&self) -> usize {
-        self.seen.iter().filter(|change| matches!(change, Change::Relisted)).count()
-    }
-
-    async fn health(&self, wanted: impl FnMut(&Health) -> bool) -> Health {
-        let mut health = self.mirror.health();
-        let seen = health.wait_for(wanted);
-        tokio::time::timeout(Duration::from_secs(20), seen).await.expect("health").unwrap().clone()
-    }
-}
-
-#[tokio::test]
-async fn the_mirror_follows_the_pool() {
-    let sim = pool().await;
-    network(&sim, "old");
-    let mut watched = Watched::start(client(&sim));
-    assert!(!watched.mirror.view().synced);
-    watched.synced().await;
-    assert_eq!(watched.networks(), ["old"]);
-
-    let before = watched.mirror.view();
-    let new = network(&sim, "new");
-    watched.until("an addition", |w| w.networks() == ["new", "old"]).await;
-    assert_eq!(before.networks.iter().count(), 1, "a view that was handed out does not change");
-    assert!(watched.seen.iter().any(|c| matches!(c, Change::Network(d) if d.reference == new && d.old.is_none())));
-
-    sim.pool.db().set("network", &new, "name_label", json!("newer")).unwrap();
-    watched.until("a change", |w| w.networks() == ["newer", "old"]).await;
-    sim.pool.db().delete("network", &new);
-    watched.until("a deletion", |w| w.networks() == ["old"]).await;
-
-    let disk = sim.pool.db().create("VDI", [("other_config", json!({"owner": "x"}))]);
-    let owned =
-        |w: &Watched, by: &str| w.mirror.view().vdis.with("owner", by).map(|(r, _)| r.clone()).collect::<Vec<_>>();
-    watched.until("an owner", |w| owned(w, "x") == [disk.clone()]).await;
-    sim.pool.db().set("VDI", &disk, "other_config", json!({"owner": "y"})).unwrap();
-    watched.until("another owner", |w| owned(w, "x").is_empty() && owned(w, "y") == [disk.clone()]).await;
-    assert_eq!(watched.relisted(), 1, "events are enough");
-}
-
-#[tokio::test]
-async fn metrics_name_their_machine_even_if_it_comes_after_them() {
-    let sim = pool().await;
-    let mut watched = Watched::start(client(&sim));
-    watched.synced().await;
-    let (vm, first) = {
-        let mut db = sim.pool.db();
-        let first = db.create("VM_guest_metrics", []);
-        (db.create("VM", [("guest_metrics", json!(first))]), first)
-    };
-    let named = |w: &Watched, m: &Ref| {
-        w.seen
-            .iter()
-            .any(|c| matches!(c, Change::GuestMetrics { vm: Some(v), diff } if *v == vm && diff.reference == *m))
-    };
-    watched.until("guest metrics", |w| named(w, &first)).await;
-    // A boot brings another record.
-    let second = {
-        let mut db = sim.pool.db();
-        db.delete("VM_guest_metrics", &first);
-        let second = db.create("VM_guest_metrics", []);
-        db.set("VM", &vm, "guest_metrics", json!(second)).unwrap();
-        second
-    };
-    watched.until("its successor", |w| named(w, &second)).await;
-    assert!(watched.mirror.view().vm_of_metrics(&first).is_none());
-}
-
-#[tokio::test]
-async fn the_mirror_survives_the_loss_of_its_session() {
-    let sim = pool().await;
-    let gone = network(&sim, "gone");
-    let mut watched = Watched::start(client(&sim));
-    watched.synced().await;
-    {
-        let mut db = sim.pool.db();
-        let sessions: Vec<Ref> = db.all("session").map(|(r, _)| r.clone()).collect();
-        sessions.iter().for_each(|session| db.delete("session", session));
-        db.delete("network", &gone);
-    }
-    watched.until("a second dump", |w| w.relisted() == 2 && w.networks().is_empty()).await;
-    assert!(matches!(*watched.mirror.health().borrow(), Health::Synced));
-}
-
-#[tokio::test]
-async fn the_mirror_starts_anew_after_a_bad_token() {
-    let sim = pool().await;
-    let mut watched = Watched::start(client(&sim));
-    watched.synced().await;
-    let failure = Failure::new("EVENT_FROM_TOKEN_PARSE_FAILURE", ["token"]);
-    let target = Target::Method("event.from".to_owned());
-    sim.pool.faults.add(Fault { target, effect: Effect::Refuse(failure), times: Some(1) });
-    network(&sim, "wakes the poll");
-    watched.until("a second dump", |w| w.relisted() == 2).await;
-}
-
-#[tokio::test]
-async fn lost_deletions_are_found_by_the_counts() {
-    let sim = pool().await;
-    let many: Vec<Ref> = (0..600).map(|n| network(&sim, &format!("n{n}"))).collect();
-    let mut watched = Watched::start(client(&sim));
-    watched.synced().await;
-    assert_eq!(watched.networks().len(), 600);
-    {
-        let mut db = sim.pool.db();
-        many.iter().for_each(|network| db.delete("network", network));
-        assert!(db.deletions().count() < 600, "the pool forgot some");
-    }
-    watched.until("all are gone", |w| w.networks().is_empty()).await;
-    assert_eq!(watched.relisted(), 1, "one class was listed, not all");
-}
-
-#[tokio::test]
-async fn the_mirror_survives_a_restart_and_says_so_meanwhile() {
-    let sim = pool().await;
-    let mut watched = Watched::start(client(&sim));
-    watched.synced().await;
-    sim.pool.db().flush();
-    let forgotten = network(&sim, "never written out");
-    watched.until("the network", |w| w.networks() == ["never written out"]).await;
-
-    sim.pool.stop().await;
-    watched.health(|h| matches!(h, Health::Lost(_))).await;
-    assert!(!watched.mirror.view().synced);
-    sim.pool.db().reload();
-    sim.pool.resume();
-    watched.until("a dump", |w| w.mirror.view().synced && w.networks().is_empty()).await;
-    assert!(
-        watched.seen.iter().any(|c| matches!(c, Change::Network(d) if d.reference == forgotten && d.new.is_none()))
-    );
-    watched.health(|h| matches!(h, Health::Synced)).await;
-}
-
-#[tokio::test]
-async fn the_mirror_follows_another_coordinator() {
-    let sim = pool().await;
-    let client = client(&sim);
-    let mut watched = Watched::start(client.clone());
-    watched.synced().await;
-    let second = {
-        let db = sim.pool.db();
-        db.all("host").find(|(_, h)| h.get("address") == Some(&json!("127.0.0.2"))).map(|(r, _)| r.clone()).unwrap()
-    };
-    sim.pool.stop().await;
-    let master = sim.pool.db().all("pool").map(|(r, _)| r.clone()).next().unwrap();
-    sim.pool.db().set("pool", &master, "master", json!(second)).unwrap();
-    evict(&sim);
-    sim.pool.resume();
-    let named = |w: &Watched| w.mirror.view().coordinator().map(|(r, _)| r.clone());
-    watched.until("the new coordinator", |w| w.mirror.view().synced && named(w) == Some(second.clone())).await;
-    assert_eq!(client.endpoint().unwrap(), sim.urls()[1]);
-}
-
-#[tokio::test]
-async fn a_moved_start_time_of_xapi_makes_the_mirror_start_anew() {
-    let sim = pool().await;
-    let mut watched = Watched::start(client(&sim));
-    watched.synced().await;
-    let (coordinator, _) = watched.mirror.view().coordinator().map(|(r, h)| (r.clone(), h.clone())).unwrap();
-    sim.pool.db().set("host", &coordinator, "other_config", json!({"agent_start_time": "77."})).unwrap();
-    watched.until("a second dump", |w| w.relisted() == 2).await;
-    assert_eq!(watched.mirror.view().agent_start(), Some("77."));
-    assert!(watched.seen.iter().any(|c| matches!(c, Change::Host(d) if d.reference == coordinator)));
-}
-
-#[tokio::test]
-async fn everything_is_listed_anew_now_and_then() {
-    let sim = pool().await;
-    let mut watched = Watched::with(client(&sim), Duration::from_millis(300));
-    watched.until("a resync", |w| w.relisted() >= 3).await;
-    let counts = sim.pool.log.counts();
-    assert!(counts.get("VM_guest_metrics.get_all_records").is_some_and(|n| *n >= 1), "{counts:?}");
-}
-
-#[tokio::test]
-async fn an_unreachable_pool_is_said_to_be_lost_and_a_nudge_ends_the_pause() {
-    let sim = pool().await;
-    let client = client(&sim);
-    client.set_credentials(Credentials { username: "root".to_owned(), password: "wrong".to_owned() }).await;
-    let (out, _batches) = mpsc::channel(64);
-    let options = MirrorOptions {
-        poll: Duration::from_secs(5),
-        resync: Arc::new(|| Duration::from_secs(3600)),
-        retry: Arc::new(|_| Duration::from_secs(3600)),
-        indexed: &[],
-    };
-    let mirror = Mirror::start(client.clone(), options, out);
-    let mut health = mirror.health();
-    let lost = health.wait_for(|h| matches!(h, Health::Lost(e) if e.is_refused()));
-    drop(tokio::time::timeout(Duration::from_secs(20), lost).await.expect("lost").unwrap());
-    client.set_credentials(Credentials { username: "root".to_owned(), password: PASSWORD.to_owned() }).await;
-    mirror.nudge();
-    let synced = health.wait_for(|h| matches!(h, Health::Synced));
-    drop(tokio::time::timeout(Duration::from_secs(20), synced).await.expect("synced").unwrap());
-    let hosts: Vec<Host> = mirror.view().hosts.iter().map(|(_, h)| Host::clone(h)).collect();
-    assert_eq!(hosts.len(), 3);
 }

@@ -1,22 +1,15 @@
-//! The life of a layer: the real controller, a real API server, a simulated pool.
+//! The life of a layer: the real controller under its service account, a real API server, a simulated pool over the wire.
+//!
+//! Every status that a test waits through obeys the rules of conditions (`rig::until`). What must hold on the pool is read there, over
+//! the wire, by somebody else's session.
 
-use lamina::api::Phase;
-use lamina::demo::person;
-use serde_json::json;
-
-use crate::common::rig::Rig;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_layer_walks_all_phases() {
-    let rig = Rig::new().await;
-    rig.guest("walk", person::usual(false));
-    let _controller = rig.run().await;
-    rig.layer("walk", json!({})).await;
-    rig.until_phase("walk", Phase::MachineRunning).await;
-    rig.until_reason("walk", "ApproveFinalize").await;
-    rig.approve("walk", "1").await;
-    let done = rig.until_finalized("walk", "1").await;
-    let status = done.status.expect("a status");
-    assert_eq!(status.phase, Some(Phase::Finalized));
-    assert!(status.machine.is_none() && status.disk.is_none() && status.operation.is_none(), "{status:#?}");
-}
+mod approval;
+mod disks;
+mod happy;
+mod integrity;
+mod loss;
+mod machine;
+mod objects;
+mod removal;
+mod storage;
+mod versions;

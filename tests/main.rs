@@ -8,5 +8,6 @@ mod http;
 mod layers;
 mod lease;
 mod lifecycle;
+mod mirror;
 mod wire;
 mod world;

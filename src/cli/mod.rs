@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::crd;
+use crate::demo;
 
 /// Builds XenServer platform layers from Kubernetes manifests.
 #[derive(Debug, Parser)]
@@ -20,6 +21,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show layers walking through all phases, on a cluster and a pool of the demo's own.
+    Demo(demo::Args),
     /// Print the CustomResourceDefinitions, for `kubectl apply --server-side -f -`.
     Crds,
     /// Run a simulated XenServer pool, and print how to connect to it.
@@ -30,6 +33,7 @@ impl Cli {
     /// Does what was asked; returns when it is done.
     pub async fn run(self) -> anyhow::Result<()> {
         match self.command {
+            Command::Demo(args) => demo::run(args, stopped()?).await,
             Command::Crds => crds(),
             Command::Simulate(args) => simulate::run(args, stopped()?).await,
         }

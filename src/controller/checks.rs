@@ -11,9 +11,9 @@ use crate::api::reason::{Fault, Reason};
 use crate::domain::gate::room;
 use crate::domain::identity::PREFIX;
 use crate::domain::observed::Trouble;
+use crate::xapi::client::Tls;
 use crate::xapi::error::{Error, TlsProblem, fault_of};
 use crate::xapi::model::Map;
-use crate::xapi::tls::Tls;
 use crate::xapi::view::View;
 
 /// Without these a layer cannot be made; in lower case, as XAPI names permissions. A test compares them with the calls that we make.

@@ -12,8 +12,7 @@ use kube::{Api, Client};
 use crate::api::connector::{CaBundleRef, ConnectorSpec};
 use crate::api::reason::Reason;
 use crate::domain::observed::Trouble;
-use crate::xapi::client::Credentials;
-use crate::xapi::tls::Tls;
+use crate::xapi::client::{Credentials, Tls};
 
 /// Asks the API server, for `patience` at most.
 #[derive(Clone)]

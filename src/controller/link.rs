@@ -14,10 +14,9 @@ use super::context::{ConnectorKey, Context, connector_of};
 use super::pool::Pool;
 use super::wakes::Wakes;
 use crate::domain::identity::{LAYER, MAKING, OP};
-use crate::xapi::client::{CallRecord, Client, Credentials, Options, Timeouts};
+use crate::xapi::client::{CallRecord, Client, Credentials, Options, Timeouts, Tls};
 use crate::xapi::error::Error;
 use crate::xapi::mirror::{Batch, Change, Health, Mirror, MirrorOptions};
-use crate::xapi::tls::Tls;
 
 /// Batches of changes that may wait for their wakes to be sent.
 const BATCHES: usize = 64;

@@ -31,8 +31,8 @@ pub mod wakes;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::{StreamExt, TryStreamExt};
 use futures::stream::{self, Stream};
+use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
@@ -84,7 +84,8 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
     let quiet = watcher::Config::default();
     let config = Config::default().concurrency(CONCURRENCY);
     let (layer_store, layer_writer) = reflector::store();
-    let layer_events = watcher(api::<PlatformLayer>(&client, namespace), quiet.clone()).default_backoff().reflect(layer_writer);
+    let layer_events =
+        watcher(api::<PlatformLayer>(&client, namespace), quiet.clone()).default_backoff().reflect(layer_writer);
     let connectors = Controller::new(api::<Connector>(&client, namespace), quiet).with_config(config.clone());
     let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(settings.identity.clone()) };
     let ctx = Arc::new(Context {

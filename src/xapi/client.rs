@@ -7,10 +7,10 @@
 //! Changing calls never share a connection and are never repeated by the HTTP library: a second clone is a second disk.
 //! The client itself repeats a call only after `SESSION_INVALID` or `HOST_IS_SLAVE`, which say that nothing was executed.
 //! Everything else goes to the caller, who looks before acting again. The doors are open to this room only: which calls
-//! exist is said in `calls`. Disk streams will come as a fourth door. Passwords and sessions never leave this file.
+//! exist is said in `calls`. Disk streams will come as a fourth door.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use reqwest::Url;
@@ -20,26 +20,14 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::error::Error;
-use super::tls::{self, Tls};
-use super::wire::{Failure, Ref, Reply, Request, standard_json};
+pub use super::session::Credentials;
+use super::session::{Door, Session, Token, session_is_over, without_session};
+use super::tls;
+pub use super::tls::Tls;
+use super::wire::{Ref, Reply, Request, standard_json};
 
 /// A pool stays responsive to its other users; the event stream is not counted.
 const CALLS_IN_FLIGHT: usize = 20;
-
-/// What xapi asks for as the version of the API; it ignores the value.
-const API_VERSION: &str = "1.0";
-
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
-    pub username: String,
-    pub password: String,
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
-    }
-}
 
 #[derive(Clone, Debug)]
 pub struct Timeouts {
@@ -92,40 +80,25 @@ pub struct Options {
 
 /// Cheap to clone; all clones share session and limits.
 #[derive(Clone)]
-pub struct Client(Arc<Inner>);
+pub struct Client(pub(super) Arc<Inner>);
 
-struct Inner {
-    endpoints: Vec<Url>,
-    originator: String,
-    timeouts: Timeouts,
+pub(super) struct Inner {
+    pub(super) endpoints: Vec<Url>,
+    pub(super) originator: String,
+    pub(super) timeouts: Timeouts,
     permit: Arc<dyn Fn() -> bool + Send + Sync>,
     observer: Arc<dyn Fn(&CallRecord<'_>) + Send + Sync>,
     pooled: reqwest::Client,
     /// One connection a call.
     single: reqwest::Client,
     slots: Semaphore,
-    session: Mutex<Option<Arc<Session>>>,
+    pub(super) session: Mutex<Option<Arc<Session>>>,
     /// Held while logging in, so that one does it for all.
-    door: tokio::sync::Mutex<Door>,
-}
-
-/// What is known about getting in.
-struct Door {
-    credentials: Credentials,
-    /// The last log-in that failed.
-    failed: Option<(Instant, Error)>,
-    /// Where the coordinator was last found, other than at a listed endpoint.
-    named: Option<Url>,
-}
-
-/// A log-in; compared by identity. The reference is as good as the password and is therefore never printed.
-pub(super) struct Session {
-    url: Url,
-    reference: Ref,
+    pub(super) door: tokio::sync::Mutex<Door>,
 }
 
 /// One call, but for its session.
-struct Call<'a> {
+pub(super) struct Call<'a> {
     method: &'a str,
     params: &'a [Value],
     op: Option<&'a str>,
@@ -164,37 +137,13 @@ impl Client {
             observer: options.observer,
             slots: Semaphore::new(CALLS_IN_FLIGHT),
             session: Mutex::new(None),
-            door: tokio::sync::Mutex::new(Door { credentials: options.credentials, failed: None, named: None }),
+            door: tokio::sync::Mutex::new(Door::new(options.credentials)),
         })))
     }
 
     /// Where we are logged in, as `https://host:port`.
     pub fn endpoint(&self) -> Option<String> {
         self.current().map(|s| name(&s.url))
-    }
-
-    /// Takes new credentials into use: false if they are the ones in use. Otherwise the old session is logged out, and the
-    /// next call logs in.
-    pub async fn set_credentials(&self, credentials: Credentials) -> bool {
-        let mut door = self.0.door.lock().await;
-        if door.credentials == credentials {
-            return false;
-        }
-        door.credentials = credentials;
-        door.failed = None;
-        drop(door);
-        self.logout().await;
-        true
-    }
-
-    /// Gives the session back. Tasks under way go on; whatever else used it logs in again.
-    pub async fn logout(&self) {
-        let session = self.lock().take();
-        if let Some(session) = session {
-            let call = self.call("session.logout", &[]);
-            // A session that cannot be given back dies of idleness.
-            let _: Result<serde::de::IgnoredAny, _> = self.post(&session.url, Some(&session), &call).await;
-        }
     }
 
     /// The door for calls that change nothing.
@@ -228,9 +177,7 @@ impl Client {
         timeout: Duration,
     ) -> Result<T, Error> {
         let session = self.session().await?;
-        if token.session.as_ref().is_none_or(|s| !Arc::ptr_eq(s, &session)) {
-            *token = Token { session: Some(session.clone()), text: String::new() };
-        }
+        token.enter(&session);
         let params = [json!(classes), json!(token.text), json!(timeout.as_secs_f64())];
         let call = Call { timeout: timeout + self.0.timeouts.poll_grace, ..self.call("event.from", &params) };
         let result = self.post(&session.url, Some(&session), &call).await;
@@ -242,7 +189,7 @@ impl Client {
         result
     }
 
-    fn call<'a>(&self, method: &'a str, params: &'a [Value]) -> Call<'a> {
+    pub(super) fn call<'a>(&self, method: &'a str, params: &'a [Value]) -> Call<'a> {
         Call { method, params, op: None, mutating: false, timeout: self.0.timeouts.call }
     }
 
@@ -260,78 +207,8 @@ impl Client {
         }
     }
 
-    async fn session(&self) -> Result<Arc<Session>, Error> {
-        let asked = Instant::now();
-        if let Some(session) = self.current() {
-            return Ok(session);
-        }
-        let mut door = self.0.door.lock().await;
-        if let Some(session) = self.current() {
-            return Ok(session);
-        }
-        if let Some((at, error)) = &door.failed {
-            let still_refused = error.is_refused() && at.elapsed() < self.0.timeouts.refused;
-            // Whoever waited while another tried, takes that one's answer: twenty callers, one attempt.
-            if still_refused || *at > asked {
-                return Err(error.clone());
-            }
-        }
-        match self.log_in(&mut door).await {
-            Ok(session) => {
-                let session = Arc::new(session);
-                *self.lock() = Some(session.clone());
-                door.failed = None;
-                tracing::info!(endpoint = name(&session.url), "logged in");
-                Ok(session)
-            }
-            Err(error) => {
-                door.failed = Some((Instant::now(), error.clone()));
-                Err(error)
-            }
-        }
-    }
-
-    /// The listed endpoints first, whose certificates are made out to what the user wrote; then the address by which a
-    /// member names its coordinator, or by which it was last found. A member is asked once.
-    async fn log_in(&self, door: &mut Door) -> Result<Session, Error> {
-        let mut first = None;
-        let mut named = None;
-        for url in &self.0.endpoints {
-            match self.log_in_at(url, &door.credentials).await {
-                Err(error) if error.is_refused() => return Err(error),
-                Err(error) => match coordinator(&error, url) {
-                    Some(url) => named = Some(url),
-                    None => first = first.or(Some(error)),
-                },
-                done => return done,
-            }
-        }
-        if let Some(url) = named {
-            match self.log_in_at(&url, &door.credentials).await {
-                Err(Error::Api(failure)) if failure.code != "HOST_IS_SLAVE" => return Err(Error::Api(failure)),
-                Err(source) => return Err(Error::NoCoordinator { named: name(&url), source: Box::new(source) }),
-                Ok(session) => {
-                    door.named = Some(url);
-                    return Ok(session);
-                }
-            }
-        }
-        let error = first.unwrap_or_else(|| Error::Config("no endpoint is listed".to_owned()));
-        match &door.named {
-            Some(url) => self.log_in_at(url, &door.credentials).await.map_err(|_| error),
-            None => Err(error),
-        }
-    }
-
-    async fn log_in_at(&self, url: &Url, credentials: &Credentials) -> Result<Session, Error> {
-        let Credentials { username, password } = credentials;
-        let params = [json!(username), json!(password), json!(API_VERSION), json!(self.0.originator)];
-        let reference = self.post(url, None, &self.call("session.login_with_password", &params)).await?;
-        Ok(Session { url: url.clone(), reference })
-    }
-
     /// Sends one request, once, and tells the observer.
-    async fn post<T: DeserializeOwned>(
+    pub(super) async fn post<T: DeserializeOwned>(
         &self,
         url: &Url,
         session: Option<&Session>,
@@ -392,57 +269,22 @@ impl Client {
             None => Err(garbage(serde::de::Error::custom("neither result nor error"))),
         }
     }
-
-    fn current(&self) -> Option<Arc<Session>> {
-        self.lock().clone()
-    }
-
-    /// Drops a session found dead, unless somebody has put a new one in its place.
-    fn forget(&self, dead: &Arc<Session>) {
-        let mut session = self.lock();
-        if session.as_ref().is_some_and(|s| Arc::ptr_eq(s, dead)) {
-            *session = None;
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<Session>>> {
-        self.0.session.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// A place in the stream of events: good in one session only, since restarts and coordinator changes end both.
-#[derive(Clone, Default)]
-pub(super) struct Token {
-    session: Option<Arc<Session>>,
-    /// Empty: from the start, which is a dump of everything.
-    pub(super) text: String,
-}
-
-fn endpoint(text: &str) -> Result<Url, Error> {
+pub(super) fn endpoint(text: &str) -> Result<Url, Error> {
     Url::parse(text)
         .ok()
-        .filter(|url| url.scheme() == "https" && url.has_host())
+        .filter(|url| {
+            url.scheme() == "https" && url.has_host() && url.username().is_empty() && url.password().is_none()
+        })
         .and_then(|url| url.join("/jsonrpc").ok())
-        .ok_or_else(|| Error::Config(format!("{text:?} is no https address")))
+        // What stands before an @ may be a password.
+        .ok_or_else(|| Error::Config(format!("{:?} is no https address", text.rsplit('@').next().unwrap_or_default())))
 }
 
 /// As users write it.
-fn name(url: &Url) -> String {
+pub(super) fn name(url: &Url) -> String {
     url.origin().ascii_serialization()
-}
-
-/// Where a member says its coordinator is: an address without a port, IPv6 without brackets.
-fn coordinator(error: &Error, asked: &Url) -> Option<Url> {
-    let address = error.failure().filter(|f| f.code == "HOST_IS_SLAVE")?.params.first()?;
-    let mut url = asked.clone();
-    let bracketed = format!("[{address}]");
-    url.set_host(Some(if address.contains(':') { &bracketed } else { address })).ok()?;
-    Some(url)
-}
-
-/// Refused before anything was done: the session is unknown, or its host is the coordinator no more.
-fn session_is_over(error: &Error) -> bool {
-    error.is_code("SESSION_INVALID") || error.is_code("HOST_IS_SLAVE")
 }
 
 fn transport(url: &Url, error: reqwest::Error) -> Error {
@@ -456,42 +298,15 @@ fn transport(url: &Url, error: reqwest::Error) -> Error {
     }
 }
 
-/// xapi repeats the session in some failures: `SESSION_INVALID [session]`, `HANDLE_INVALID ["session", session]`.
-fn without_session(failure: Failure, session: Option<&Session>) -> Failure {
-    let about_session = failure.code == "SESSION_INVALID" || failure.params.first().is_some_and(|p| p == "session");
-    let secret = |p: &String| {
-        about_session && p.starts_with("OpaqueRef:") || session.is_some_and(|s| p.contains(s.reference.as_str()))
-    };
-    let blank = |p: String| if secret(&p) { "(a session)".to_owned() } else { p };
-    Failure { params: failure.params.into_iter().map(blank).collect(), code: failure.code }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_coordinator_keeps_the_port_and_gets_its_brackets() {
-        let asked = endpoint("https://xen1.example.com:8443").unwrap();
-        let at = |address: &str| {
-            let error = Error::Api(Failure::new("HOST_IS_SLAVE", [address]));
-            coordinator(&error, &asked).map(|url| url.to_string())
-        };
-        assert_eq!(at("192.0.2.7").unwrap(), "https://192.0.2.7:8443/jsonrpc");
-        assert_eq!(at("2001:db8::7").unwrap(), "https://[2001:db8::7]:8443/jsonrpc");
-        assert_eq!(at("not an address"), None);
-    }
-
-    #[test]
     fn only_https_addresses_are_endpoints() {
-        for bad in ["http://xen1", "xen1", "https://", "/jsonrpc", ""] {
-            assert!(endpoint(bad).is_err(), "{bad}");
+        for bad in ["http://xen1", "xen1", "https://", "/jsonrpc", "", "https://root:hunter2@xen1"] {
+            let error = endpoint(bad).unwrap_err().to_string();
+            assert!(!error.contains("hunter2"), "{error}");
         }
-    }
-
-    #[test]
-    fn a_password_is_never_printed() {
-        let credentials = Credentials { username: "root".to_owned(), password: "hunter2".to_owned() };
-        assert!(!format!("{credentials:?}").contains("hunter2"));
     }
 }

@@ -12,19 +12,21 @@
 //! Never writes to the pool and decides nothing. Events may be lost (xapi forgets old deletions and does not say so):
 //! that costs time, never truth, since counts are compared after each batch and everything is listed anew now and then.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
-use super::calls::parse;
-use super::client::{Client, Token};
+use super::change::{CLASSES, Mirrored, apply, every_class, replace, replace_all};
+pub use super::change::{Change, Diff};
+use super::client::Client;
 use super::error::Error;
-use super::model::{Class, GuestMetrics, Host, Network, Pbd, Pool, Sm, Sr, Task, Vbd, Vdi, Vif, Vm, VmMetrics};
-use super::view::{Row, Table, View};
-use super::wire::{Event, EventBatch, Ref};
+use super::model::{GuestMetrics, Host, Network, Pbd, Pool, Sm, Sr, Task, Vbd, Vdi, Vif, Vm, VmMetrics};
+use super::session::Token;
+use super::view::{Table, View};
+use super::wire::{Event, EventBatch};
 
 pub struct MirrorOptions {
     /// How long one `event.from` waits for events. Beyond 60 s the TLS proxy of a host may cut it.
@@ -44,40 +46,6 @@ pub struct Batch {
     /// acts on it.
     pub received: Instant,
     pub changes: Vec<Change>,
-}
-
-/// One object that is other than it was, in a field that we read.
-#[derive(Debug)]
-pub enum Change {
-    Pool(Diff<Pool>),
-    Host(Diff<Host>),
-    Sr(Diff<Sr>),
-    Pbd(Diff<Pbd>),
-    Sm(Diff<Sm>),
-    Vdi(Diff<Vdi>),
-    Vbd(Diff<Vbd>),
-    Vif(Diff<Vif>),
-    Vm(Diff<Vm>),
-    /// `vm`: the machine measured; metrics do not name it.
-    VmMetrics {
-        vm: Option<Ref>,
-        diff: Diff<VmMetrics>,
-    },
-    GuestMetrics {
-        vm: Option<Ref>,
-        diff: Diff<GuestMetrics>,
-    },
-    Network(Diff<Network>),
-    Task(Diff<Task>),
-    /// Everything was listed anew: a first look, a new session, the slow resync.
-    Relisted,
-}
-
-#[derive(Debug)]
-pub struct Diff<T> {
-    pub reference: Ref,
-    pub old: Option<Arc<T>>,
-    pub new: Option<Arc<T>>,
 }
 
 /// Whether the pool can be seen.
@@ -231,6 +199,14 @@ impl Watcher {
         self.resync_at = Instant::now() + (self.options.resync)();
     }
 
+    async fn relist_all(&mut self) -> Result<(), Error> {
+        every_class!(self.relist())
+    }
+
+    async fn recount(&mut self, counts: &HashMap<String, i64>) -> Result<(), Error> {
+        every_class!(self.recount_class(counts))
+    }
+
     /// Lists one class anew. Events that come later are newer than what is listed here, so none is undone.
     async fn relist<T: Mirrored>(&mut self) -> Result<(), Error> {
         // What could not be repaired here is repaired by a dump.
@@ -289,131 +265,4 @@ impl Watcher {
             news
         });
     }
-}
-
-impl Change {
-    /// Once a batch is applied, since the machine may come after its metrics in it.
-    fn name_machine(&mut self, view: &View) {
-        let machine = |metrics: &Ref| view.vm_of_metrics(metrics).map(|(vm, _)| vm.clone());
-        match self {
-            Change::VmMetrics { vm, diff } => *vm = machine(&diff.reference),
-            Change::GuestMetrics { vm, diff } => *vm = machine(&diff.reference),
-            Change::Pool(_)
-            | Change::Host(_)
-            | Change::Sr(_)
-            | Change::Pbd(_)
-            | Change::Sm(_)
-            | Change::Vdi(_)
-            | Change::Vbd(_)
-            | Change::Vif(_)
-            | Change::Vm(_)
-            | Change::Network(_)
-            | Change::Task(_)
-            | Change::Relisted => {}
-        }
-    }
-}
-
-/// A class that the view has a table of.
-trait Mirrored: Row {
-    fn table(view: &mut View) -> &mut Arc<Table<Self>>;
-    fn change(diff: Diff<Self>) -> Change;
-}
-
-/// The classes mirrored, each with its table and how its changes are told.
-macro_rules! mirrored {
-    ($($class:ident $table:ident $change:expr;)*) => {
-        /// As subscribed to.
-        const CLASSES: &[&str] = &[$(<$class as Class>::NAME),*];
-
-        $(impl Mirrored for $class {
-            fn table(view: &mut View) -> &mut Arc<Table<Self>> {
-                &mut view.$table
-            }
-
-            fn change(diff: Diff<Self>) -> Change {
-                $change(diff)
-            }
-        })*
-
-        fn apply(view: &mut View, event: Event, changes: &mut Vec<Change>) {
-            $(if event.class.eq_ignore_ascii_case(<$class as Class>::NAME) {
-                return apply_to::<$class>(view, &event, changes);
-            })*
-        }
-
-        fn replace_all(view: &mut View, new: View, changes: &mut Vec<Change>) {
-            $(replace(view, Arc::unwrap_or_clone(new.$table), changes);)*
-        }
-
-        impl Watcher {
-            async fn recount(&mut self, counts: &HashMap<String, i64>) -> Result<(), Error> {
-                $(self.recount_class::<$class>(counts).await?;)*
-                Ok(())
-            }
-
-            async fn relist_all(&mut self) -> Result<(), Error> {
-                $(self.relist::<$class>().await?;)*
-                Ok(())
-            }
-        }
-    };
-}
-
-mirrored! {
-    Pool pools Change::Pool;
-    Host hosts Change::Host;
-    Sr srs Change::Sr;
-    Pbd pbds Change::Pbd;
-    Sm sms Change::Sm;
-    Vdi vdis Change::Vdi;
-    Vbd vbds Change::Vbd;
-    Vif vifs Change::Vif;
-    Vm vms Change::Vm;
-    VmMetrics vm_metrics |diff| Change::VmMetrics { vm: None, diff };
-    GuestMetrics guest_metrics |diff| Change::GuestMetrics { vm: None, diff };
-    Network networks Change::Network;
-    Task tasks Change::Task;
-}
-
-fn apply_to<T: Mirrored>(view: &mut View, event: &Event, changes: &mut Vec<Change>) {
-    let reference = event.reference.clone();
-    if event.operation == "del" {
-        let table = T::table(view);
-        if table.contains(&reference) {
-            let old = Arc::make_mut(table).remove(&reference);
-            tell(view, Diff { reference, old, new: None }, changes);
-        }
-        return;
-    }
-    let new = event.snapshot.as_ref().and_then(|row| parse::<T>(&reference, row)).map(Arc::new);
-    // Most events are about fields that we do not read: they must not cost a copy of the table.
-    if new.is_some() && T::table(view).get(&reference) == new.as_ref() {
-        return;
-    }
-    let old = Arc::make_mut(T::table(view)).put(&reference, new.clone());
-    tell(view, Diff { reference, old, new }, changes);
-}
-
-/// Puts a whole table in the place of another.
-fn replace<T: Mirrored>(view: &mut View, new: Table<T>, changes: &mut Vec<Change>) {
-    let new = Arc::new(new);
-    let old = std::mem::replace(T::table(view), new.clone());
-    let both: HashSet<&Ref> = old.references().chain(new.references()).collect();
-    for reference in both {
-        let diff =
-            Diff { reference: reference.clone(), old: old.get(reference).cloned(), new: new.get(reference).cloned() };
-        tell(view, diff, changes);
-    }
-}
-
-fn tell<T: Mirrored>(view: &mut View, diff: Diff<T>, changes: &mut Vec<Change>) {
-    if diff.old == diff.new {
-        return;
-    }
-    let change = T::change(diff);
-    if let Change::Vm(diff) = &change {
-        view.remeasure(&diff.reference, diff.old.as_deref(), diff.new.as_deref());
-    }
-    changes.push(change);
 }

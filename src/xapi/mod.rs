@@ -1,11 +1,14 @@
 //! XenServer's management API, in XenServer's own words. Knows nothing of Kubernetes.
 pub mod calls;
+mod change;
 pub mod client;
 mod codes;
 pub mod error;
 pub mod look;
 pub mod mirror;
 pub mod model;
-pub mod tls;
+mod session;
+mod sharded;
+mod tls;
 pub mod view;
 pub mod wire;

@@ -1,25 +1,25 @@
 //! The objects of a pool in memory: what the mirror keeps and a live look returns. Readers get a copy that never changes.
 //!
-//! A copy costs one `Arc` a table. The mirror changes a table in place unless a reader still holds it, and copies that one
-//! table then: some 2 ms for the 15,000 disks of 5,000 layers, which is less than keeping persistent maps would cost on
-//! every read.
+//! A copy costs one `Arc` a table. The mirror changes a table in place unless a reader still holds it, and then copies of
+//! that one table the shards that it changes.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use super::calls::Records;
 use super::model::{Class, GuestMetrics, Host, Map, Network, Pbd, Pool, Sm, Sr, Task, Vbd, Vdi, Vif, Vm, VmMetrics};
+use super::sharded::Sharded;
 use super::wire::Ref;
 
 /// The objects of one class.
 #[derive(Clone, Debug)]
 pub struct Table<T> {
-    rows: HashMap<Ref, Arc<T>>,
+    rows: Sharded<Ref, Arc<T>>,
     /// Rows that are there and cannot be read: counted, so that the number of rows is the pool's.
     odd: HashSet<Ref>,
-    uuids: HashMap<String, Ref>,
+    uuids: Sharded<String, Ref>,
     /// Rows by (other_config key, value), for the keys asked for.
-    marked: HashMap<(&'static str, String), BTreeSet<Ref>>,
+    marked: Sharded<(&'static str, String), BTreeSet<Ref>>,
     keys: &'static [&'static str],
 }
 
@@ -32,7 +32,13 @@ impl<T> Default for Table<T> {
 impl<T> Table<T> {
     /// An empty table that finds rows by these keys of other_config without a scan.
     pub(super) fn indexed(keys: &'static [&'static str]) -> Self {
-        Self { rows: HashMap::new(), odd: HashSet::new(), uuids: HashMap::new(), marked: HashMap::new(), keys }
+        Self {
+            rows: Sharded::default(),
+            odd: HashSet::new(),
+            uuids: Sharded::default(),
+            marked: Sharded::default(),
+            keys,
+        }
     }
 }
 
@@ -74,7 +80,7 @@ impl<T: Row> Table<T> {
     }
 
     pub(super) fn contains(&self, reference: &Ref) -> bool {
-        self.rows.contains_key(reference) || self.odd.contains(reference)
+        self.rows.get(reference).is_some() || self.odd.contains(reference)
     }
 
     pub(super) fn fill(&mut self, records: Records<T>) {
@@ -85,7 +91,7 @@ impl<T: Row> Table<T> {
     }
 
     pub(super) fn references(&self) -> impl Iterator<Item = &Ref> {
-        self.rows.keys().chain(&self.odd)
+        self.rows.iter().map(|(reference, _)| reference).chain(&self.odd)
     }
 
     /// Puts a row in; `None` for one that cannot be read. Returns what was there.
@@ -97,7 +103,9 @@ impl<T: Row> Table<T> {
         };
         self.uuids.insert(row.uuid().to_owned(), reference.clone());
         for entry in marks(self.keys, row.as_ref()) {
-            self.marked.entry(entry).or_default().insert(reference.clone());
+            let mut set = self.marked.remove(&entry).unwrap_or_default();
+            set.insert(reference.clone());
+            self.marked.insert(entry, set);
         }
         self.rows.insert(reference.clone(), row);
         old
@@ -111,11 +119,10 @@ impl<T: Row> Table<T> {
             self.uuids.remove(old.uuid());
         }
         for entry in marks(self.keys, old.as_ref()) {
-            if let Some(set) = self.marked.get_mut(&entry) {
-                set.remove(reference);
-                if set.is_empty() {
-                    self.marked.remove(&entry);
-                }
+            let mut set = self.marked.remove(&entry).unwrap_or_default();
+            set.remove(reference);
+            if !set.is_empty() {
+                self.marked.insert(entry, set);
             }
         }
         Some(old)
@@ -177,7 +184,7 @@ pub struct View {
     pub networks: Arc<Table<Network>>,
     pub tasks: Arc<Table<Task>>,
     /// Machines by the references of their metrics and guest metrics, whose records do not name them.
-    pub(crate) measured: Arc<HashMap<Ref, Ref>>,
+    pub(crate) measured: Arc<Sharded<Ref, Ref>>,
 }
 
 impl View {

@@ -1,6 +1,7 @@
 //! What the tests share: one real control plane a process, a namespace a test, and waiting for what is to come without guessing how long.
 //!
 //! The control plane is a static and never dropped; its programs end with this process (`lamina::local`).
+pub mod hands;
 pub mod rig;
 
 use std::fmt::Debug;

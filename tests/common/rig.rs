@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::api::{Patch, PatchParams};
+use k8s_openapi::api::events::v1::Event;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
 use lamina::api::condition::{self, ConditionType};
-use lamina::api::{Connector, Phase, PlatformLayer};
+use lamina::api::{Connector, Phase, PlatformLayer, PlatformLayerStatus};
 use lamina::controller::lease::Deadline;
 use lamina::controller::metrics::Metrics;
 use lamina::controller::pace::Pace;
 use lamina::controller::{self, Settings};
+use lamina::demo::person::{Check, Deed, person};
 use lamina::local::Who;
 use lamina::sim::clock::Clock;
 use lamina::sim::guest::{Match, Program};
@@ -18,6 +20,8 @@ use lamina::sim::serve::{self, Sim};
 use lamina::telemetry::Health;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
+
+use super::hands::Hands;
 
 /// Tests wait a hundredth of what production waits: the same order, the same relations.
 pub const PACE: Pace = Pace {
@@ -48,6 +52,8 @@ pub struct Rig {
     pub client: Client,
     pub namespace: String,
     pub sim: Arc<Sim>,
+    /// Somebody else at work on the same pool.
+    pub hands: Hands,
 }
 
 impl Rig {
@@ -61,7 +67,8 @@ impl Rig {
         let client = super::installed().await;
         let namespace = super::namespace(&client).await;
         let sim = Sim::start(serve::Options { clock, ..serve::Options::default() }).await.expect("a simulated pool");
-        let rig = Self { client, namespace, sim: Arc::new(sim) };
+        let hands = Hands::of(&sim).await;
+        let rig = Self { client, namespace, sim: Arc::new(sim), hands };
         rig.apply(&rig.connector()).await;
         rig
     }
@@ -159,6 +166,31 @@ impl Rig {
         .await
     }
 
+    pub async fn delete(&self, name: &str) {
+        self.layers().delete(name, &DeleteParams::default()).await.expect("a deletion");
+    }
+
+    /// How many calls of this name the pool has seen.
+    pub fn calls(&self, method: &str) -> u64 {
+        self.sim.pool.log.counts().get(method).copied().unwrap_or_default()
+    }
+
+    /// Time passes: another layer is made in the same pool, and goes again.
+    pub async fn meanwhile(&self) {
+        self.layer("witness", json!({"machine": {"powerOn": false}, "deletionPolicy": "Delete"})).await;
+        self.until_reason("witness", "StartMachine").await;
+        self.delete("witness").await;
+        self.until_gone("witness").await;
+    }
+
+    /// Notes of the events about a layer, as `reason: note`.
+    pub async fn events(&self, name: &str) -> Vec<String> {
+        let all = Api::<Event>::namespaced(self.client.clone(), &self.namespace).list(&ListParams::default()).await;
+        let about = |e: &Event| e.regarding.as_ref().and_then(|r| r.name.as_deref()) == Some(name);
+        let told = |e: Event| format!("{}: {}", e.reason.unwrap_or_default(), e.note.unwrap_or_default());
+        all.expect("events").items.into_iter().filter(about).map(told).collect()
+    }
+
     pub async fn until_gone(&self, name: &str) {
         super::until(self.layers(), name, "gone", |l: Option<&PlatformLayer>| l.is_none()).await;
     }
@@ -173,6 +205,37 @@ impl Rig {
 pub fn ready(l: &PlatformLayer) -> Option<(String, String)> {
     let c = condition::find(&l.status.as_ref()?.conditions, ConditionType::Ready)?;
     Some((c.reason.clone(), c.message.clone()))
+}
+
+/// The status; every layer that a test waited for has one.
+pub fn status(l: &PlatformLayer) -> PlatformLayerStatus {
+    l.status.clone().expect("a status")
+}
+
+/// uuid of the packaging disk.
+pub fn disk(l: &PlatformLayer) -> String {
+    status(l).disk.expect("a disk").uuid
+}
+
+/// uuid of the packaging machine.
+pub fn machine(l: &PlatformLayer) -> String {
+    status(l).machine.expect("a machine").uuid
+}
+
+/// Status and reason of a condition, `-` where there is none.
+pub fn says(l: &PlatformLayer, type_: ConditionType) -> String {
+    let found = condition::find(&status(l).conditions, type_).cloned();
+    found.map_or("-".to_owned(), |c| format!("{}/{}", c.status, c.reason))
+}
+
+/// Tools and a reboot, a clean check, shutdown; further boots check and shut down again.
+pub fn quick() -> Program {
+    person(vec![vec![Deed::Install, Deed::Reboot], vec![Deed::Report(Check::default()), Deed::PowerOff]])
+}
+
+/// Tools and a reboot, then a person who does nothing.
+pub fn idle() -> Program {
+    person(vec![vec![Deed::Install, Deed::Reboot], vec![Deed::Stay]])
 }
 
 pub fn uid(l: &PlatformLayer) -> String {

@@ -24,7 +24,7 @@ use crate::domain::observed::{
 };
 use crate::domain::removal::Estate;
 use crate::domain::want::Want;
-use crate::xapi::model::{Vdi, Vm};
+use crate::xapi::model::{TaskStatus, Vdi, Vm};
 use crate::xapi::view::View;
 use crate::xapi::wire::Ref;
 
@@ -314,7 +314,18 @@ fn attached(view: &View, sr: &Ref) -> bool {
 }
 
 fn scan_state(lens: &Lens<'_>, storage: &mut Storage, agent_start: &str) {
-    let memory = lens.pool.memory();
+    let mut memory = lens.pool.memory();
+    if let Some(task) = memory.scan_task(&storage.uuid) {
+        match lens.view.tasks.get(&task).map(|t| &t.status) {
+            Some(TaskStatus::Success) => memory.scan_done(&storage.uuid, agent_start, lens.now),
+            Some(TaskStatus::Pending | TaskStatus::Cancelling) => {}
+            // The mirror may not show it yet; a live look that does not either has lost it, and it is made again.
+            None if !lens.live => {}
+            None | Some(TaskStatus::Failure | TaskStatus::Cancelled | TaskStatus::Other) => {
+                memory.scan_started(&storage.uuid, agent_start, None);
+            }
+        }
+    }
     let (done, _) = memory.scans(&storage.uuid, agent_start, lens.now, lens.pace.in_flight);
     storage.scanned = done > 0;
     storage.scanning = memory.scan_task(&storage.uuid).is_some();

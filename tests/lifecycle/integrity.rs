@@ -1,0 +1,192 @@
+//! What the guest's report says: each bit, each doubt.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use lamina::api::ConditionType;
+use lamina::api::reason::Reason;
+use lamina::demo::person::{self, Check, Deed};
+use lamina::domain::report::BITS;
+use lamina::sim::guest::{Guest, Program, program};
+use lamina::sim::power::Exit;
+use serde_json::json;
+
+use crate::common::rig::{Rig, idle, machine, ready, says, status};
+
+type Lines = std::collections::BTreeMap<String, String>;
+/// What is done to a report before it is sealed, and after.
+type Change = fn(&mut Lines);
+
+/// One boot after the other reports with the next of these, then halts; the first boot installs the tools.
+fn reporting(checks: Vec<(Check, Change, Change)>) -> Program {
+    let left = Arc::new(Mutex::new(VecDeque::from(checks)));
+    program(move |guest: Guest| {
+        let next = if guest.has_tools() { left.lock().expect("checks").pop_front() } else { None };
+        async move { one_boot(&guest, next).await }
+    })
+}
+
+async fn one_boot(guest: &Guest, next: Option<(Check, Change, Change)>) -> Exit {
+    if !guest.has_tools() {
+        guest.set_tools(true);
+        return Exit::Reboot;
+    }
+    let written = async {
+        guest.report_tools().await.ok()?;
+        let mark = uuid::Uuid::new_v4().to_string();
+        guest.write(&Lines::from([("vm-data/lamina/boot".to_owned(), mark)])).await.ok()?;
+        let (check, before, after) = next?;
+        let mut lines = person::said(guest, &check);
+        before(&mut lines);
+        let mut lines = person::sealed(&lines);
+        after(&mut lines);
+        let keys = lines.into_iter().map(|(k, v)| (format!("vm-data/lamina/report/{k}"), v)).collect();
+        guest.remove(&["vm-data/lamina/report".to_owned()]).ok()?;
+        guest.write(&keys).await.ok()
+    };
+    let _nobody_listens = written.await;
+    guest.stage("reported", Duration::from_secs(10)).await;
+    Exit::Halt
+}
+
+fn as_it_is(_: &mut Lines) {}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_bit_is_a_finding_with_its_own_reason_and_remedy() {
+    let rig = Rig::new().await;
+    let mut cases: Vec<(u64, String)> = BITS.iter().map(|(bit, reason)| (*bit, reason.as_str().to_owned())).collect();
+    cases.push((1 << 13, "Bit8192".to_owned()));
+    cases.push((1 << 40, "Bit1099511627776".to_owned()));
+    let checks = cases.iter().map(|(bit, _)| Check { block_finalize: *bit, ..Check::default() });
+    let checks =
+        checks.chain([Check { findings: vec!["PendingRename C:\\x".into()], ..Check::default() }, Check::default()]);
+    rig.guest("bits", reporting(checks.map(|c| (c, as_it_is as Change, as_it_is as Change)).collect()));
+    let _controller = rig.run().await;
+    rig.layer("bits", json!({})).await;
+    cases.push((0, "PendingRename".to_owned()));
+    let runs = cases.len() as u64;
+    for (n, (_, reason)) in cases.into_iter().enumerate() {
+        let found = rig
+            .until("bits", &reason, |l| {
+                let findings = l.status.as_ref().and_then(|s| s.integrity.as_ref()).map(|i| i.findings.clone());
+                findings.is_some_and(|f| f.len() == 1 && f[0].reason == reason)
+                    && ready(l).is_some_and(|(r, _)| r == "FixIntegrity")
+                    && says(l, ConditionType::IntegrityVerified) == "False/FindingsOpen"
+            })
+            .await;
+        let finding = status(&found).integrity.expect("a verdict").findings.remove(0);
+        let remedy = finding.remedy.expect("a remedy");
+        assert_eq!(remedy, Reason::parse(&reason).map_or(remedy.clone(), |r| r.remedy().to_owned()));
+        let (_, message) = ready(&found).expect("Ready");
+        assert!(!remedy.is_empty() && message.contains(&reason) && message.contains(&remedy), "{message}");
+        rig.patch("bits", json!({"machine": {"restartToken": n.to_string()}})).await;
+    }
+    rig.until_reason("bits", "ApproveFinalize").await;
+    assert_eq!(rig.calls("Async.VM.start"), 1 + runs, "one start, and one for each newer token");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_in_doubt_does_not_count() {
+    let rig = Rig::new().await;
+    let cases: [(Change, Change, &str); 7] = [
+        (|l| drop(l.insert("nonce".into(), "stale".into())), as_it_is, "nonce"),
+        (|l| drop(l.insert("boot".into(), "earlier".into())), as_it_is, "of an earlier boot"),
+        (|l| drop(l.insert("domid".into(), "1".into())), as_it_is, "was started again"),
+        (as_it_is, |l| drop(l.insert("sealed".into(), "0".repeat(64))), "seal"),
+        (as_it_is, |l| drop(l.insert("block-finalize".into(), "00".into())), "seal"),
+        (as_it_is, |l| drop(l.remove("sealed")), "seal"),
+        (as_it_is, |l| l.clear(), "no report"),
+    ];
+    rig.guest("doubt", reporting(cases.iter().map(|(a, b, _)| (Check::default(), *a, *b)).collect()));
+    let _controller = rig.run().await;
+    rig.layer("doubt", json!({"finalize": {"approved": "1"}})).await;
+    for (n, (_, _, words)) in cases.iter().enumerate() {
+        let token = n.checked_sub(1).map(|n| n.to_string());
+        let blocked = rig
+            .until("doubt", words, |l| {
+                l.status.as_ref().and_then(|s| s.machine.as_ref()).is_some_and(|m| m.restart_token == token)
+                    && ready(l).is_some_and(|(r, m)| r == "FixIntegrity" && m.contains(words))
+            })
+            .await;
+        assert_eq!(says(&blocked, ConditionType::IntegrityVerified), "Unknown/IntegrityUnknown", "{words}");
+        assert!(status(&blocked).versions.is_empty());
+        rig.patch("doubt", json!({"machine": {"restartToken": n.to_string()}})).await;
+    }
+}
+
+/// No number, or none that can be read, is not a good one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_without_a_verdict_blocks() {
+    let rig = Rig::new().await;
+    let no_number: Change = |l| drop(l.insert("block-finalize".into(), "many".into()));
+    rig.guest("mute", reporting(vec![(Check::default(), no_number, as_it_is)]));
+    let _controller = rig.run().await;
+    rig.layer("mute", json!({"finalize": {"approved": "1"}})).await;
+    let blocked = rig.until_reason("mute", "FixIntegrity").await;
+    assert!(ready(&blocked).is_some_and(|(_, m)| m.contains("NoVerdict")), "{blocked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reboot_after_the_report_needs_a_new_check() {
+    let rig = Rig::new().await;
+    let boots = vec![
+        vec![Deed::Install, Deed::Reboot],
+        vec![Deed::Report(Check::default()), Deed::Reboot],
+        vec![Deed::PowerOff],
+        vec![Deed::Report(Check::default()), Deed::PowerOff],
+    ];
+    rig.guest("reboots", person::person(boots));
+    let _controller = rig.run().await;
+    rig.layer("reboots", json!({"finalize": {"approved": "1"}})).await;
+    let blocked = rig.until_reason("reboots", "FixIntegrity").await;
+    assert_eq!(says(&blocked, ConditionType::IntegrityVerified), "Unknown/IntegrityUnknown");
+    rig.patch("reboots", json!({"machine": {"restartToken": "a"}})).await;
+    rig.until_finalized("reboots", "1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_by_somebody_else_after_the_report_needs_a_new_check() {
+    let rig = Rig::new().await;
+    let boots =
+        vec![vec![Deed::Install, Deed::Reboot], vec![Deed::Report(Check::default()), Deed::PowerOff], vec![Deed::Stay]];
+    rig.guest("meddled", person::person(boots));
+    let _controller = rig.run().await;
+    rig.layer("meddled", json!({})).await;
+    let layer = rig.until_reason("meddled", "ApproveFinalize").await;
+    let vm = rig.hands.machine(&machine(&layer)).await.expect("M").r;
+    rig.hands.call("VM.start", json!([vm, false, false])).await;
+    rig.until_reason("meddled", "InstallSoftware").await;
+    rig.hands.call("VM.hard_shutdown", json!([vm])).await;
+    let blocked = rig.until_reason("meddled", "FixIntegrity").await;
+    assert_eq!(says(&blocked, ConditionType::IntegrityVerified), "Unknown/IntegrityUnknown");
+    rig.approve("meddled", "1").await;
+    rig.meanwhile().await;
+    let still = rig.until_reason("meddled", "FixIntegrity").await;
+    assert!(status(&still).versions.is_empty());
+    assert_eq!(rig.calls("Async.VM.start"), 1);
+}
+
+/// The check is clean and the machine still runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clean_check_asks_for_the_shutdown_and_findings_for_mending() {
+    let rig = Rig::new().await;
+    let then_stay = |bits| {
+        let check = Check { block_finalize: bits, ..Check::default() };
+        person::person(vec![vec![Deed::Install, Deed::Reboot], vec![Deed::Report(check), Deed::Stay]])
+    };
+    rig.guest("clean", then_stay(0));
+    rig.guest("dirty", then_stay(16));
+    rig.guest("none", idle());
+    let _controller = rig.run().await;
+    for (name, reason, words) in [
+        ("clean", "ShutDownGuest", "Shutdown For Finalize"),
+        ("dirty", "FixIntegrity", "RunOncePending"),
+        ("none", "InstallSoftware", "console"),
+    ] {
+        rig.layer(name, json!({})).await;
+        let waits = rig.until_reason(name, reason).await;
+        let (_, message) = ready(&waits).expect("Ready");
+        assert!(message.contains(words) && message.contains(&format!("{name} 1 packaging")), "{message}");
+    }
+}

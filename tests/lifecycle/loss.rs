@@ -1,0 +1,112 @@
+//! Objects that go behind our back: nothing is made in their place, and each has a way out.
+
+use lamina::api::Phase;
+use serde_json::json;
+
+use crate::common::rig::{Rig, disk, machine, quick, ready, status, uid};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_packaging_disk_is_never_made_again() {
+    let rig = Rig::new().await;
+    rig.guest("lost", quick());
+    let controller = rig.run().await;
+    rig.layer("lost", json!({"machine": {"powerOn": false}, "finalize": {"approved": "2"}})).await;
+    let layer = rig.until_reason("lost", "StartMachine").await;
+    rig.hands.destroy_disk(&disk(&layer)).await;
+    let lost = rig.until_reason("lost", "DiskLost").await;
+    let (_, message) = ready(&lost).expect("Ready");
+    assert!(message.contains(&disk(&layer)) && message.contains("spec.discard"), "{message}");
+    // Neither another spec nor another process lets anything be made.
+    rig.patch("lost", json!({"machine": {"powerOn": true, "restartToken": "again"}})).await;
+    drop(controller);
+    let _controller = rig.run().await;
+    rig.meanwhile().await;
+    rig.until_reason("lost", "DiskLost").await;
+    let left = rig.hands.of_layer(&uid(&lost)).await;
+    assert_eq!(left.iter().map(|t| t.role()).collect::<Vec<_>>(), ["machine"], "{left:#?}");
+    assert_eq!(rig.calls("Async.VM.start"), 0);
+
+    rig.patch("lost", json!({"version": "2", "discard": "1", "machine": {"powerOn": true}})).await;
+    let done = rig.until_finalized("lost", "2").await;
+    assert_eq!(status(&done).versions.len(), 1);
+    rig.hands.assert_tidy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_machine_is_made_again_when_a_person_asks() {
+    let rig = Rig::new().await;
+    rig.guest("gone", quick());
+    let _controller = rig.run().await;
+    rig.layer("gone", json!({})).await;
+    let layer = rig.until_reason("gone", "ApproveFinalize").await;
+    let (work, vm) = (disk(&layer), machine(&layer));
+    rig.hands.destroy_machine(&vm).await;
+    let lost = rig.until_reason("gone", "MachineLost").await;
+    assert_eq!(status(&lost).phase, Some(Phase::MachineRunning));
+    let (_, message) = ready(&lost).expect("Ready");
+    assert!(message.contains(&work) && message.contains("restartToken"), "{message}");
+    rig.meanwhile().await;
+    assert!(rig.hands.all("VM").await.iter().all(|m| m.key("layer") != Some(&uid(&lost))));
+
+    rig.patch("gone", json!({"machine": {"restartToken": "a"}})).await;
+    let again = rig.until_reason("gone", "ApproveFinalize").await;
+    assert_eq!(disk(&again), work, "on the same disk");
+    assert_ne!(machine(&again), vm);
+    rig.approve("gone", "1").await;
+    rig.until_finalized("gone", "1").await;
+    rig.hands.assert_tidy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_version_is_told() {
+    let rig = Rig::new().await;
+    rig.guest("f", quick());
+    let _controller = rig.run().await;
+    rig.layer("f", json!({"finalize": {"approved": "1"}, "deletionPolicy": "Delete"})).await;
+    let done = rig.until_finalized("f", "1").await;
+    let f = status(&done).versions[0].disk.clone();
+    rig.hands.destroy_disk(&f).await;
+    rig.until_reason("f", "DiskLost").await;
+    rig.meanwhile().await;
+    assert_eq!(rig.hands.of_layer(&uid(&done)).await.len(), 0);
+    rig.delete("f").await;
+    rig.until_gone("f").await;
+    rig.hands.assert_tidy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connector_that_leads_elsewhere_changes_nothing_anywhere() {
+    let rig = Rig::new().await;
+    let other = Rig::new().await;
+    let controller = rig.run().await;
+    rig.layer("moved", json!({"machine": {"powerOn": false}})).await;
+    let layer = rig.until_reason("moved", "StartMachine").await;
+    drop(controller);
+    rig.apply(&other.connector()).await;
+    let controller = rig.run().await;
+    let changed = rig.until_reason("moved", "PoolChanged").await;
+    assert_eq!((disk(&changed), machine(&changed)), (disk(&layer), machine(&layer)));
+    assert_eq!(status(&changed).phase, Some(Phase::DiskCreated));
+    assert_eq!(other.hands.of_layer(&uid(&layer)).await.len() + other.hands.bases().await.len(), 0);
+    drop(controller);
+    rig.apply(&rig.connector()).await;
+    let _controller = rig.run().await;
+    rig.until_reason("moved", "StartMachine").await;
+}
+
+/// The storage repository was forgotten and found again: keys are gone, the records prove.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lost_its_keys_gets_them_back() {
+    let rig = Rig::new().await;
+    let _controller = rig.run().await;
+    rig.layer("bare", json!({"machine": {"powerOn": false}})).await;
+    let layer = rig.until_reason("bare", "StartMachine").await;
+    let w = rig.hands.disk(&disk(&layer)).await.expect("W");
+    rig.hands.call("VDI.set_other_config", json!([w.r, {}])).await;
+    rig.hands.call("VDI.set_tags", json!([w.r, []])).await;
+    crate::common::eventually("the keys are back", async || {
+        let now = rig.hands.disk(w.uuid()).await.expect("W");
+        (now.row["other_config"] == w.row["other_config"] && now.row["tags"] == w.row["tags"]).then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,144 @@
+//! Storage that is full, unplugged, or held by somebody else.
+
+use lamina::api::ConditionType;
+use lamina::xapi::wire::Ref;
+use serde_json::json;
+
+use crate::common::rig::{Rig, disk, machine, quick, ready, says, status, uid};
+
+/// The repository as if others had filled it, or as it was.
+async fn fill(rig: &Rig, full: bool) {
+    let sr = Ref(rig.hands.named("SR", "Shared storage").await.r);
+    let size: i64 = if full { 1 } else { 2048 << 30 };
+    let mut db = rig.sim.pool.db();
+    db.set("SR", &sr, "physical_size", json!(size)).expect("the repository");
+}
+
+async fn plug(rig: &Rig, on: bool) {
+    let sr = rig.hands.named("SR", "Shared storage").await;
+    let call = if on { "PBD.plug" } else { "PBD.unplug" };
+    for pbd in sr.row["PBDs"].as_array().expect("PBDs") {
+        rig.hands.call(call, json!([pbd])).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_repository_loses_nothing_and_recovers() {
+    let rig = Rig::new().await;
+    rig.guest("full", quick());
+    fill(&rig, true).await;
+    let _controller = rig.run().await;
+    rig.layer("full", json!({})).await;
+    let stalled = rig.until_reason("full", "StorageFull").await;
+    assert_eq!(says(&stalled, ConditionType::Stalled), "True/StorageFull");
+    fill(&rig, false).await;
+    let halted = rig.until_reason("full", "ApproveFinalize").await;
+    fill(&rig, true).await;
+    rig.approve("full", "1").await;
+    let stalled = rig.until_reason("full", "StorageFull").await;
+    assert_eq!((disk(&stalled), machine(&stalled)), (disk(&halted), machine(&halted)));
+    fill(&rig, false).await;
+    rig.until_finalized("full", "1").await;
+    rig.hands.assert_tidy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unplugged_repository_is_awaited_and_a_finalized_layer_stays_ready() {
+    let rig = Rig::new().await;
+    rig.guest("done", quick());
+    let _controller = rig.run().await;
+    rig.layer("done", json!({"finalize": {"policy": "OnShutdown"}})).await;
+    rig.layer("making", json!({"machine": {"powerOn": false}})).await;
+    rig.until_finalized("done", "1").await;
+    let before = rig.until_reason("making", "StartMachine").await;
+    plug(&rig, false).await;
+    let told =
+        rig.until("done", "the Connector told", |l| says(l, ConditionType::ConnectorReady).starts_with("False/"));
+    assert_eq!(says(&told.await, ConditionType::Ready), "True/Finalized");
+    let held = rig.until("making", "held", |l| ready(l).is_some_and(|(r, _)| r != "StartMachine")).await;
+    assert_eq!((status(&held).phase, disk(&held)), (status(&before).phase, disk(&before)));
+    plug(&rig, true).await;
+    rig.until_reason("making", "StartMachine").await;
+    rig.until("done", "the Connector is back", |l| says(l, ConditionType::ConnectorReady).starts_with("True/")).await;
+    rig.hands.assert_tidy().await;
+}
+
+/// An export that died in the control domain, or is still at work there: waited for, then freed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_held_by_a_control_domain_is_freed_in_the_end() {
+    let rig = Rig::new().await;
+    rig.guest("held", quick());
+    let _controller = rig.run().await;
+    rig.layer("held", json!({})).await;
+    let halted = rig.until_reason("held", "ApproveFinalize").await;
+    let w = rig.hands.disk(&disk(&halted)).await.expect("W");
+    rig.sim.pool.leak_vbd(&Ref(w.r));
+    rig.approve("held", "1").await;
+    rig.until_reason("held", "HeldByDom0").await;
+    let done = rig.until_finalized("held", "1").await;
+    let f = rig.hands.disk(&status(&done).versions[0].disk).await.expect("F");
+    assert!(f.claimed());
+    rig.hands.assert_tidy().await;
+}
+
+/// Storage would snapshot a disk that is attached elsewhere without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_packaging_disk_that_another_machine_has_is_not_frozen() {
+    let rig = Rig::new().await;
+    rig.guest("shared", quick());
+    let _controller = rig.run().await;
+    rig.layer("shared", json!({})).await;
+    let halted = rig.until_reason("shared", "ApproveFinalize").await;
+    let w = rig.hands.disk(&disk(&halted)).await.expect("W");
+    let (_, vbd) = rig.hands.stranger("thief", &w.r).await;
+    rig.approve("shared", "1").await;
+    let stalled = rig.until_reason("shared", "ForeignDisk").await;
+    assert!(ready(&stalled).is_some_and(|(_, m)| m.contains("thief")), "{stalled:?}");
+    rig.hands.call("VBD.destroy", json!([vbd])).await;
+    rig.until_finalized("shared", "1").await;
+}
+
+/// Objects that only look like ours stay as they are, through a whole life and a deletion.
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_objects_with_our_names_are_not_touched() {
+    let rig = Rig::new().await;
+    rig.guest("twin", quick());
+    let os = rig.hands.named("VDI", "win11-24h2").await.r;
+    let foreign = rig.hands.call("VDI.clone", json!([os])).await;
+    rig.hands.call("VDI.set_name_label", json!([foreign, "twin"])).await;
+    let keys = json!({"lamina.dev/cluster": "another", "lamina.dev/role": "work", "lamina.dev/schema": "1"});
+    rig.hands.call("VDI.set_other_config", json!([foreign, keys])).await;
+    let (vm, _) = rig.hands.stranger("twin 1 packaging", foreign.as_str().expect("a disk")).await;
+    let look = async || {
+        let (disks, machines) = (rig.hands.all("VDI").await, rig.hands.all("VM").await);
+        let disk = disks.into_iter().find(|d| json!(d.r) == foreign).expect("their disk").row;
+        (disk, machines.into_iter().find(|m| m.r == vm).expect("their machine").row)
+    };
+    let before = look().await;
+    let _controller = rig.run().await;
+    rig.layer("twin", json!({"finalize": {"policy": "OnShutdown"}, "deletionPolicy": "Delete"})).await;
+    let done = rig.until_finalized("twin", "1").await;
+    rig.delete("twin").await;
+    rig.until_gone("twin").await;
+    rig.hands.assert_nothing_of(&uid(&done)).await;
+    assert_eq!(look().await, before);
+}
+
+/// A copy that another tool made of our disk bears our keys, and is not ours.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_our_disk_is_neither_used_nor_destroyed() {
+    let rig = Rig::new().await;
+    rig.guest("copied", quick());
+    let _controller = rig.run().await;
+    rig.layer("copied", json!({"deletionPolicy": "Delete"})).await;
+    let halted = rig.until_reason("copied", "ApproveFinalize").await;
+    let w = rig.hands.disk(&disk(&halted)).await.expect("W");
+    let copy = rig.hands.call("VDI.clone", json!([w.r])).await;
+    rig.approve("copied", "1").await;
+    rig.until_finalized("copied", "1").await;
+    rig.delete("copied").await;
+    rig.until_gone("copied").await;
+    let left = rig.hands.of_layer(&uid(&halted)).await;
+    let [left] = left.as_slice() else { panic!("{left:#?}") };
+    assert_eq!(json!(left.r), copy);
+}
