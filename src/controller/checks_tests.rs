@@ -1,6 +1,6 @@
 //! Rights, compared with the calls that are made; the words for a pool that cannot be seen; the inventory.
 
-use super::super::inspect::tests::table;
+use crate::controller::inspect::tests::table;
 use super::*;
 use crate::xapi::model::{Network, Vm};
 use crate::xapi::wire::Failure;

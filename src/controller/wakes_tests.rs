@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::super::inspect::tests::{r, table, vdi};
+use crate::controller::inspect::tests::{r, table, vdi};
 use super::*;
 use crate::xapi::model::{Map, Pbd, PowerState, Task};
 
