@@ -113,14 +113,14 @@ async fn a_secret_that_is_missing_incomplete_or_wrong_is_told_and_mended() {
     let rig = Rig::new().await;
     let right = secrets(&rig).get("lab").await.expect("the Secret");
     secrets(&rig).delete("lab", &DeleteParams::default()).await.expect("deleted");
-    let _controller = rig.run().await;
+    let controller = rig.run().await;
     fails(&rig, C::Authenticated, "CredentialsNotFound", &["'lab'", "kubectl create secret"]).await;
 
     let mut fresh = Secret { metadata: Default::default(), ..right.clone() };
     fresh.metadata.name = Some("lab".into());
     secrets(&rig).create(&Default::default(), &fresh).await.expect("created");
     ready(&rig).await;
-    drop(_controller);
+    drop(controller);
 
     set_password(&rig, None).await;
     let _controller = rig.run().await;
@@ -259,7 +259,7 @@ async fn storage_that_is_detached_full_or_unfit_is_told_and_comes_back() {
     ready(&rig).await;
 
     let size = rig.sim.pool.db().get("SR", &sr).expect("a row")["physical_size"].clone();
-    set(&rig.sim, "SR", &sr, "physical_size", json!("0"));
+    set(&rig.sim, "SR", &sr, "physical_size", json!(0));
     fails(&rig, C::StorageReady, "StorageFull", &["free space"]).await;
     set(&rig.sim, "SR", &sr, "physical_size", size);
     ready(&rig).await;
@@ -357,7 +357,7 @@ async fn what_belongs_to_no_layer_is_told_and_left_alone() {
             ("name_label", json!("left behind")),
             ("SR", json!(sr)),
             ("managed", json!(true)),
-            ("virtual_size", json!((3_i64 << 30).to_string())),
+            ("virtual_size", json!(3_i64 << 30)),
             ("other_config", keys),
         ];
         rig.sim.pool.db().create("VDI", fields)

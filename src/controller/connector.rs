@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::runtime::watcher::Event;
-use kube::{Api, Resource, ResourceExt};
-use serde_json::{Value, json};
+use kube::{Resource, ResourceExt};
+use tokio::sync::watch;
 
-use super::connector_status::{ANSWERS, Outcome, Subject, compose};
+use super::checks::{ANSWERS, Outcome};
+use super::connector_status::{Subject, compose};
+use super::connector_write::{Error, announce, publish, set_finalizer};
 use super::context::{ConnectorKey, Context, Guarded, connector_of};
 use super::credentials::Reader;
 use super::inspect;
@@ -25,16 +26,8 @@ use super::wakes::Wakes;
 use crate::api::condition::ConditionType as C;
 use crate::api::connector::{AllowedNamespaces, ConnectorStatus, NamespacesFrom};
 use crate::api::reason::{Fault, Reason};
-use crate::api::{Connector, FIELD_MANAGER, FINALIZER, PlatformLayer, REQUESTED_AT};
+use crate::api::{Connector, PlatformLayer, REQUESTED_AT};
 use crate::xapi::mirror::Health;
-
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("the Kubernetes API refused to write Connector {0}")]
-    Write(String, #[source] kube::Error),
-    #[error("the Kubernetes API did not answer a write of Connector {0} in time")]
-    Slow(String),
-}
 
 /// All Connectors of the cluster.
 pub struct Connectors {
@@ -44,6 +37,8 @@ pub struct Connectors {
     written: Mutex<HashMap<String, ConnectorStatus>>,
     /// Where each layer was last seen to belong, by uid, and whether it was being deleted.
     places: Mutex<HashMap<String, (ConnectorKey, bool)>>,
+    /// All layers are in the store. Not asked of the store itself, whose answer wakes only one of those who wait for it.
+    counted: watch::Sender<bool>,
 }
 
 /// Ends the links: with the reconciles, also where those are dropped in their midst.
@@ -58,7 +53,7 @@ impl Drop for Connectors {
 impl Connectors {
     pub fn new(ctx: Arc<Context>) -> Arc<Self> {
         let (links, written, places) = Default::default();
-        Arc::new(Self { ctx, links, written, places })
+        Arc::new(Self { ctx, links, written, places, counted: watch::Sender::new(false) })
     }
 
     pub fn ctx(&self) -> &Context {
@@ -78,7 +73,11 @@ impl Connectors {
         let (layer, gone) = match event {
             Event::Apply(layer) | Event::InitApply(layer) => (layer, false),
             Event::Delete(layer) => (layer, true),
-            Event::Init | Event::InitDone => return,
+            Event::Init => return,
+            Event::InitDone => {
+                self.counted.send_replace(true);
+                return;
+            }
         };
         let Some(uid) = &layer.meta().uid else { return };
         let deleting = layer.meta().deletion_timestamp.is_some();
@@ -218,52 +217,6 @@ impl Connectors {
         }
     }
 
-    /// Writes the status if it differs, and remembers it.
-    async fn publish(&self, guard: &Guarded<Connector>, status: ConnectorStatus) -> Result<(), Error> {
-        let stands = guard.0.as_ref().is_ok_and(|connector| connector.status.as_ref() == Some(&status));
-        if !stands {
-            self.apply(guard, Some("status"), json!({ "metadata": { "uid": guard.meta().uid }, "status": status }))
-                .await?;
-            self.ctx.metrics.status_write("connector");
-        }
-        lock(&self.written).insert(guard.uid().unwrap_or_default(), status);
-        Ok(())
-    }
-
-    /// Holds the Connector, or lets it go.
-    async fn set_finalizer(&self, guard: &Guarded<Connector>, held: bool) -> Result<(), Error> {
-        if guard.finalizers().iter().any(|f| f == FINALIZER) == held {
-            return Ok(());
-        }
-        let finalizers: &[&str] = if held { &[FINALIZER] } else { &[] };
-        self.apply(guard, None, json!({ "metadata": { "uid": guard.meta().uid, "finalizers": finalizers } })).await
-    }
-
-    /// One server-side apply. `part` names the uid, so that this object is changed and never another one made of its name.
-    async fn apply(&self, guard: &Guarded<Connector>, subresource: Option<&str>, part: Value) -> Result<(), Error> {
-        let name = guard.name_any();
-        let api: Api<Guarded<Connector>> =
-            Api::namespaced(self.ctx.client.clone(), &guard.namespace().unwrap_or_default());
-        let mut body = json!({ "apiVersion": Connector::api_version(&()), "kind": Connector::kind(&()) });
-        if let (Some(body), Value::Object(part)) = (body.as_object_mut(), part) {
-            body.extend(part);
-        }
-        let (how, patch) = (PatchParams::apply(FIELD_MANAGER).force(), Patch::Apply(&body));
-        let write = async {
-            match subresource {
-                Some(subresource) => api.patch_subresource(subresource, &name, &how, &patch).await,
-                None => api.patch(&name, &how, &patch).await,
-            }
-        };
-        match tokio::time::timeout(self.ctx.pace.write, write).await {
-            Ok(Ok(_)) => Ok(()),
-            // Gone, or another one of that name: nothing is left to write on.
-            Ok(Err(kube::Error::Api(refusal))) if [404, 409].contains(&refusal.code) => Ok(()),
-            Ok(Err(error)) => Err(Error::Write(name, error)),
-            Err(_) => Err(Error::Slow(name)),
-        }
-    }
-
     /// What lies about in the pool; none where it cannot be seen now.
     fn sweep(&self, key: &ConnectorKey, connector: &Connector) -> Option<Swept> {
         let view = self.ctx.pools.get(key)?.mirror.view();
@@ -320,19 +273,17 @@ pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> 
     let key: ConnectorKey = (guard.namespace().unwrap_or_default(), guard.name_any());
     let (uid, deleting) = (guard.uid().unwrap_or_default(), guard.meta().deletion_timestamp.is_some());
     let connector = guard.0.as_ref().ok();
-    // Without the layers no Connector knows who needs it. They are not ready only where the process ends.
-    if hub.ctx.layers.wait_until_ready().await.is_err() {
-        return Ok(Action::await_change());
-    }
+    // Without the layers no Connector knows who needs it. The sender is ours: it cannot be gone.
+    let _told = hub.counted.subscribe().wait_for(|counted| *counted).await.is_ok();
     let everybody = AllowedNamespaces { from: NamespacesFrom::All, selector: None };
     let layers = hub.users(&key, connector.map_or(&everybody, |c| &c.spec.allowed_namespaces));
     if deleting && layers.is_empty() {
         hub.forget(&key, &uid);
-        hub.set_finalizer(&guard, false).await?;
+        set_finalizer(&hub.ctx, &guard, false).await?;
         return Ok(Action::await_change());
     }
     if !deleting {
-        hub.set_finalizer(&guard, true).await?;
+        set_finalizer(&hub.ctx, &guard, true).await?;
     }
     let written = lock(&hub.written).get(&uid).cloned();
     let old = written.or_else(|| connector.and_then(|c| c.status.clone())).unwrap_or_default();
@@ -356,7 +307,9 @@ pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> 
     let subject = Subject { generation: guard.meta().generation, deleting, insecure, users: &users };
     let pause = hub.pause(&uid, &outcome);
     let status = compose(&subject, &old, outcome, swept.as_ref(), &Time(jiff::Timestamp::now()));
-    hub.publish(&guard, status).await?;
+    publish(&hub.ctx, &guard, &status).await?;
+    announce(&hub.ctx, &guard, &old, &status).await;
+    lock(&hub.written).insert(uid, status);
     Ok(Action::requeue(pause))
 }
 

@@ -9,7 +9,7 @@ use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc;
 
 use super::audit;
-use super::connector_status::Rights;
+use super::checks::Rights;
 use super::context::{ConnectorKey, Context, connector_of};
 use super::pool::Pool;
 use super::wakes::Wakes;

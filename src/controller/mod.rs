@@ -6,8 +6,10 @@
 pub mod act;
 pub mod audit;
 pub mod backoff;
+pub mod checks;
 pub mod connector;
 pub mod connector_status;
+pub mod connector_write;
 pub mod context;
 pub mod credentials;
 pub mod inspect;
