@@ -357,8 +357,10 @@ fn version_changed(want: &Want, seen: &Observed) -> Say {
     Say::Stalled(
         Reason::VersionChanged,
         format!(
-            "spec.version is '{}', but version '{}' is in work: set spec.version back and finalize it, or set spec.discard to '{}' to throw it away",
-            want.version, seen.subject, seen.subject
+            "spec.version is '{new}', but version '{old}' is in work: set spec.version back to '{old}' (together with spec.discard: '{new}', \
+             of which there is nothing to lose) and finalize it, or set spec.discard to '{old}' to throw it away",
+            new = want.version,
+            old = seen.subject
         ),
     )
 }
@@ -433,6 +435,11 @@ fn tidy(want: &Want, seen: &Observed) -> Verdict {
                     seen.subject
                 ),
             ));
+        }
+        // A finalized layer stays Ready while nobody can tell; what the scan shows is judged by the next pass.
+        Sight::CannotLook if seen.subject == want.version => {
+            let Verdict { step, next, .. } = cannot_tell(seen, "the frozen disk");
+            return Verdict { step, say: Say::Finalized(format!("version '{}' is finalized", want.version)), next };
         }
         Sight::Found(_) | Sight::Absent | Sight::CannotLook => {}
     }
