@@ -40,12 +40,16 @@ async fn until(rig: &Rig, what: &str, holds: impl Fn(&Connector) -> bool + Send)
 }
 
 async fn ready(rig: &Rig) -> Connector {
-    until(rig, "ready", |c| told(c, C::Ready).0 == "True" && c.status.as_ref().and_then(|s| s.observed_generation) == c.metadata.generation).await
+    until(rig, "ready", |c| {
+        told(c, C::Ready).0 == "True" && c.status.as_ref().and_then(|s| s.observed_generation) == c.metadata.generation
+    })
+    .await
 }
 
 /// Waits until this check fails for this reason, Ready says so too, and the message has these words.
 async fn fails(rig: &Rig, check: C, reason: &str, words: &[&str]) -> Connector {
-    let found = until(rig, reason, |c| told(c, check).0 == "False" && has(c, check, reason) && has(c, C::Ready, reason)).await;
+    let found =
+        until(rig, reason, |c| told(c, check).0 == "False" && has(c, check, reason) && has(c, C::Ready, reason)).await;
     let message = told(&found, C::Ready).2;
     for word in words {
         assert!(message.contains(word), "{word:?} is not in {message:?}");
@@ -254,7 +258,10 @@ async fn storage_that_is_detached_full_or_unfit_is_told_and_comes_back() {
     let pbds = rig.sim.pool.db().links("SR", &sr, "PBDs").expect("PBDs");
     pbds.iter().for_each(|pbd| set(&rig.sim, "PBD", pbd, "currently_attached", json!(false)));
     let found = fails(&rig, C::StorageReady, "StorageDetached", &["'Shared storage'", "xe pbd-plug"]).await;
-    assert_eq!(told(&found, C::ToolsISOFound), ("Unknown".into(), "NotChecked".into(), told(&found, C::ToolsISOFound).2));
+    assert_eq!(
+        told(&found, C::ToolsISOFound),
+        ("Unknown".into(), "NotChecked".into(), told(&found, C::ToolsISOFound).2)
+    );
     pbds.iter().for_each(|pbd| set(&rig.sim, "PBD", pbd, "currently_attached", json!(true)));
     ready(&rig).await;
 
@@ -277,7 +284,8 @@ async fn storage_that_is_detached_full_or_unfit_is_told_and_comes_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rights_that_are_missing_are_named() {
     let rig = Rig::new().await;
-    let account = |role: Option<&str>| Account { name: "root".into(), password: "secret".into(), role: role.map(str::to_owned) };
+    let account =
+        |role: Option<&str>| Account { name: "root".into(), password: "secret".into(), role: role.map(str::to_owned) };
     rig.sim.pool.accounts.put(account(Some("vm-admin")));
     let _controller = rig.run().await;
     fails(&rig, C::PermissionsSufficient, "PermissionDenied", &["sr.scan", "vm-power-admin"]).await;
@@ -303,7 +311,9 @@ async fn another_pool_at_the_address_is_not_touched_while_layers_rest_on_the_fir
     let rig = Rig::new().await;
     let _controller = rig.run().await;
     rig.layer("here", json!({"suspend": true})).await;
-    let first = until(&rig, "used", |c| told(c, C::Ready).0 == "True" && c.status.as_ref().and_then(|s| s.layers) == Some(1)).await;
+    let first =
+        until(&rig, "used", |c| told(c, C::Ready).0 == "True" && c.status.as_ref().and_then(|s| s.layers) == Some(1))
+            .await;
     let uuid = first.status.and_then(|s| s.pool_uuid).expect("a pool");
 
     let other = Sim::start(serve::Options::default()).await.expect("another pool");
@@ -311,7 +321,8 @@ async fn another_pool_at_the_address_is_not_touched_while_layers_rest_on_the_fir
     patch(&rig, json!({"endpoints": [other.urls()[0]], "tls": {"fingerprintsSHA256": pins}})).await;
     let found = fails(&rig, C::CoordinatorFound, "PoolChanged", &[&uuid, "Orphan"]).await;
     assert_eq!(found.status.and_then(|s| s.pool_uuid), Some(uuid));
-    let changing: BTreeSet<_> = other.pool.log.entries().into_iter().filter(|e| e.number.is_some()).map(|e| e.method).collect();
+    let changing: BTreeSet<_> =
+        other.pool.log.entries().into_iter().filter(|e| e.number.is_some()).map(|e| e.method).collect();
     assert_eq!(changing, BTreeSet::new());
 
     patch(&rig, json!({"endpoints": [rig.sim.urls()[0]]})).await;
@@ -365,7 +376,10 @@ async fn what_belongs_to_no_layer_is_told_and_left_alone() {
     let (lost, kept) = ("11111111-0000-0000-0000-000000000001", "11111111-0000-0000-0000-000000000002");
     let row = disk(lost, false);
     disk(kept, true);
-    let found = until(&rig, "told", |c| told(c, C::Unclaimed).0 == "True" && told(c, C::Unclaimed).2.contains("1 disks of deleted")).await;
+    let found = until(&rig, "told", |c| {
+        told(c, C::Unclaimed).0 == "True" && told(c, C::Unclaimed).2.contains("1 disks of deleted")
+    })
+    .await;
     let message = told(&found, C::Unclaimed).2;
     assert!(message.contains(lost) && message.contains("3 GiB") && message.contains("first seen"), "{message}");
     assert!(!message.contains(kept), "{message}");

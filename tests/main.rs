@@ -9,5 +9,6 @@ mod layers;
 mod lease;
 mod lifecycle;
 mod mirror;
+mod run;
 mod wire;
 mod world;

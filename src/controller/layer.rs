@@ -20,6 +20,7 @@ use super::observe::{Lens, Scene, observe};
 use super::report as tell;
 use super::site::{Site, site};
 use super::status::{self, Outcome, WriteError};
+use crate::api::condition::{ConditionType, find};
 use crate::api::reason::Fault;
 use crate::api::{FINALIZER, PlatformLayer};
 use crate::domain::observed::{Making, Sight, Trouble};
@@ -149,18 +150,14 @@ fn lens<'a>(
     site: &'a Site,
     view: &'a View,
     live: bool,
+    slot: Result<(), String>,
 ) -> Lens<'a> {
-    let key = connector_of(layer);
-    let siblings = ctx.layers_of(&key);
-    let limit = usize::try_from(site.connector.spec.limits.machines).unwrap_or(0);
+    let siblings = ctx.layers_of(&connector_of(layer));
     let deleting = layer.metadata.deletion_timestamp.is_some();
-    let slot = match ctx.slots.lock().unwrap_or_else(PoisonError::into_inner) {
-        _ if deleting || want.suspend => Ok(()),
-        mut slots => slots.ask(layer, &siblings, limit),
-    };
     let recorded_bases = ctx
         .all_layers()
-        .filter(|l| l.uid() != layer.uid() || !deleting)
+        // Of two that go at the same time neither may leave the base to the other.
+        .filter(|l| l.metadata.deletion_timestamp.is_none())
         .filter_map(|l| l.status)
         .flat_map(|s| s.disk.and_then(|d| d.base).into_iter().chain(s.versions.into_iter().filter_map(|v| v.base)))
         .map(|b| b.uuid)
@@ -182,6 +179,21 @@ fn lens<'a>(
     }
 }
 
+/// Asks for a machine slot, where a machine will be wanted. Only a decision asks: a grant that nobody decides on would be kept.
+fn slot(ctx: &Context, layer: &PlatformLayer, want: &Want, site: &Site) -> Result<(), String> {
+    if layer.metadata.deletion_timestamp.is_some() || want.suspend || is_frozen(layer) {
+        return Ok(());
+    }
+    let limit = usize::try_from(site.connector.spec.limits.machines).unwrap_or(0);
+    let siblings = ctx.layers_of(&connector_of(layer));
+    ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).ask(layer, &siblings, limit)
+}
+
+/// The wanted version is there: nothing is made for it any more.
+fn is_frozen(layer: &PlatformLayer) -> bool {
+    layer.status.as_ref().is_some_and(|s| s.versions.iter().any(|v| v.version == layer.spec.version))
+}
+
 /// The older layer of the same name on the same Connector, in words.
 fn older_namesake(layer: &PlatformLayer, siblings: &[PlatformLayer]) -> Option<String> {
     let age = |l: &PlatformLayer| (l.creation_timestamp(), l.uid());
@@ -199,7 +211,7 @@ fn decide(
     view: &View,
     live: bool,
 ) -> Result<(Scene, Plan), Trouble> {
-    let lens = lens(ctx, layer, want, site, view, live);
+    let lens = lens(ctx, layer, want, site, view, live, slot(ctx, layer, want, site));
     let scene = observe(&lens)?;
     let plan = if lens.deleting {
         removal::decide_removal(want, &scene.observed, &scene.estate)
@@ -224,12 +236,16 @@ async fn carry_out(
     plan: Plan,
 ) -> Result<Action, Error> {
     let uid = layer.uid().unwrap_or_default();
+    tracing::debug!(layer = %layer.name_any(), live, phase = plan.phase.as_str(), step = ?plan.step, "decided");
     // The mirror may not show yet what the last pass did: the same step again is waited for, not repeated.
-    if !live && site.pool.memory().just_done(&uid, &plan.step, ctx.pace.now(), ctx.pace.task) {
+    if !live
+        && !plan.step.only_status()
+        && site.pool.memory().just_done(&uid, &plan.step, ctx.pace.now(), ctx.pace.task)
+    {
         return Ok(Action::requeue(ctx.pace.task));
     }
     let acted = {
-        let lens = lens(ctx, layer, want, site, view, live);
+        let lens = lens(ctx, layer, want, site, view, live, scene.observed.slot.clone());
         let result = audit::scope(layer, &scene.observed.subject, act(&lens, &scene, &plan.step)).await;
         if result.is_ok() {
             site.pool.memory().did(&uid, &plan.step, ctx.pace.now());
@@ -250,14 +266,11 @@ async fn carry_out(
     }
     let action = report(ctx, layer, want, None, Some((&scene, &plan)), failed.as_ref()).await?;
     if failed.is_none() {
-        let lens = lens(ctx, layer, want, site, view, live);
+        let lens = lens(ctx, layer, want, site, view, live, scene.observed.slot.clone());
         act::after_status(&lens, &scene, &plan.step);
         if plan.step == Step::DropIntent {
             let next = site.pool.memory().leave_sources(&uid);
             wake_next(ctx, &next);
-        }
-        if matches!(plan.say, plan::Say::Finalized(_)) {
-            ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).give_back(&uid);
         }
     }
     Ok(action)
@@ -274,6 +287,11 @@ async fn report(
 ) -> Result<Action, Error> {
     let outcome = Outcome { layer, want, connector, seen, failed, now: Time(Timestamp::now()) };
     let status = status::compose(&outcome);
+    // Who cannot go on leaves the slot to others; what is made already counts by its status.
+    if connector.is_some() || find(&status.conditions, ConditionType::Stalled).is_some() {
+        let uid = layer.uid().unwrap_or_default();
+        ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).give_back(&uid);
+    }
     debug_assert_eq!(invariants(layer, &status), Vec::<String>::new(), "a status that breaks the rules of conditions");
     let wrote = status::publish(&api(ctx, layer), &ctx.pace, layer, &status).await.map_err(Error::Status)?;
     if wrote {

@@ -111,7 +111,7 @@ pub async fn report(guest: &Guest, check: &Check) -> Option<()> {
     let keys = lines.into_iter().map(|(k, v)| (format!("{PREFIX}report/{k}"), v)).collect();
     guest.remove(&[format!("{PREFIX}report")]).ok()?;
     guest.write(&keys).await.ok()?;
-    guest.stage("reported", MOMENT).await;
+    guest.stage("reported", 5 * MOMENT).await;
     Some(())
 }
 

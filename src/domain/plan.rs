@@ -143,6 +143,14 @@ pub enum Step {
 }
 
 impl Step {
+    /// Steps that are done by the status write alone, or by nothing: to repeat them costs nothing.
+    pub fn only_status(&self) -> bool {
+        matches!(
+            self,
+            Self::Nothing | Self::Enter | Self::RecordIntent(_) | Self::DropIntent | Self::Record | Self::LetGo
+        )
+    }
+
     /// Steps before which the live pool and the live object are asked.
     pub fn needs_live_look(&self) -> bool {
         match self {
@@ -357,8 +365,10 @@ fn version_changed(want: &Want, seen: &Observed) -> Say {
     Say::Stalled(
         Reason::VersionChanged,
         format!(
-            "spec.version is '{}', but version '{}' is in work: set spec.version back and finalize it, or set spec.discard to '{}' to throw it away",
-            want.version, seen.subject, seen.subject
+            "spec.version is '{new}', but version '{old}' is in work: set spec.version back to '{old}' (together with spec.discard: '{new}', \
+             of which there is nothing to lose) and finalize it, or set spec.discard to '{old}' to throw it away",
+            new = want.version,
+            old = seen.subject
         ),
     )
 }
@@ -433,6 +443,11 @@ fn tidy(want: &Want, seen: &Observed) -> Verdict {
                     seen.subject
                 ),
             ));
+        }
+        // A finalized layer stays Ready while nobody can tell; what the scan shows is judged by the next pass.
+        Sight::CannotLook if seen.subject == want.version => {
+            let Verdict { step, next, .. } = cannot_tell(seen, "the frozen disk");
+            return Verdict { step, say: Say::Finalized(format!("version '{}' is finalized", want.version)), next };
         }
         Sight::Found(_) | Sight::Absent | Sight::CannotLook => {}
     }

@@ -1,6 +1,6 @@
 //! A layer's whole surroundings for one test: a namespace, a simulated pool, a Connector that leads to it, and the controller in process.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use k8s_openapi::api::events::v1::Event;
@@ -14,8 +14,9 @@ use lamina::controller::pace::Pace;
 use lamina::controller::{self, Settings};
 use lamina::demo::person::{Check, Deed, person};
 use lamina::local::Who;
+use lamina::sim::Pool;
 use lamina::sim::clock::Clock;
-use lamina::sim::guest::{Match, Program};
+use lamina::sim::guest::{self, Guest, Match, Program};
 use lamina::sim::serve::{self, Sim};
 use lamina::telemetry::Health;
 use serde_json::{Value, json};
@@ -113,8 +114,21 @@ impl Rig {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// What the guests of machines with this name prefix do.
+    /// What the guests of machines with this name prefix do, once the controller has noted their boot: a real one takes many times as long.
     pub fn guest(&self, name: &str, program: Program) {
+        let pool = Arc::downgrade(&self.sim.pool);
+        let patient = guest::program(move |g: Guest| {
+            let (pool, program) = (pool.clone(), Arc::clone(&program));
+            async move {
+                noted(&pool, &g).await;
+                program(g).await
+            }
+        });
+        self.hasty_guest(name, patient);
+    }
+
+    /// What guests do that wait for nobody.
+    pub fn hasty_guest(&self, name: &str, program: Program) {
         self.sim.pool.world.guests.add(Match { name: Some(format!("{name}*")), ..Match::default() }, program);
     }
 
@@ -240,6 +254,18 @@ pub fn idle() -> Program {
 
 pub fn uid(l: &PlatformLayer) -> String {
     l.uid().expect("a uid")
+}
+
+async fn noted(pool: &Weak<Pool>, guest: &Guest) {
+    let boot = format!("{}@", guest.domid);
+    let is_noted = |pool: Arc<Pool>| {
+        let db = pool.db();
+        let vm = db.by_uuid("VM", &guest.vm).ok()?;
+        Some(db.field("VM", &vm, "other_config").ok()?["lamina.dev/boot"].as_str()?.starts_with(&boot))
+    };
+    while pool.upgrade().is_some_and(|pool| is_noted(pool) != Some(true)) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 fn merge(into: &mut Value, from: Value) {

@@ -11,9 +11,13 @@ use crate::common::rig::{Rig, disk, machine, ready, says, status, uid};
 async fn a_packaging_layer_walks_all_phases_and_keeps_what_was_done() {
     let rig = Rig::new().await;
     rig.guest("walk", person::usual(false));
+    rig.sim.pool.clock.hold("guest/reported");
     let _controller = rig.run().await;
     rig.layer("walk", json!({"comment": "first", "packagingDisk": {"fileName": "walk.vhd", "size": "120Gi"}})).await;
     rig.until_phase("walk", Phase::MachineRunning).await;
+    let found = rig.until_reason("walk", "FixIntegrity").await;
+    assert_eq!(status(&found).integrity.expect("a verdict").findings[0].reason, "RebootPending");
+    rig.sim.pool.clock.unhold("guest/reported");
     let halted = rig.until_reason("walk", "ApproveFinalize").await;
     let (work, vm, uid) = (disk(&halted), machine(&halted), uid(&halted));
     assert_eq!(says(&halted, ConditionType::IntegrityVerified), "True/Verified");
@@ -74,6 +78,7 @@ async fn a_packaging_layer_walks_all_phases_and_keeps_what_was_done() {
 async fn a_publishing_layer_for_pvs_is_rearmed_once() {
     let rig = Rig::new().await;
     rig.guest("pvs", person::usual(true));
+    rig.sim.pool.clock.hold("guest/check");
     let _controller = rig.run().await;
     let publishing = json!({
         "purpose": "Publishing", "kms": {"rearm": true}, "finalize": {"policy": "OnShutdown"},
@@ -82,6 +87,7 @@ async fn a_publishing_layer_for_pvs_is_rearmed_once() {
     rig.layer("pvs", publishing).await;
     let running = rig.until_reason("pvs", "InstallSoftware").await;
     assert!(ready(&running).is_some_and(|(_, m)| m.contains("pvs 1 packaging") && m.contains("rearm")), "{running:?}");
+    rig.sim.pool.clock.unhold("guest/check");
     let done = rig.until_finalized("pvs", "1").await;
     assert_eq!(status(&done).versions[0].rearms_left, Some(2));
     rig.hands.assert_tidy().await;

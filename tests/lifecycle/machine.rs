@@ -11,7 +11,7 @@ use crate::common::rig::{Rig, idle, machine, quick, ready, says, status, uid};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_is_started_once_even_if_it_halts_at_once() {
     let rig = Rig::new().await;
-    rig.guest("brief", lamina::sim::guest::program(|_| async { lamina::sim::power::Exit::Halt }));
+    rig.hasty_guest("brief", lamina::sim::guest::program(|_| async { lamina::sim::power::Exit::Halt }));
     let controller = rig.run().await;
     rig.layer("brief", json!({})).await;
     let halted = rig.until_phase("brief", Phase::AwaitingFinalize).await;

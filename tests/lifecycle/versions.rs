@@ -82,7 +82,7 @@ async fn a_version_changed_under_work_stalls_and_names_both_cures() {
         ready(&stalled).is_some_and(|(_, m)| m.contains("set spec.version back") && m.contains("spec.discard to '1'"))
     );
     assert_eq!(disk(&stalled), disk(&before));
-    rig.patch("c", json!({"version": "1"})).await;
+    rig.patch("c", json!({"version": "1", "discard": "2"})).await;
     let back = rig.until_reason("c", "StartMachine").await;
     assert_eq!(disk(&back), disk(&before));
 }
