@@ -9,6 +9,7 @@ mod happy;
 mod integrity;
 mod loss;
 mod machine;
+mod midway;
 mod objects;
 mod removal;
 mod storage;

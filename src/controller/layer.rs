@@ -158,8 +158,15 @@ fn lens<'a>(
         .all_layers()
         // Of two that go at the same time neither may leave the base to the other.
         .filter(|l| l.metadata.deletion_timestamp.is_none())
-        .filter_map(|l| l.status)
-        .flat_map(|s| s.disk.and_then(|d| d.base).into_iter().chain(s.versions.into_iter().filter_map(|v| v.base)))
+        .filter_map(|l| Some((l.uid() == layer.uid(), l.status?)))
+        // A disk that is being thrown away names its base no more.
+        .flat_map(|(own, s)| {
+            s.disk
+                .filter(|d| !own || want.discard.as_ref() != Some(&d.version))
+                .and_then(|d| d.base)
+                .into_iter()
+                .chain(s.versions.into_iter().filter_map(|v| v.base))
+        })
         .map(|b| b.uuid)
         .collect();
     Lens {

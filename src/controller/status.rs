@@ -274,13 +274,11 @@ fn disk(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, step: &Step) 
     let seen = &scene.observed;
     let before = old.disk.as_ref();
     let Some(w) = seen.work.found() else {
-        // Removed by ourselves: the record goes. Lost or out of sight: it stays.
-        return before
-            .filter(|_| {
-                seen.work != Sight::Absent
-                    || before.is_some_and(|d| d.version != seen.subject && !gone_with_its_version(o, d, scene))
-            })
-            .cloned();
+        // Removed by ourselves: the record goes. Lost, out of sight, or in the middle of being thrown away: it stays.
+        let gone = |d: &DiskStatus| gone_with_its_version(o, d, scene);
+        let going = |d: &DiskStatus| gone(d) && seen.finalized(&d.version).is_none() && *step != Step::Record;
+        let stays = |d: &DiskStatus| if d.version == seen.subject { going(d) } else { !gone(d) };
+        return before.filter(|d| seen.work != Sight::Absent || stays(d)).cloned();
     };
     let known = before.is_some_and(|d| d.uuid == w.uuid);
     if !known && *step != Step::Record {

@@ -417,6 +417,8 @@ pub struct Observed {
     pub leftover: Option<Flight>,
     /// Objects that look like ours, and that we cannot claim: uuids.
     pub unclaimed: Vec<String>,
+    /// Shared bases that nobody stands on any more.
+    pub idle_bases: Vec<Disk>,
     /// A slot of the Connector's `limits.machines` is ours, or who holds them.
     pub slot: Result<(), String>,
     /// The older layer that has our name.

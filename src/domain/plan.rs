@@ -832,7 +832,8 @@ fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine, recorded: bool) -
         return verdict;
     }
     let under_way = seen.flight(Making::StartMachine).is_some_and(|f| f.intent.is_some());
-    if !want.power_on && !under_way {
+    // Whoever sets a new token asks for a start, of a machine that never ran too.
+    if !want.power_on && !under_way && new_token(want, m).is_none() {
         return Verdict::rest(Say::Person(
             Reason::StartMachine,
             format!(

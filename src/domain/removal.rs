@@ -11,13 +11,12 @@ use crate::api::reason::Reason;
 
 const DELETING: &str = "removing what the layer has on the pool";
 
-/// All objects of a layer, whatever version they are of, and bases that nobody stands on.
+/// All objects of a layer, whatever version they are of.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Estate {
     pub machines: Vec<Machine>,
     pub works: Vec<Disk>,
     pub frozen: Vec<Disk>,
-    pub idle_bases: Vec<Disk>,
     /// Disks `frozen` that carry the key `retained`.
     pub retained: Vec<String>,
 }
@@ -71,7 +70,7 @@ fn removal(want: &Want, seen: &Observed, estate: &Estate) -> Verdict {
             DeletionPolicy::Retain | DeletionPolicy::Orphan => {}
         }
     }
-    if let Some(base) = estate.idle_bases.first() {
+    if let Some(base) = seen.idle_bases.first() {
         return destroy_disk(base, Step::DestroyBase { disk: base.uuid.clone() });
     }
     if let Some(verdict) = drop_operation(seen) {
@@ -93,6 +92,11 @@ pub(super) fn discard(seen: &Observed) -> Verdict {
     }
     if let Sight::Found(w) = &seen.work {
         return destroy_disk(w, Step::DestroyWork { disk: w.uuid.clone(), after_freeze: false });
+    }
+    // The base that the next version stands on stays.
+    let next = seen.base.found().map(|b| b.uuid.as_str());
+    if let Some(base) = seen.idle_bases.iter().find(|b| Some(b.uuid.as_str()) != next) {
+        return destroy_disk(base, Step::DestroyBase { disk: base.uuid.clone() });
     }
     if let Some(verdict) = drop_operation(seen) {
         return verdict;

@@ -95,3 +95,21 @@ async fn a_connector_that_comes_later_is_found() {
     rig.apply(&connector).await;
     rig.until_reason("early", "StartMachine").await;
 }
+
+/// A 65th version is refused before anything is made.
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_versions_are_refused() {
+    let rig = Rig::new().await;
+    rig.layer("full", json!({"suspend": true})).await;
+    let version =
+        |n: i32| json!({"version": format!("v{n}"), "disk": n.to_string(), "finalizedAt": "2026-01-01T00:00:00Z"});
+    let versions: Vec<_> = (0..64).map(version).collect();
+    let full = json!({"status": {"phase": "Finalized", "current": versions[63].clone(), "versions": versions}});
+    let full = Patch::Merge(full);
+    rig.layers().patch_status("full", &PatchParams::default(), &full).await.expect("a status");
+    let _controller = rig.run().await;
+    rig.patch("full", json!({"suspend": false})).await;
+    let stalled = rig.until_reason("full", "TooManyVersions").await;
+    assert_eq!(status(&stalled).versions.len(), 64);
+    assert_eq!(rig.sim.pool.log.number(), 0);
+}

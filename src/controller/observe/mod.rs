@@ -174,7 +174,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         }
     };
 
-    let estate = estate(lens, &owned, &disk, &sr)?;
+    let estate = estate(lens, &owned, &disk)?;
     let mut observed = Observed {
         subject,
         cluster: lens.cluster.to_owned(),
@@ -192,6 +192,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         flights: Vec::new(),
         leftover: None,
         unclaimed: copies(lens),
+        idle_bases: idle_bases(lens, &sr).into_iter().map(|d| disk(&d)).collect(),
         slot: lens.slot.clone(),
         name_taken_by: lens.name_taken_by.clone(),
         finalizer: lens.layer.metadata.finalizers.iter().flatten().any(|f| f == crate::api::FINALIZER),
@@ -388,7 +389,7 @@ fn copies(lens: &Lens<'_>) -> Vec<String> {
     lens.view.vdis.with(identity::LAYER, uid).filter(|(_, d)| copied(d)).map(|(_, d)| d.uuid.clone()).collect()
 }
 
-fn estate(lens: &Lens<'_>, owned: &Owned<'_>, disk: &dyn Fn(&Arc<Vdi>) -> Disk, sr: &Ref) -> Result<Estate, Trouble> {
+fn estate(lens: &Lens<'_>, owned: &Owned<'_>, disk: &dyn Fn(&Arc<Vdi>) -> Disk) -> Result<Estate, Trouble> {
     let work = |m: &Vm| {
         let version = m.other_config.get(identity::VERSION);
         owned
@@ -408,7 +409,6 @@ fn estate(lens: &Lens<'_>, owned: &Owned<'_>, disk: &dyn Fn(&Arc<Vdi>) -> Disk, 
         machines,
         works: owned.works.iter().map(|(_, d)| disk(d)).collect(),
         frozen: owned.frozen.iter().map(|(_, d)| disk(d)).collect(),
-        idle_bases: idle_bases(lens, sr).into_iter().map(|d| disk(&d)).collect(),
         retained,
     })
 }

@@ -1,0 +1,148 @@
+//! What changes while a call is under way: nothing is claimed that is not wanted any more, and nothing is left behind.
+
+use lamina::api::Phase;
+use serde_json::json;
+
+use crate::common::rig::{Rig, disk, quick, ready, status, uid};
+
+/// A disk that is attached elsewhere while storage copies it is no version.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_attached_during_the_freeze_is_taken_back() {
+    let rig = Rig::new().await;
+    rig.guest("touched", quick());
+    let _controller = rig.run().await;
+    rig.layer("touched", json!({})).await;
+    let halted = rig.until_reason("touched", "ApproveFinalize").await;
+    let w = rig.hands.disk(&disk(&halted)).await.expect("W");
+    rig.sim.pool.clock.hold("VDI.snapshot/");
+    rig.approve("touched", "1").await;
+    rig.sim.pool.clock.held("VDI.snapshot/").await;
+    let (_, vbd) = rig.hands.stranger("thief", &w.r).await;
+    rig.sim.pool.clock.unhold("VDI.snapshot/");
+    let stalled = rig.until_reason("touched", "ForeignDisk").await;
+    assert!(status(&stalled).versions.is_empty() && status(&stalled).operation.is_none());
+    rig.hands.assert_tidy().await;
+    assert!(rig.hands.all("VDI").await.iter().all(|d| d.role() != "frozen"));
+    rig.hands.call("VBD.destroy", json!([vbd])).await;
+    rig.until_finalized("touched", "1").await;
+    rig.hands.assert_tidy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_approval_withdrawn_during_the_freeze_is_heeded() {
+    let rig = Rig::new().await;
+    rig.guest("second", quick());
+    let _controller = rig.run().await;
+    rig.layer("second", json!({})).await;
+    rig.until_reason("second", "ApproveFinalize").await;
+    rig.sim.pool.clock.hold("VDI.snapshot/");
+    rig.approve("second", "1").await;
+    rig.sim.pool.clock.held("VDI.snapshot/").await;
+    rig.patch("second", json!({"finalize": {"approved": null}})).await;
+    rig.sim.pool.clock.unhold("VDI.snapshot/");
+    let back = rig
+        .until("second", "asked again, the freeze taken back", |l| {
+            ready(l).is_some_and(|(r, _)| r == "ApproveFinalize") && status(l).operation.is_none()
+        })
+        .await;
+    assert!(status(&back).versions.is_empty());
+    rig.hands.assert_tidy().await;
+}
+
+/// The OS disk's machine starts while its snapshot is taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_of_an_os_disk_that_got_in_use_is_not_claimed() {
+    let rig = Rig::new().await;
+    let os = rig.hands.named("VDI", "win11-24h2").await.r;
+    let (vm, _) = rig.hands.stranger("builder", &os).await;
+    rig.sim.pool.clock.hold("VDI.snapshot/");
+    let _controller = rig.run().await;
+    rig.layer("os", json!({"machine": {"powerOn": false}})).await;
+    rig.sim.pool.clock.held("VDI.snapshot/").await;
+    rig.hands.call("VM.start", json!([vm, false, false])).await;
+    rig.sim.pool.clock.unhold("VDI.snapshot/");
+    rig.until("os", "in use, the snapshot taken back", |l| {
+        ready(l).is_some_and(|(r, _)| r == "OSDiskInUse") && status(l).operation.is_none()
+    })
+    .await;
+    assert_eq!(rig.hands.bases().await.len(), 0);
+    rig.hands.assert_tidy().await;
+    rig.hands.call("VM.hard_shutdown", json!([vm])).await;
+    rig.until_reason("os", "StartMachine").await;
+    rig.hands.assert_tidy().await;
+}
+
+/// Until a disk is there the version may change freely, whatever is under way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_changed_while_its_disk_is_made_leaves_nothing_of_the_old_one() {
+    let rig = Rig::new().await;
+    rig.sim.pool.clock.hold("VDI.clone/");
+    let _controller = rig.run().await;
+    rig.layer("hasty", json!({"machine": {"powerOn": false}})).await;
+    rig.sim.pool.clock.held("VDI.clone/").await;
+    rig.patch("hasty", json!({"version": "2"})).await;
+    rig.until("hasty", "observed", |l| {
+        l.status.as_ref().is_some_and(|s| s.observed_generation == l.metadata.generation)
+    })
+    .await;
+    rig.sim.pool.clock.unhold("VDI.clone/");
+    let made = rig.until_reason("hasty", "StartMachine").await;
+    assert_eq!(status(&made).disk.map(|d| d.version).as_deref(), Some("2"));
+    let left = rig.hands.of_layer(&uid(&made)).await;
+    assert!(left.iter().all(|t| t.key("version") == Some("2")), "{left:#?}");
+    rig.hands.assert_tidy().await;
+}
+
+/// A deletion waits for what may still come, and removes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_during_a_call_leaves_nothing() {
+    for stage in ["VDI.snapshot/", "VDI.clone/", "VM.clone/", "VM.start/"] {
+        let rig = Rig::new().await;
+        rig.sim.pool.clock.hold(stage);
+        let _controller = rig.run().await;
+        rig.layer("cut", json!({"deletionPolicy": "Delete"})).await;
+        rig.sim.pool.clock.held(stage).await;
+        rig.delete("cut").await;
+        let going = rig.until("cut", "being deleted", |l| {
+            l.metadata.deletion_timestamp.is_some()
+                && ready(l).is_some_and(|(_, m)| m.contains("removing") || m.contains("earlier attempt"))
+        });
+        let uid = uid(&going.await);
+        rig.sim.pool.clock.unhold(stage);
+        rig.until_gone("cut").await;
+        rig.hands.assert_nothing_of(&uid).await;
+        rig.hands.assert_tidy().await;
+        assert_eq!(rig.hands.bases().await.len(), 0, "{stage}");
+    }
+}
+
+/// The base of a version that is thrown away goes with it, where the next one stands on another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_discarded_version_takes_its_base_along() {
+    let rig = Rig::new().await;
+    let _controller = rig.run().await;
+    rig.layer("base", json!({"machine": {"powerOn": false}})).await;
+    rig.until_reason("base", "StartMachine").await;
+    let new = json!({"version": "2", "discard": "1", "osLayer": {"version": "25H1"}});
+    rig.patch("base", new).await;
+    rig.until("base", "version 2", |l| {
+        status(l).disk.is_some_and(|d| d.version == "2") && ready(l).is_some_and(|(r, _)| r == "StartMachine")
+    })
+    .await;
+    rig.hands.assert_tidy().await;
+}
+
+/// A machine that a person was to start can be started by a token too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_token_is_a_first_start_too() {
+    let rig = Rig::new().await;
+    rig.guest("off", quick());
+    let _controller = rig.run().await;
+    rig.layer("off", json!({"machine": {"powerOn": false}})).await;
+    rig.until_reason("off", "StartMachine").await;
+    rig.patch("off", json!({"machine": {"restartToken": "go"}})).await;
+    let halted = rig.until_phase("off", Phase::AwaitingFinalize).await;
+    assert_eq!(status(&halted).machine.and_then(|m| m.restart_token).as_deref(), Some("go"));
+    rig.until_reason("off", "ApproveFinalize").await;
+    assert_eq!(rig.calls("Async.VM.start"), 1);
+}
