@@ -10,7 +10,7 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::common::{admin, client, cluster, eventually, installed, namespace, until};
+use crate::common::{admin, cluster, eventually, namespace, until};
 
 const TERMS: Terms = Terms {
     duration: Duration::from_secs(1),
@@ -174,18 +174,6 @@ async fn without_an_answer_the_lease_is_lost_in_time() {
     eventually("the deadline is over", async || (!deadline.holds()).then_some(())).await;
     assert!(begun.elapsed() < TERMS.duration, "nobody else may lead before that");
     assert!(matches!(keeping.await.unwrap(), Err(Error::NotRenewed(_))));
-}
-
-#[tokio::test]
-async fn the_rights_that_we_ship_are_enough() {
-    installed().await;
-    let account = client(Who::ServiceAccount { namespace: "lamina-system", name: "lamina" }).await;
-    let first = leader(&account, "lamina-system", "first").await;
-    let stop = CancellationToken::new();
-    stop.cancel();
-    first.keep(stop).await.expect("a clean stop");
-    // Created, released; and once more over the released record.
-    leader(&account, "lamina-system", "second").await;
 }
 
 #[test]

@@ -2,11 +2,13 @@
 mod admission;
 mod client;
 mod common;
+mod connector;
 mod crds;
 mod http;
 mod layers;
 mod lease;
 mod lifecycle;
 mod mirror;
+mod run;
 mod wire;
 mod world;

@@ -6,7 +6,7 @@
 set -euo pipefail
 
 readonly programs=(etcd kube-apiserver kube-controller-manager)
-readonly cache=${LAMINA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/lamina}
+readonly here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 say() { printf 'controlplane: %s\n' "$*" >&2; }
@@ -14,22 +14,30 @@ die() { say "$@"; exit 1; }
 
 main() {
   if [[ -n ${KUBEBUILDER_ASSETS:-} ]]; then
-    local missing
-    missing=$(missing_from "$KUBEBUILDER_ASSETS")
+    local assets missing
+    assets=$(absolute "$KUBEBUILDER_ASSETS")
+    missing=$(missing_from "$assets")
     if [[ -z $missing ]]; then
-      (cd "$KUBEBUILDER_ASSETS" && pwd)
+      printf '%s\n' "$assets"
       return
     fi
     # Our own three rather than theirs plus one of ours: a controller manager newer than its API server is not supported.
-    say "KUBEBUILDER_ASSETS=$KUBEBUILDER_ASSETS lacks $missing (envtest ships no kube-controller-manager); using our own build of all three"
+    [[ $missing != kube-controller-manager ]] || missing+=" (envtest ships none)"
+    say "KUBEBUILDER_ASSETS=$assets lacks $missing; using our own build of all three"
   fi
 
-  local dir
+  local cache dir
+  cache=$(absolute "${LAMINA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/lamina}")
   dir=$cache/controlplane-$(cat go.mod go.sum main.go build.sh | sha256 | cut -c1-16)
   if [[ -n $(missing_from "$dir") ]]; then
-    build_once "$dir"
+    build_once "$cache" "$dir"
   fi
   printf '%s\n' "$dir"
+}
+
+# As the caller wrote it, not relative to this script.
+absolute() {
+  if [[ $1 == /* ]]; then printf '%s' "$1"; else printf '%s' "$here/$1"; fi
 }
 
 missing_from() {
@@ -45,7 +53,7 @@ sha256() {
 }
 
 build_once() {
-  local dir=$1
+  local cache=$1 dir=$2
   require_go
   mkdir -p "$cache"
   # The rename below is what makes this safe; the lock only spares the second caller seven minutes (and is no part of macOS).
@@ -72,13 +80,15 @@ build_once() {
 require_go() {
   local need have
   need=$(sed -n 's/^go //p' go.mod)
-  command -v go >/dev/null || die "Go $need or newer is needed to build the local control plane once, and there is no 'go' on PATH." \
+  command -v go >/dev/null || die "Go $need or newer is needed to build the local control plane; there is no 'go' on PATH." \
     "Install it (https://go.dev/dl), or set KUBEBUILDER_ASSETS to a directory with ${programs[*]}."
   have=$(run_go env GOVERSION) || die "'go env' failed, see above"
   have=${have#go}
-  [[ $(printf '%s\n' "$need" "$have" | sort -V | head -n1) == "$need" ]] || die "Go $need or newer is needed, and $(command -v go) is $have." \
-    "Install a newer one (https://go.dev/dl), allow Go to fetch it (GOTOOLCHAIN=auto)," \
-    "or set KUBEBUILDER_ASSETS to a directory with ${programs[*]}."
+  if [[ $(printf '%s\n' "$need" "$have" | sort -V | head -n1) != "$need" ]]; then
+    die "Go $need or newer is needed to build the local control plane, and $(command -v go) is $have." \
+      "Install a newer one (https://go.dev/dl), allow Go to fetch it (GOTOOLCHAIN=auto)," \
+      "or set KUBEBUILDER_ASSETS to a directory with ${programs[*]}."
+  fi
 }
 
 # No C compiler, no workspace of the caller's, and not our lock: what outlives us must not keep it.
@@ -92,8 +102,9 @@ build() {
   say "building Kubernetes $version with etcd $(run_go list -m -f '{{.Version}}' go.etcd.io/etcd/server/v3), once, into $binary"
   say "fetching modules"
   run_go list -deps . >/dev/null
-  # Only what has to be compiled, so that the count is right with a warm Go build cache too.
+  # Only what is still to be compiled, so that the count is right with a warm Go build cache too.
   total=$(run_go list -deps -f '{{if .Stale}}{{.ImportPath}}{{end}}' . | wc -l)
+  say "packages to compile: $total, then one link"
   run_go build -v -buildvcs=false -ldflags "$(linker_flags "$version")" -o "$binary" . 2>&1 | show_progress "$total"
   say "built $(du -h "$binary" | cut -f1) in $(elapsed)"
 }
@@ -126,7 +137,7 @@ show_progress() {
     done=$((done + 1))
     if [[ -t 2 ]]; then
       printf '\r\e[Kcontrolplane: %d/%d %s %.60s' "$done" "$total" "$(elapsed)" "$line" >&2
-    elif ((SECONDS - shown >= 10 || done == total)); then
+    elif ((SECONDS - shown >= 10)); then
       shown=$SECONDS
       say "$done/$total $(elapsed) $line"
     fi

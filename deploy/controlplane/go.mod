@@ -170,6 +170,7 @@ require (
 	sigs.k8s.io/yaml v1.6.0 // indirect
 )
 
+// Written by pin.sh, which says why.
 replace (
 	k8s.io/api => k8s.io/api v0.37.2
 	k8s.io/apiextensions-apiserver => k8s.io/apiextensions-apiserver v0.37.2

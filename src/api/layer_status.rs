@@ -2,6 +2,8 @@
 //!
 //! Absent means absent: every empty field is left out of the document, for that is how an applied field is cleared. Nothing in
 //! here may vary without a change in the world (no clocks, no counters, no raw upstream text), since an equal status is not written.
+//!
+//! Longer than 350 lines: every field of a status carries the doc comment that `kubectl explain` prints.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;

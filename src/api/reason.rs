@@ -118,15 +118,15 @@ reasons! {
     WaitingForCapacity Wait [Ready Reconciling] "no host has room for machine <machine>", "Free memory on a host that sees disk, ISO and networks, or lower spec.machine.memory.";
     WaitingForStorage Wait [Ready Reconciling] "storage repository <name> does not answer", "Check its connection to the hosts.";
     WaitingForDisk Wait [Ready Reconciling] "disk <name> is in use", "Detach it from <user>.";
-    WaitingForPool Wait [Ready Reconciling] "the pool is busy, starting or being upgraded", "";
+    WaitingForPool Wait [Ready Reconciling CoordinatorFound] "the pool is busy, starting or being upgraded", "";
     WaitingForMachine Wait [Ready Reconciling] "machine <machine> is not at rest", "";
     HeldByDom0 Wait [Ready Reconciling] "an export that died holds disk <name> in the control domain; it is freed after 10 minutes", "";
 
     // Tried again.
-    PoolError Retry [Ready Reconciling] "the pool refused a call for a reason that usually passes: <code>", "If it stays: look for the operation id in the controller's log and in the coordinator's xensource.log.";
+    PoolError Retry [Ready Reconciling CoordinatorFound] "the pool refused a call for a reason that usually passes: <code>", "If it stays: look for the operation id in the controller's log and in the coordinator's xensource.log.";
     ReplyLost Retry [Ready Reconciling] "the reply to a call was lost or garbled; the pool is looked at before anything is repeated", "";
     StorageError Retry [Ready Reconciling] "storage failed: <code>", "If it stays: check the storage repository, and SMlog on the coordinator.";
-    APIServerError Retry [Ready Reconciling] "the Kubernetes API refused a write", "";
+    APIServerError Retry [Ready Reconciling Reachable Authenticated] "the Kubernetes API refused a write, or did not say what was asked", "";
 
     // Stalled: the object itself.
     InvalidObject Stalled [Ready Stalled] "the object cannot be read: <what>", "Correct the field that is named.";
@@ -158,7 +158,7 @@ reasons! {
     SnapshotUnproven Stalled [Ready Stalled] "the pool forgot that frozen disk <uuid> is the snapshot of the packaging disk, which is kept", "Compare the two disks, then remove the packaging disk by hand.";
     PoolChanged Stalled [Ready Stalled ConnectorReady CoordinatorFound] "the pool that answers is not <uuid>, which the recorded disks are in", "Point the Connector back at that pool, or delete its layers with deletionPolicy Orphan.";
     NoRearmsLeft Stalled [Ready Stalled IntegrityVerified] "Windows in this disk had no rearm left", "Start again from an OS layer with rearms left, or remove spec.kms.";
-    NoHostCanBoot Stalled [Ready Stalled] "no host can start machine <machine>: <why, host by host>", "Put disk, ISO and networks where one host sees them all.";
+    NoHostCanBoot Stalled [Ready Stalled ToolsISOFound] "no host can start machine <machine>: <why, host by host>", "Put disk, ISO and networks where one host sees them all.";
     ForeignDisk Stalled [Ready Stalled] "another machine has the packaging disk: <machine>", "Detach the disk from that machine.";
 
     // Stalled: the pool.

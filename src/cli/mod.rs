@@ -1,4 +1,5 @@
 //! The command line. Called by `main`; what a command does is in the rooms below, what it is told is here.
+mod run;
 mod simulate;
 
 use std::io::Write;
@@ -21,6 +22,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the controller.
+    Run(run::Args),
     /// Show layers walking through all phases, on a cluster and a pool of the demo's own.
     Demo(demo::Args),
     /// Print the CustomResourceDefinitions, for `kubectl apply --server-side -f -`.
@@ -34,6 +37,7 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Demo(args) => demo::run(args, stopped()?).await,
+            Command::Run(args) => run::run(args, stopped()?).await,
             Command::Crds => crds(),
             Command::Simulate(args) => simulate::run(args, stopped()?).await,
         }
@@ -48,7 +52,7 @@ fn crds() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Cancelled by Ctrl-C and by SIGTERM.
+/// Cancelled by Ctrl-C and by SIGTERM, as a terminal and a kubelet say it.
 fn stopped() -> anyhow::Result<CancellationToken> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let stop = CancellationToken::new();

@@ -12,9 +12,9 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::connector::{Connector, ConnectorSpec, SecretRef, Tls};
+use crate::sim::build::WorldFile;
 use crate::sim::clock::Clock;
 use crate::sim::serve::{Options, Sim};
-use crate::sim::world::WorldFile;
 use crate::sim::{control, script};
 
 #[derive(Debug, clap::Args)]
@@ -109,7 +109,7 @@ fn connector(sim: &Sim, args: &Args) -> Connector {
         endpoints: sim.urls(),
         credentials_secret_ref: SecretRef { name: args.name.clone() },
         tls: Some(Tls {
-            fingerprints_sha256: Some(sim.hosts.iter().map(|h| h.fingerprint.clone()).collect()),
+            fingerprints_sha256: Some(sim.hosts.iter().map(|h| h.fingerprint.replace(":", "")).collect()),
             ..Tls::default()
         }),
         template: template(sim).unwrap_or_else(|| "name a custom template here".to_owned()),

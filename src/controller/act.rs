@@ -2,6 +2,8 @@
 //!
 //! References are looked up in the view that the decision was made on. A reply that is lost is an error like any other: the next pass
 //! observes what became of it.
+//!
+//! Longer than 350 lines: one function a step, and nothing else; apart they would have to share the hand that carries them out.
 
 use std::collections::BTreeSet;
 

@@ -1,90 +1,331 @@
-//! Temporary: leads to the pool, checks nothing.
-use std::sync::Arc;
+//! The Connector: log-in, checks, status. Called by `run`.
+//!
+//! One reconcile: credentials → link → checks → status. The pool is put within the layers' reach (`Context::pools`) only once it has proved
+//! to be the one that they are in. A Secret is read at the first log-in and while the pool refuses us: a rotation needs no restart, and a
+//! Secret that is gone does not end a session that works. Never writes to the pool.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::controller::Action;
-use kube::runtime::reflector::ObjectRef;
-use kube::{Api, ResourceExt};
+use kube::runtime::watcher::Event;
+use kube::{Resource, ResourceExt};
+use tokio::sync::watch;
 
-use super::context::{Context, Guarded};
-use super::pool::Pool;
-use crate::api::Connector;
-use crate::xapi::client::{Client, Credentials, Options, Timeouts, Tls};
-use crate::xapi::mirror::{Batch, Mirror, MirrorOptions};
+use super::checks::{ANSWERS, Outcome};
+use super::connector_status::{Subject, compose};
+use super::connector_write::{Error, announce, publish, set_finalizer};
+use super::context::{ConnectorKey, Context, Guarded, connector_of};
+use super::credentials::Reader;
+use super::inspect;
+use super::link::{Link, Origin, Setup, deliver, wake_connector};
+use super::sweep::{Known, Swept, sweep};
+use super::wakes::Wakes;
+use crate::api::condition::ConditionType as C;
+use crate::api::connector::{AllowedNamespaces, ConnectorStatus, NamespacesFrom};
+use crate::api::reason::{Fault, Reason};
+use crate::api::{Connector, PlatformLayer, REQUESTED_AT};
+use crate::xapi::mirror::Health;
 
-#[derive(Debug, thiserror::Error)]
-#[error("connector")]
-pub struct Error;
+/// All Connectors of the cluster.
+pub struct Connectors {
+    ctx: Arc<Context>,
+    links: Mutex<HashMap<ConnectorKey, Arc<Link>>>,
+    /// The statuses as last written, by uid: a watch may lag behind our own writes, and times must not move for that.
+    written: Mutex<HashMap<String, ConnectorStatus>>,
+    /// Where each layer was last seen to belong, by uid, and whether it was being deleted.
+    places: Mutex<HashMap<String, (ConnectorKey, bool)>>,
+    /// All layers are in the store. Not asked of the store itself, whose answer wakes only one of those who wait for it.
+    counted: watch::Sender<bool>,
+}
 
-pub async fn reconcile(stored: Arc<Guarded<Connector>>, ctx: Arc<Context>) -> Result<Action, Error> {
-    let Ok(c) = &stored.0 else { return Ok(Action::await_change()) };
-    let key = (c.namespace().unwrap_or_default(), c.name_any());
-    if ctx.pools.get(&key).is_some() {
-        return Ok(Action::requeue(ctx.pace.rest));
+/// Ends the links: with the reconciles, also where those are dropped in their midst.
+impl Drop for Connectors {
+    fn drop(&mut self) {
+        for (key, _) in lock(&self.links).drain() {
+            self.ctx.pools.set(&key, None);
+        }
     }
-    let secret = Api::<Secret>::namespaced(ctx.client.clone(), &key.0)
-        .get(&c.spec.credentials_secret_ref.name)
-        .await
-        .map_err(|_| Error)?;
-    let get = |k: &str| {
-        secret
-            .data
-            .as_ref()
-            .and_then(|d| d.get(k))
-            .and_then(|v| String::from_utf8(v.0.clone()).ok())
-            .unwrap_or_default()
-    };
-    let fps: Vec<[u8; 32]> = c
-        .spec
-        .tls
-        .iter()
-        .flat_map(|t| t.fingerprints_sha256.iter().flatten())
-        .filter_map(|f| {
-            let hex: String = f.chars().filter(|c| *c != ':').collect();
-            let bytes: Vec<u8> =
-                (0..hex.len() / 2).filter_map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).ok()).collect();
-            bytes.try_into().ok()
-        })
-        .collect();
-    let deadline = ctx.deadline.clone();
-    let metrics = ctx.metrics.clone();
-    let client = Client::new(Options {
-        endpoints: c.spec.endpoints.clone(),
-        credentials: Credentials { username: get("username"), password: get("password") },
-        tls: if fps.is_empty() { Tls::Insecure } else { Tls::Fingerprints(fps) },
-        originator: ctx.originator.clone(),
-        timeouts: Timeouts::default(),
-        permit: Arc::new(move || deadline.holds()),
-        observer: Arc::new(move |r| {
-            super::audit::call(r);
-            let _m = &metrics;
-        }),
-    })
-    .map_err(|_| Error)?;
-    let (tx, mut rx) = tokio::sync::mpsc::channel::<Batch>(64);
-    let pace = ctx.pace;
-    let mirror = Mirror::start(
-        client.clone(),
-        MirrorOptions {
-            poll: pace.poll,
-            resync: Arc::new(move || pace.jittered(pace.resync)),
-            retry: Arc::new(move |n| pace.backoff(n)),
-            indexed: &["lamina.dev/layer", "lamina.dev/op", "lamina.dev/making", "lamina.dev/role"],
-        },
-        tx,
-    );
-    let weak = Arc::downgrade(&ctx);
-    let k = key.clone();
-    tokio::spawn(async move {
-        while rx.recv().await.is_some() {
-            let Some(ctx) = weak.upgrade() else { return };
-            for l in ctx.layers_of(&k) {
-                ctx.wake(&l);
+}
+
+impl Connectors {
+    pub fn new(ctx: Arc<Context>) -> Arc<Self> {
+        let (links, written, places) = Default::default();
+        Arc::new(Self { ctx, links, written, places, counted: watch::Sender::new(false) })
+    }
+
+    pub fn ctx(&self) -> &Context {
+        &self.ctx
+    }
+
+    /// Gives all sessions back; the last thing to do.
+    pub async fn log_out(&self) {
+        let links: Vec<_> = lock(&self.links).values().cloned().collect();
+        for link in links {
+            link.pool.client.logout().await;
+        }
+    }
+
+    /// To be told of each event of the layers' watch, after the store was. Wakes the Connectors whose users changed.
+    pub fn layer_event(&self, event: &Event<Guarded<PlatformLayer>>) {
+        let (layer, gone) = match event {
+            Event::Apply(layer) | Event::InitApply(layer) => (layer, false),
+            Event::Delete(layer) => (layer, true),
+            Event::Init => return,
+            Event::InitDone => {
+                self.counted.send_replace(true);
+                return;
+            }
+        };
+        let Some(uid) = &layer.meta().uid else { return };
+        let deleting = layer.meta().deletion_timestamp.is_some();
+        let place = layer.0.as_ref().ok().filter(|_| !gone).map(|layer| (connector_of(layer), deleting));
+        let before = match place.clone() {
+            Some(place) => lock(&self.places).insert(uid.clone(), place),
+            None => lock(&self.places).remove(uid),
+        };
+        if before != place {
+            [before, place].into_iter().flatten().for_each(|(key, _)| wake_connector(&self.ctx, &key));
+        }
+    }
+
+    /// The layers that use a Connector. Those of namespaces that it does not let in do not count, or anybody could keep it from being
+    /// deleted; unless it let them in once, and they have something in the pool.
+    fn users(&self, key: &ConnectorKey, allowed: &AllowedNamespaces) -> Vec<PlatformLayer> {
+        let mut users = self.ctx.layers_of(key);
+        users.retain(|layer| {
+            let own = layer.namespace().is_some_and(|ns| ns == key.0);
+            let had_pool = layer.status.as_ref().is_some_and(|s| s.pool.is_some());
+            own || had_pool || allowed.from != NamespacesFrom::Same
+        });
+        users
+    }
+
+    fn link(&self, key: &ConnectorKey) -> Option<Arc<Link>> {
+        lock(&self.links).get(key).cloned()
+    }
+
+    /// The pool goes out of reach, and the session is given back.
+    fn unlink(&self, key: &ConnectorKey) {
+        self.ctx.pools.set(key, None);
+        if let Some(link) = lock(&self.links).remove(key) {
+            let client = link.pool.client.clone();
+            tokio::spawn(async move { client.logout().await });
+        }
+    }
+
+    /// The checks, in their order, up to the first that fails. `expected`: the pool that layers rest on. `deleting`: layers are on their
+    /// way out.
+    async fn check(
+        &self,
+        key: &ConnectorKey,
+        connector: &Connector,
+        expected: Option<&str>,
+        deleting: bool,
+    ) -> Outcome {
+        let (mut outcome, spec) = (Outcome::default(), &connector.spec);
+        let secret = &spec.credentials_secret_ref.name;
+        let reader = Reader { client: &self.ctx.client, namespace: &key.0, patience: self.ctx.pace.write };
+        let setup = match reader.tls(spec).await {
+            Ok(tls) => Setup { endpoints: spec.endpoints.clone(), tls },
+            Err(trouble) => {
+                outcome.fail(C::Reachable, trouble);
+                return outcome;
+            }
+        };
+        let origin = Origin { secret: secret.clone(), requested: connector.annotations().get(REQUESTED_AT).cloned() };
+        let Some(link) = self.connect(key, setup, origin, &reader, deleting, &mut outcome).await else {
+            return outcome;
+        };
+        match link.health() {
+            Health::Never => return outcome,
+            Health::Lost(error) => {
+                link.forget_rights();
+                outcome.lost(&error, &link.setup.tls, secret);
+                return outcome;
+            }
+            Health::Synced => {}
+        }
+        let view = link.pool.mirror.view();
+        if !outcome.coordinator(&view, secret, expected) {
+            if outcome.failure() == Some(Reason::PoolChanged) {
+                self.ctx.pools.set(key, None);
+            }
+            return outcome;
+        }
+        if self.ctx.pools.get(key).is_none_or(|pool| !Arc::ptr_eq(&pool, &link.pool)) {
+            self.ctx.pools.set(key, Some(link.pool.clone()));
+            deliver(&self.ctx, key, &Wakes::everybody());
+        }
+        if outcome.parts(&view, spec) {
+            match link.rights().await {
+                Ok(rights) => outcome.rights(&rights),
+                // If it stays, the mirror notices too; until then this check is just not made.
+                Err(error) => {
+                    tracing::info!(connector = key.1, error = error.kind(), "the account's rights could not be asked")
+                }
             }
         }
-    });
-    ctx.pools.set(&key, Some(Arc::new(Pool::new(client, mirror))));
-    let _ = ObjectRef::<Guarded<Connector>>::new_with(&key.1, ());
-    Ok(Action::requeue(Duration::from_secs(600)))
+        outcome
+    }
+
+    /// The link as spec wants it: the present one where it is that, with the account as its Secret now has it if the pool refuses the old.
+    async fn connect(
+        &self,
+        key: &ConnectorKey,
+        setup: Setup,
+        origin: Origin,
+        reader: &Reader<'_>,
+        deleting: bool,
+        outcome: &mut Outcome,
+    ) -> Option<Arc<Link>> {
+        let present = self.link(key).filter(|link| link.setup == setup);
+        let refused = present.as_ref().is_some_and(|link| matches!(link.health(), Health::Lost(e) if e.is_refused()));
+        if let Some(link) = present.as_ref().filter(|link| link.origin() == origin && !refused) {
+            return Some(link.clone());
+        }
+        if present.is_none() {
+            self.unlink(key);
+        }
+        let credentials = match reader.account(&origin.secret, deleting).await {
+            Ok(credentials) => credentials,
+            Err(trouble) => {
+                if refused {
+                    outcome.pass(C::Reachable, ANSWERS);
+                }
+                outcome.fail(C::Authenticated, trouble);
+                return None;
+            }
+        };
+        if let Some(link) = present {
+            link.renew(credentials, origin).await;
+            return Some(link);
+        }
+        let secret = origin.secret.clone();
+        match Link::open(&self.ctx, key, setup.clone(), credentials, origin) {
+            Ok(link) => {
+                let link = Arc::new(link);
+                lock(&self.links).insert(key.clone(), link.clone());
+                Some(link)
+            }
+            Err(error) => {
+                outcome.lost(&error, &setup.tls, &secret);
+                None
+            }
+        }
+    }
+
+    /// What lies about in the pool; none where it cannot be seen now.
+    fn sweep(&self, key: &ConnectorKey, connector: &Connector) -> Option<Swept> {
+        let view = self.ctx.pools.get(key)?.mirror.view();
+        if !view.synced {
+            return None;
+        }
+        if let Ok((sr, record)) = inspect::storage(&view, &connector.spec.storage_repository)
+            && let Some(facts) = inspect::facts(&view, &sr)
+        {
+            self.ctx.metrics.sr_free(&label(key), &[(record.name_label.clone(), facts.free)]);
+        }
+        let layers = self.ctx.layers.state();
+        Some(sweep(&view, &self.ctx.cluster, &Known::of(layers.iter().map(AsRef::as_ref))))
+    }
+
+    /// The Connector is gone.
+    fn forget(&self, key: &ConnectorKey, uid: &str) {
+        self.unlink(key);
+        lock(&self.written).remove(uid);
+        lock(&self.ctx.backoff).succeeded(uid);
+        self.ctx.metrics.sr_free(&label(key), &[]);
+    }
+
+    /// How long until the next look, if nothing wakes us.
+    fn pause(&self, uid: &str, outcome: &Outcome) -> Duration {
+        use Reason as R;
+        let pace = self.ctx.pace;
+        match outcome.failure() {
+            // What is read from the API server is not watched.
+            Some(R::CredentialsRefused | R::CredentialsNotFound | R::CredentialsIncomplete | R::CredentialsGone) => {
+                pace.credentials
+            }
+            Some(R::CABundleNotFound | R::CABundleInvalid) => pace.credentials,
+            Some(R::APIServerError) => self.back_off(uid),
+            // Not all could be asked, and not because something is wrong.
+            None if !outcome.is_ready() => self.back_off(uid),
+            // The mirror wakes us.
+            Some(_) | None => {
+                lock(&self.ctx.backoff).succeeded(uid);
+                pace.jittered(pace.rest)
+            }
+        }
+    }
+
+    fn back_off(&self, uid: &str) -> Duration {
+        let failures = lock(&self.ctx.backoff).failed(uid);
+        self.ctx.pace.backoff(failures)
+    }
+}
+
+/// One look at one Connector.
+pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> Result<Action, Error> {
+    hub.ctx.metrics.reconcile("connector");
+    let key: ConnectorKey = (guard.namespace().unwrap_or_default(), guard.name_any());
+    let (uid, deleting) = (guard.uid().unwrap_or_default(), guard.meta().deletion_timestamp.is_some());
+    let connector = guard.0.as_ref().ok();
+    // Without the layers no Connector knows who needs it. The sender is ours: it cannot be gone.
+    let _told = hub.counted.subscribe().wait_for(|counted| *counted).await.is_ok();
+    let everybody = AllowedNamespaces { from: NamespacesFrom::All, selector: None };
+    let layers = hub.users(&key, connector.map_or(&everybody, |c| &c.spec.allowed_namespaces));
+    if deleting && layers.is_empty() {
+        hub.forget(&key, &uid);
+        set_finalizer(&hub.ctx, &guard, false).await?;
+        return Ok(Action::await_change());
+    }
+    if !deleting {
+        set_finalizer(&hub.ctx, &guard, true).await?;
+    }
+    let written = lock(&hub.written).get(&uid).cloned();
+    let old = written.or_else(|| connector.and_then(|c| c.status.clone())).unwrap_or_default();
+    let outcome = match &guard.0 {
+        Ok(connector) => {
+            let expected = old.pool_uuid.as_deref().filter(|_| !layers.is_empty());
+            let removals = layers.iter().any(|l| l.metadata.deletion_timestamp.is_some());
+            hub.check(&key, connector, expected, removals).await
+        }
+        Err(invalid) => Outcome::invalid(&invalid.error),
+    };
+    if let Some(fault) = outcome.failure().and_then(Reason::fault) {
+        hub.ctx.metrics.fault(kind(fault));
+    }
+    let swept = connector.and_then(|connector| hub.sweep(&key, connector));
+    let mut users: Vec<_> =
+        layers.iter().map(|l| format!("{}/{}", l.namespace().unwrap_or_default(), l.name_any())).collect();
+    users.sort();
+    let tls = connector.and_then(|c| c.spec.tls.as_ref());
+    let insecure = tls.is_some_and(|tls| tls.insecure_skip_verify == Some(true));
+    let subject = Subject { generation: guard.meta().generation, deleting, insecure, users: &users };
+    let pause = hub.pause(&uid, &outcome);
+    let status = compose(&subject, &old, outcome, swept.as_ref(), &Time(jiff::Timestamp::now()));
+    publish(&hub.ctx, &guard, &status).await?;
+    announce(&hub.ctx, &guard, &old, &status).await;
+    lock(&hub.written).insert(uid, status);
+    Ok(Action::requeue(pause))
+}
+
+fn kind(fault: Fault) -> &'static str {
+    match fault {
+        Fault::Retry => "retry",
+        Fault::Wait => "wait",
+        Fault::Stalled => "stalled",
+    }
+}
+
+fn label((namespace, name): &ConnectorKey) -> String {
+    format!("{namespace}/{name}")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is kept here is written in one go each: a panic elsewhere does not make it wrong.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,7 +2,8 @@
 //!
 //! Pure over a `View`. Called by the Connector's checks on the mirror, and by the layers' gates on a live look right before they act, so
 //! that both say the same in the same words. A live look has no storage drivers in it: a table that is empty there proves nothing.
-//! What the disks are to Lamina (ours, claimed, lost) is not judged here: `observe` does.
+//! What the disks are to Lamina (ours, claimed, lost) is not judged here: `observe` does. Longer than other files, since it is one list of
+//! judgements that share their words.
 
 use std::sync::Arc;
 
@@ -364,4 +365,4 @@ fn ambiguous(reason: Reason, kind: &str, wanted: &str, uuids: &[String]) -> Trou
 
 #[cfg(test)]
 #[path = "inspect_tests.rs"]
-mod tests;
+pub(super) mod tests;

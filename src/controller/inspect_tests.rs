@@ -1,12 +1,14 @@
+//! Each way in which what is named can be wrong, on small pools made here.
+
 use super::*;
 use crate::xapi::model::{Host, Network, Pbd, Sm, Vbd};
 
 /// References are the uuids with `r-` before them.
-fn r(uuid: &str) -> Ref {
+pub fn r(uuid: &str) -> Ref {
     Ref(format!("r-{uuid}"))
 }
 
-fn table<T: Row>(rows: Vec<T>) -> Arc<crate::xapi::view::Table<T>> {
+pub fn table<T: Row>(rows: Vec<T>) -> Arc<crate::xapi::view::Table<T>> {
     Arc::new(rows.into_iter().map(|row| (r(row.uuid()), row)).collect())
 }
 
@@ -27,7 +29,7 @@ fn pbd(uuid: &str, host: &str, sr: &str) -> Pbd {
     Pbd { uuid: uuid.into(), host: r(host), sr: r(sr), currently_attached: true }
 }
 
-fn vdi(uuid: &str, name: &str, sr: &str) -> Vdi {
+pub fn vdi(uuid: &str, name: &str, sr: &str) -> Vdi {
     let kind = "user".to_owned();
     Vdi {
         uuid: uuid.into(),

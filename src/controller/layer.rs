@@ -243,8 +243,12 @@ async fn carry_out(
     plan: Plan,
 ) -> Result<Action, Error> {
     let uid = layer.uid().unwrap_or_default();
+    tracing::debug!(layer = %layer.name_any(), live, phase = plan.phase.as_str(), step = ?plan.step, "decided");
     // The mirror may not show yet what the last pass did: the same step again is waited for, not repeated.
-    if !live && site.pool.memory().just_done(&uid, &plan.step, ctx.pace.now(), ctx.pace.task) {
+    if !live
+        && !plan.step.only_status()
+        && site.pool.memory().just_done(&uid, &plan.step, ctx.pace.now(), ctx.pace.task)
+    {
         return Ok(Action::requeue(ctx.pace.task));
     }
     let acted = {

@@ -6,11 +6,16 @@
 pub mod act;
 pub mod audit;
 pub mod backoff;
+pub mod checks;
 pub mod connector;
+pub mod connector_status;
+pub mod connector_write;
 pub mod context;
+pub mod credentials;
 pub mod inspect;
 pub mod layer;
 pub mod lease;
+pub mod link;
 pub mod live;
 pub mod metrics;
 pub mod observe;
@@ -20,21 +25,24 @@ pub mod report;
 pub mod site;
 pub mod slots;
 pub mod status;
+pub mod sweep;
 pub mod trouble;
+pub mod wakes;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::StreamExt;
 use futures::stream::{self, Stream};
+use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::watcher;
+use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio_util::sync::CancellationToken;
 
 use self::backoff::Backoff;
+use self::connector::Connectors;
 use self::context::{Context, Guarded, Pools};
 use self::lease::Deadline;
 use self::metrics::Metrics;
@@ -75,8 +83,10 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
     let (wake_connector, connector_wakes) = mpsc::unbounded_channel();
     let quiet = watcher::Config::default();
     let config = Config::default().concurrency(CONCURRENCY);
-    let layers = Controller::new(api::<PlatformLayer>(&client, namespace), quiet.clone()).with_config(config.clone());
-    let connectors = Controller::new(api::<Connector>(&client, namespace), quiet).with_config(config);
+    let (layer_store, layer_writer) = reflector::store();
+    let layer_events =
+        watcher(api::<PlatformLayer>(&client, namespace), quiet.clone()).default_backoff().reflect(layer_writer);
+    let connectors = Controller::new(api::<Connector>(&client, namespace), quiet).with_config(config.clone());
     let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(settings.identity.clone()) };
     let ctx = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
@@ -86,7 +96,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         originator: settings.identity,
         deadline: settings.deadline,
         metrics: settings.metrics,
-        layers: layers.store(),
+        layers: layer_store.clone(),
         connectors: connectors.store(),
         wake_layer,
         wake_connector,
@@ -94,17 +104,21 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         slots: Mutex::new(Slots::default()),
         backoff: Mutex::new(Backoff::default()),
     });
-    let layers = layers.reconcile_on(received(layer_wakes)).graceful_shutdown_on(stop.clone().cancelled_owned()).run(
-        layer::reconcile,
-        |l, e, c| retry("layer", &l.meta().uid, e, &c),
-        Arc::clone(&ctx),
-    );
+    let pools = Connectors::new(Arc::clone(&ctx));
+    let told = Arc::clone(&pools);
+    let layer_events = layer_events.inspect_ok(move |event| told.layer_event(event)).touched_objects();
+    let layers = Controller::for_stream(layer_events, layer_store)
+        .with_config(config)
+        .reconcile_on(received(layer_wakes))
+        .graceful_shutdown_on(stop.clone().cancelled_owned())
+        .run(layer::reconcile, |l, e, c| retry("layer", &l.meta().uid, e, &c), Arc::clone(&ctx));
     let connectors = connectors
         .reconcile_on(received(connector_wakes))
         .graceful_shutdown_on(stop.cancelled_owned())
-        .run(connector::reconcile, |l, e, c| retry("connector", &l.meta().uid, e, &c), Arc::clone(&ctx));
+        .run(connector::reconcile, |c, e, all| retry("connector", &c.meta().uid, e, all.ctx()), Arc::clone(&pools));
     let metrics = ctx.metrics.clone();
     tokio::join!(drain("layer", layers, &metrics), drain("connector", connectors, &metrics));
+    pools.log_out().await;
     Ok(())
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Called by `layer` alone, at the end of every pass, failing ones too. Pure but for [`publish`]. Nothing in it varies without a change in
 //! the world: no attempt counters, no request ids, no upstream text, no free space.
+//!
+//! Longer than 350 lines: one status is one document, composed in one place.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, Patch, PatchParams};

@@ -30,7 +30,7 @@ use crate::local::manifests;
 use crate::sim::clock::Clock;
 use crate::sim::guest::Match;
 use crate::sim::serve::{self, Sim};
-use crate::telemetry::Health;
+use crate::telemetry::{self, Health};
 use futures::StreamExt;
 
 /// Where the demo's objects are.
@@ -52,11 +52,17 @@ pub struct Args {
     /// How much faster than a real pool's the simulated pool's time runs
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
     speed: f64,
+    /// Show the controller's own log as well, by this filter (e.g. `info`), and its audit lines
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
 }
 
 /// Runs the demo; `stop` ends it early.
 pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     anyhow::ensure!(args.speed.is_finite() && args.speed > 0.0, "--speed must be greater than 0");
+    if let Some(filter) = &args.log {
+        telemetry::install(filter).context("--log")?;
+    }
     let told = stop.clone();
     let Some(cluster) = stop.run_until_cancelled(Cluster::start(args.kubeconfig.clone())).await.transpose()? else {
         return Ok(());
@@ -133,7 +139,8 @@ async fn follow(client: &Client, chronicle: &mut Chronicle) -> anyhow::Result<()
         let layer = layer.context("the watch of the layers")?;
         chronicle.saw(&layer);
         let turn = layer.status.iter().find_map(|s| find(&s.conditions, ConditionType::ActionRequired));
-        if turn.is_some_and(|c| c.reason == Reason::ApproveFinalize.as_str()) {
+        let asked = layer.spec.finalize.approved.as_ref() != Some(&layer.spec.version);
+        if asked && turn.is_some_and(|c| c.reason == Reason::ApproveFinalize.as_str()) {
             approve(&api, &layer).await?;
         }
         if chronicle.complete() {

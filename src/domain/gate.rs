@@ -2,6 +2,8 @@
 //!
 //! Pure. `plan` runs a chain before each step that cannot be taken back, again on the live pool right before it acts, and
 //! again before a freshly made disk is claimed.
+//!
+//! Longer than 350 lines: each gate is three lines of rule and the words that tell its cure.
 
 use super::identity::BOOT;
 use super::observed::{Holder, Machine, Observed, OsDisk, Power, Storage, Trouble};

@@ -2,6 +2,8 @@
 //!
 //! Plain data, built by `controller::observe`, judged by `plan` and `removal`. Nothing here looks anywhere: no I/O, no clock;
 //! elapsed time comes in as a fact (`Quiet::Twice`, `overdue`).
+//!
+//! Longer than 350 lines: plain data with what each field means.
 
 use super::identity::{Keys, Mark, Opid};
 use super::report::Report;

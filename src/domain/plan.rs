@@ -143,6 +143,14 @@ pub enum Step {
 }
 
 impl Step {
+    /// Steps that are done by the status write alone, or by nothing: to repeat them costs nothing.
+    pub fn only_status(&self) -> bool {
+        matches!(
+            self,
+            Self::Nothing | Self::Enter | Self::RecordIntent(_) | Self::DropIntent | Self::Record | Self::LetGo
+        )
+    }
+
     /// Steps before which the live pool and the live object are asked.
     pub fn needs_live_look(&self) -> bool {
         match self {

@@ -88,6 +88,8 @@ mod tests {
     #[test]
     fn a_program_that_died_leaves_its_log() {
         let (mut child, root) = start("sh", &["-c", "echo why; exit 3"]);
+        // Waiting closes the pipe, which would have the directory removed: it is kept open for the time.
+        let _pipe = child.0.stdin.take();
         assert_eq!(child.0.wait().unwrap().code(), Some(3));
         assert!(child.ended());
         assert_eq!(std::fs::read_to_string(root.join("log")).unwrap(), "why\n");

@@ -161,8 +161,23 @@ fn cards(pool: &Pool, source: &Ref) -> Result<Vec<Record>, Failure> {
     Ok(vifs.iter().filter_map(copy).collect())
 }
 
+/// `VM.provision` clears is_a_template by itself, after making the disks that `other_config["disks"]` describes (xapi.md 4.5, 14).
+pub async fn provision(pool: &Arc<Pool>, call: &Call) -> Answer {
+    let vm = call.reference(0);
+    let _operation = vm::begin(pool, call, &vm, "provision").await?;
+    let wanted = pool.db().field("VM", &vm, "other_config")?.get("disks").and_then(Value::as_str).map(str::to_owned);
+    for disk in wanted.iter().flat_map(|xml| described_disks(xml)) {
+        provision_disk(pool, call, &vm, &disk).await?;
+    }
+    pool.db().update("VM", &vm, |row| {
+        row.insert("is_a_template".to_owned(), json!(false));
+        row.get_mut("other_config").and_then(Value::as_object_mut).map(|map| map.remove("disks"));
+    })?;
+    Ok(json!(""))
+}
+
 /// A disk of `other_config["disks"]`.
-pub struct Described {
+struct Described {
     device: String,
     size: i64,
     sr: String,
@@ -170,7 +185,7 @@ pub struct Described {
 }
 
 /// The disks in the XML of a template: `<provision><disk device="0" size="…" sr="…" bootable="true" type="system"/></provision>`.
-pub fn described_disks(xml: &str) -> Vec<Described> {
+fn described_disks(xml: &str) -> Vec<Described> {
     let mut reader = quick_xml::Reader::from_str(xml);
     let mut disks = Vec::new();
     // A template with broken XML describes no disk beyond the break.
@@ -201,7 +216,7 @@ pub fn described_disks(xml: &str) -> Vec<Described> {
 ///
 /// # Errors
 /// Those of `VDI.create`; `DEFAULT_SR_NOT_FOUND [sr]`.
-pub async fn provision_disk(pool: &Arc<Pool>, call: &Call, machine: &Ref, disk: &Described) -> Result<(), Failure> {
+async fn provision_disk(pool: &Arc<Pool>, call: &Call, machine: &Ref, disk: &Described) -> Result<(), Failure> {
     let sr = {
         let db = pool.db();
         let default =

@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::xapi::wire::{Failure, Ref};
 
 mod allowed;
+pub mod build;
 pub mod clock;
 mod clone;
 pub mod control;
@@ -34,7 +35,9 @@ mod placement;
 pub mod power;
 mod process;
 mod query;
+mod queue;
 pub mod restart;
+mod row;
 mod rpc;
 pub mod schema;
 pub mod script;

@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Pool, disk::Node, domain::reflect, sr, vdi};
+use super::{Pool, disk::Node, domain::reflect, row, sr};
 use crate::xapi::wire::{Failure, Ref};
 
 /// The stock configuration writes the database so often (xapi.md 14).
@@ -202,8 +202,8 @@ fn redo(pool: &Pool, what: &What, made: bool) -> Result<(), Failure> {
             for _ in 0..if made { 1 } else { 2 } {
                 let node = Node { sr: sr.clone(), virtual_size: *size, ..Node::default() };
                 let uuid = pool.world.disks().create(node);
-                let row = vdi::add_row(pool, &repository, &uuid);
-                vdi::set(pool, &row, [("name_label", json!(name))]);
+                let row = row::add_row(pool, &repository, &uuid);
+                row::set(pool, &row, [("name_label", json!(name))]);
             }
             Ok(())
         }

@@ -21,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::clock::Clock;
 use super::session::{Account, Accounts};
-use super::{Pool, faults, http, task, world};
+use super::{Pool, build, faults, http, task, world};
 use crate::xapi::wire::Ref;
 
 /// A port that is free on the first address may be taken on another: so many are tried.
@@ -53,7 +53,7 @@ pub struct Options {
     /// How long a wrong password waits for its refusal; about 5 s on a real host (xapi.md 2.1).
     pub refusal: Duration,
     /// What the world has beside the default.
-    pub world: world::WorldFile,
+    pub world: build::WorldFile,
 }
 
 impl Default for Options {
@@ -66,7 +66,7 @@ impl Default for Options {
             user,
             password,
             refusal: Duration::from_millis(100),
-            world: world::WorldFile::default(),
+            world: build::WorldFile::default(),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use serde_json::{Value, json};
 
 use super::{
-    Answer, Call, Pool,
+    Answer, Call, Pool, row,
     schema::Record,
     storage::{Subject, backend, begin},
     vdi,
@@ -45,11 +45,11 @@ pub fn scan(pool: &Pool, sr: &Ref) -> Result<(), Failure> {
     };
     let known: BTreeSet<&String> = rows.iter().map(|(_, u)| u).collect();
     for missing in stored.iter().filter(|u| !known.contains(u)) {
-        let row = vdi::add_row(pool, sr, missing);
-        vdi::link_parent(pool, &row, missing);
+        let row = row::add_row(pool, sr, missing);
+        row::link_parent(pool, &row, missing);
     }
     for (row, uuid) in &rows {
-        if stored.contains(uuid) { refresh(pool, row, uuid) } else { vdi::drop_row(&mut pool.db(), row) }
+        if stored.contains(uuid) { refresh(pool, row, uuid) } else { row::drop_row(&mut pool.db(), row) }
     }
     let dangling: Vec<Ref> = {
         let db = pool.db();
@@ -60,7 +60,7 @@ pub fn scan(pool: &Pool, sr: &Ref) -> Result<(), Failure> {
             .map(|(r, _)| r.clone())
             .collect()
     };
-    dangling.iter().for_each(|row| vdi::set(pool, row, [("snapshot_of", json!(Ref::NULL))]));
+    dangling.iter().for_each(|row| row::set(pool, row, [("snapshot_of", json!(Ref::NULL))]));
     usage(pool, sr, &uuid)
 }
 
@@ -77,8 +77,8 @@ pub fn refresh(pool: &Pool, row: &Ref, uuid: &str) {
             ("managed", json!(!hidden)),
             ("missing", json!(false)),
         ];
-        vdi::set(pool, row, fields);
-        vdi::link_parent(pool, row, uuid);
+        row::set(pool, row, fields);
+        row::link_parent(pool, row, uuid);
     }
 }
 
@@ -145,11 +145,11 @@ fn collect(pool: &Pool, sr: &Ref, uuid: &str) -> bool {
     let after: BTreeSet<String> = pool.world.disks().on(uuid).map(|(u, _)| u.clone()).collect();
     for gone in before.difference(&after) {
         let row = pool.db().by_uuid("VDI", gone);
-        row.map(|row| vdi::drop_row(&mut pool.db(), &row)).unwrap_or_default();
+        row.map(|row| row::drop_row(&mut pool.db(), &row)).unwrap_or_default();
     }
     for left in &after {
         let row = pool.db().by_uuid("VDI", left);
-        row.map(|row| vdi::link_parent(pool, &row, left)).unwrap_or_default();
+        row.map(|row| row::link_parent(pool, &row, left)).unwrap_or_default();
     }
     done && usage(pool, sr, uuid).is_ok()
 }
@@ -162,7 +162,7 @@ pub fn forget(pool: &Pool, sr: &Ref) -> Answer {
         return Err(Failure::new("SR_HAS_PBD", [sr.as_str()]));
     }
     for vdi in db.links("SR", sr, "VDIs")? {
-        vdi::drop_row(&mut db, &vdi);
+        row::drop_row(&mut db, &vdi);
     }
     pbds.iter().for_each(|pbd| db.delete("PBD", pbd));
     db.delete("SR", sr);
@@ -228,13 +228,13 @@ pub fn redo_branch(pool: &Pool, source: &str, snapshot: bool, named: bool) -> Re
     let sr = pool.db().link_to("VDI", &row, "SR")?;
     let made = vdi::fork(pool, &sr, &row, snapshot)?;
     if let Some(base) = &made.base {
-        let row = vdi::add_row(pool, &sr, base);
-        vdi::set(pool, &row, [("name_label", json!("base copy"))]);
-        vdi::link_parent(pool, &row, base);
+        let row = row::add_row(pool, &sr, base);
+        row::set(pool, &row, [("name_label", json!("base copy"))]);
+        row::link_parent(pool, &row, base);
     }
-    vdi::link_parent(pool, &row, source);
-    let child = vdi::add_row(pool, &sr, &made.child);
-    vdi::link_parent(pool, &child, &made.child);
+    row::link_parent(pool, &row, source);
+    let child = row::add_row(pool, &sr, &made.child);
+    row::link_parent(pool, &child, &made.child);
     if named {
         let from = pool.db().get("VDI", &row)?.clone();
         vdi::name_child(pool, &child, &from, snapshot);
@@ -246,6 +246,6 @@ pub fn redo_branch(pool: &Pool, source: &str, snapshot: bool, named: bool) -> Re
 pub fn redo_destroy(pool: &Pool, uuid: &str) -> Result<(), Failure> {
     pool.world.disks().remove(uuid).map_err(|e| backend(&e))?;
     let row = pool.db().by_uuid("VDI", uuid)?;
-    vdi::drop_row(&mut pool.db(), &row);
+    row::drop_row(&mut pool.db(), &row);
     Ok(())
 }

@@ -12,6 +12,7 @@ use super::{
     db::Db,
     disk::{self, Node},
     restart::{Redo, What},
+    row,
     schema::Record,
     sr,
     storage::{Running, STAGE, Subject, backend, begin, begin_copy},
@@ -62,14 +63,14 @@ pub async fn make(pool: &Arc<Pool>, call: &Call, row: &Record) -> Result<Ref, Fa
     let node = Node { sr: sr_uuid, virtual_size: size, inflated, ..Node::default() };
     let uuid = pool.world.disks().create(node);
     work.redo.made();
-    let vdi = add_row(pool, &sr, &uuid);
+    let vdi = row::add_row(pool, &sr, &uuid);
     let kept = ["name_label", "name_description", "type", "sharable", "read_only", "sm_config", "xenstore_data"];
     pool.db().update("VDI", &vdi, |made| {
         for name in kept {
             made.insert(name.to_owned(), field(name));
         }
     })?;
-    link_parent(pool, &vdi, &uuid);
+    row::link_parent(pool, &vdi, &uuid);
     pool.clock.stage(&label(call, "row", &uuid), STAGE).await;
     pool.db().update("VDI", &vdi, |made| {
         for name in ["other_config", "tags"] {
@@ -94,11 +95,11 @@ pub async fn branch(pool: &Arc<Pool>, call: &Call, source: &Ref, snapshot: bool)
     if let Some(base) = &made.base {
         base_row(pool, &subject.sr, base);
         pool.clock.stage(&label(call, "base", &uuid), STAGE / 5).await;
-        set(pool, &pool_row(pool, base), [("managed", json!(false))]);
+        row::set(pool, &pool_row(pool, base), [("managed", json!(false))]);
     }
-    link_parent(pool, source, &uuid);
-    let child = add_row(pool, &subject.sr, &made.child);
-    link_parent(pool, &child, &made.child);
+    row::link_parent(pool, source, &uuid);
+    let child = row::add_row(pool, &subject.sr, &made.child);
+    row::link_parent(pool, &child, &made.child);
     pool.clock.stage(&label(call, "row", &uuid), STAGE).await;
     let from = pool.db().get("VDI", source)?.clone();
     let of = |field: &str| from.get(field).cloned().unwrap_or_default();
@@ -108,12 +109,12 @@ pub async fn branch(pool: &Arc<Pool>, call: &Call, source: &Ref, snapshot: bool)
     if let (Some(keys), true) = (keys.as_object_mut(), snapshot) {
         keys.remove("leaf-coalesce");
     }
-    set(pool, &child, [("other_config", keys), ("xenstore_data", of("xenstore_data"))]);
+    row::set(pool, &child, [("other_config", keys), ("xenstore_data", of("xenstore_data"))]);
     pool.clock.stage(&label(call, "keyed", &uuid), STAGE).await;
-    set(pool, &child, [("tags", of("tags"))]);
+    row::set(pool, &child, [("tags", of("tags"))]);
     pool.clock.stage(&label(call, "tagged", &uuid), STAGE).await;
     if snapshot {
-        set(pool, &child, [("snapshot_of", json!(source))]);
+        row::set(pool, &child, [("snapshot_of", json!(source))]);
     }
     pool.clock.stage(&label(call, "linked", &uuid), STAGE).await;
     work.end(pool, &child);
@@ -153,65 +154,17 @@ pub fn name_child(pool: &Pool, child: &Ref, from: &Record, snapshot: bool) {
     let copied = ["name_label", "name_description", "type", "sharable", "read_only", "on_boot", "allow_caching"];
     let copied = copied.map(|f| (f, of(f)));
     let own = [("other_config", content), ("is_a_snapshot", json!(snapshot)), ("snapshot_time", json!(time))];
-    set(pool, child, copied.into_iter().chain(own));
-}
-
-/// A row as it appears for a disk of the storage: no name, no keys, and anybody may destroy it already.
-pub fn add_row(pool: &Pool, sr: &Ref, uuid: &str) -> Ref {
-    let (node, used) = {
-        let disks = pool.world.disks();
-        (disks.get(uuid).cloned().unwrap_or_default(), disks.utilisation(uuid))
-    };
-    pool.db().create("VDI", fields(sr, uuid, &node, used))
-}
-
-/// The fields of such a row.
-pub fn fields(sr: &Ref, uuid: &str, node: &Node, used: u64) -> Vec<(&'static str, Value)> {
-    let file = node.name.as_deref();
-    vec![
-        ("uuid", json!(uuid)),
-        ("location", json!(file.unwrap_or(uuid))),
-        ("name_label", json!(file.unwrap_or_default())),
-        ("SR", json!(sr)),
-        ("virtual_size", json!(node.virtual_size)),
-        ("physical_utilisation", json!(used)),
-        ("type", json!("user")),
-        ("read_only", json!(file.is_some())),
-        ("managed", json!(!node.hidden)),
-        ("on_boot", json!("persist")),
-        ("sm_config", if file.is_some() { json!({}) } else { json!({"vdi_type": "vhd"}) }),
-        ("allowed_operations", json!(["destroy", "forget", "clone", "copy", "snapshot", "resize", "update"])),
-    ]
+    row::set(pool, child, copied.into_iter().chain(own));
 }
 
 fn base_row(pool: &Pool, sr: &Ref, uuid: &str) {
-    let row = add_row(pool, sr, uuid);
-    set(pool, &row, [("name_label", json!("base copy")), ("managed", json!(true))]);
-    link_parent(pool, &row, uuid);
+    let row = row::add_row(pool, sr, uuid);
+    row::set(pool, &row, [("name_label", json!("base copy")), ("managed", json!(true))]);
+    row::link_parent(pool, &row, uuid);
 }
 
 fn pool_row(pool: &Pool, uuid: &str) -> Ref {
     pool.db().by_uuid("VDI", uuid).unwrap_or_default()
-}
-
-/// Writes the tree's truth into `sm_config["vhd-parent"]`: it moves under everybody's feet (xapi.md 9.1).
-pub fn link_parent(pool: &Pool, vdi: &Ref, uuid: &str) {
-    let parent = pool.world.disks().get(uuid).ok().and_then(|n| n.parent.clone());
-    let change = pool.db().update("VDI", vdi, |row| {
-        if let Some(map) = row.get_mut("sm_config").and_then(Value::as_object_mut) {
-            match parent {
-                Some(parent) => map.insert("vhd-parent".to_owned(), json!(parent)),
-                None => map.remove("vhd-parent"),
-            };
-        }
-    });
-    change.unwrap_or_default();
-}
-
-/// Sets fields in one event; a row that somebody destroyed meanwhile needs none.
-pub fn set<'a>(pool: &Pool, vdi: &Ref, fields: impl IntoIterator<Item = (&'a str, Value)>) {
-    let change = pool.db().update("VDI", vdi, |row| row.extend(fields.into_iter().map(|(k, v)| (k.to_owned(), v))));
-    change.unwrap_or_default();
 }
 
 /// Whether a writable disk takes its whole size at once (xapi.md 9.1).
@@ -237,18 +190,10 @@ pub async fn destroy(pool: &Arc<Pool>, call: &Call, vdi: &Ref) -> Answer {
     pool.world.disks().remove(&uuid).map_err(|e| backend(&e))?;
     work.redo.made();
     pool.clock.stage(&label(call, "removed", &uuid), STAGE).await;
-    drop_row(&mut pool.db(), vdi);
+    row::drop_row(&mut pool.db(), vdi);
     work.end(pool, vdi);
     sr::collect_later(pool, &subject.sr);
     Ok(json!(""))
-}
-
-/// Takes a VDI's row away, and the VBDs of halted machines with it (xapi.md 14, VBD).
-pub fn drop_row(db: &mut Db, vdi: &Ref) {
-    for vbd in db.links("VDI", vdi, "VBDs").unwrap_or_default() {
-        db.delete("VBD", &vbd);
-    }
-    db.delete("VDI", vdi);
 }
 
 /// `VDI.copy`: a full copy through the control domain, whose VBDs show meanwhile (xapi.md 4.4).
@@ -305,7 +250,7 @@ pub async fn resize(pool: &Arc<Pool>, call: &Call) -> Answer {
     sr::room(pool, &subject.sr, grow)?;
     pool.world.disks().get_mut(&uuid).map_err(|e| backend(&e))?.virtual_size = size;
     pool.clock.stage(&label(call, "resized", &uuid), STAGE).await;
-    set(pool, &vdi, [("virtual_size", json!(size))]);
+    row::set(pool, &vdi, [("virtual_size", json!(size))]);
     work.end(pool, &vdi);
     Ok(json!(""))
 }
@@ -336,7 +281,7 @@ pub async fn update(pool: &Arc<Pool>, call: &Call) -> Answer {
 pub async fn forget(pool: &Arc<Pool>, call: &Call) -> Answer {
     let vdi = call.reference(0);
     let _running = begin(pool, call, &Subject::vdi(pool, &vdi)?, "forget", || ()).await?;
-    drop_row(&mut pool.db(), &vdi);
+    row::drop_row(&mut pool.db(), &vdi);
     Ok(json!(""))
 }
 
@@ -353,9 +298,9 @@ pub async fn introduce(pool: &Arc<Pool>, call: &Call) -> Answer {
         return Err(Failure::new("LOCATION_NOT_UNIQUE", [sr.as_str(), location]));
     }
     pool.world.disks().get(uuid).map_err(|e| backend(&e))?;
-    let vdi = add_row(pool, &sr, uuid);
-    link_parent(pool, &vdi, uuid);
+    let vdi = row::add_row(pool, &sr, uuid);
+    row::link_parent(pool, &vdi, uuid);
     let given = [(1, "name_label"), (2, "name_description"), (4, "type"), (7, "other_config"), (9, "xenstore_data")];
-    set(pool, &vdi, given.map(|(i, field)| (field, call.value(i).clone())));
+    row::set(pool, &vdi, given.map(|(i, field)| (field, call.value(i).clone())));
     Ok(json!(vdi))
 }

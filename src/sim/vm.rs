@@ -42,7 +42,7 @@ pub async fn call(pool: &Arc<Pool>, call: &Call) -> Option<Answer> {
         "copy" => clone::clone(pool, call, Some(call.reference(2))).await,
         "create" => create(pool, call),
         "destroy" => destroy(pool, call).await,
-        "provision" => provision(pool, call).await,
+        "provision" => clone::provision(pool, call).await,
         "start" => power::start(pool, call, None, call.flag(1)).await,
         "start_on" => power::start(pool, call, Some(call.reference(1)), call.flag(2)).await,
         "clean_shutdown" | "clean_reboot" => power::clean(pool, call, call.message).await,
@@ -265,21 +265,6 @@ pub fn remove(db: &mut Db, vm: &Ref) -> Result<(), Failure> {
     }
     db.delete("VM", vm);
     Ok(())
-}
-
-/// `VM.provision` clears is_a_template by itself, after making the disks that `other_config["disks"]` describes (xapi.md 4.5, 14).
-async fn provision(pool: &Arc<Pool>, call: &Call) -> Answer {
-    let vm = call.reference(0);
-    let _operation = begin(pool, call, &vm, "provision").await?;
-    let wanted = pool.db().field("VM", &vm, "other_config")?.get("disks").and_then(Value::as_str).map(str::to_owned);
-    for disk in wanted.iter().flat_map(|xml| clone::described_disks(xml)) {
-        clone::provision_disk(pool, call, &vm, &disk).await?;
-    }
-    pool.db().update("VM", &vm, |row| {
-        row.insert("is_a_template".to_owned(), json!(false));
-        row.get_mut("other_config").and_then(Value::as_object_mut).map(|map| map.remove("disks"));
-    })?;
-    Ok(json!(""))
 }
 
 /// Works with or without `disks` and makes none; back to a template it counts as an operation, and the metrics are gone for good

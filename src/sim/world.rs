@@ -1,7 +1,6 @@
 //! What the pool holds beside the database, and the world it begins with.
 //!
-//! Made once by [`World::populate`]; the rooms of the world find bytes, queues, domains and guests here. The default world needs no arguments;
-//! a world file adds to it or replaces parts of it.
+//! Made once by `build`; the rooms of the world find bytes, queues, domains and guests here.
 
 use std::{
     collections::BTreeMap,
@@ -10,25 +9,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Deserialize;
-use serde_json::{Value, json};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Pool, allowed,
-    db::Db,
-    disk::{Disks, Node, pattern},
+    Pool,
+    disk::Disks,
     domain::Domains,
     guest::{self, Guests},
+    queue::Queues,
     restart::Redos,
-    storage::Queues,
-    vbd::made_up_mac,
-    vdi,
 };
-use crate::xapi::wire::{NEVER, Ref};
-
-const GIB: u64 = 1 << 30;
+use crate::xapi::wire::Ref;
 
 #[derive(Default)]
 pub struct World {
@@ -39,7 +31,7 @@ pub struct World {
     pub guests: Guests,
     after_halt: Mutex<AfterHalt>,
     /// Sizes of repositories, which outlive their rows.
-    sizes: BTreeMap<String, u64>,
+    pub(super) sizes: BTreeMap<String, u64>,
     end: CancellationToken,
 }
 
@@ -48,59 +40,6 @@ pub struct World {
 struct AfterHalt {
     lasting: Duration,
     until: BTreeMap<String, Instant>,
-}
-
-/// What a world file may say. Names are names of objects in the default world or in the file itself.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct WorldFile {
-    /// Leave the default world's templates and disks out.
-    pub bare: bool,
-    pub repositories: Vec<Repository>,
-    pub disks: Vec<Disk>,
-    pub templates: Vec<Template>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Repository {
-    pub name: String,
-    /// `nfs`, `ext`, `lvm`, `lvmoiscsi`, `iso`, …
-    #[serde(rename = "type")]
-    pub kind: String,
-    pub size_gib: u64,
-    /// Seen by the first host only where false.
-    #[serde(default = "yes")]
-    pub shared: bool,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Disk {
-    pub name: String,
-    /// A name; the default repository where absent.
-    pub repository: Option<String>,
-    pub size_gib: u64,
-    /// Blocks with known content.
-    #[serde(default)]
-    pub blocks: Vec<u64>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Template {
-    pub name: String,
-    /// Sizes of its disks.
-    #[serde(default)]
-    pub disks_gib: Vec<u64>,
-    #[serde(default = "yes")]
-    pub network: bool,
-    #[serde(default)]
-    pub other_config: BTreeMap<String, String>,
-}
-
-fn yes() -> bool {
-    true
 }
 
 impl World {
@@ -150,296 +89,6 @@ impl World {
 
     pub fn lingers(&self, disk: &str) -> bool {
         self.after_halt().until.get(disk).is_some_and(|until| Instant::now() < *until)
-    }
-
-    /// Makes the world's rows and disks in an empty database.
-    pub fn populate(db: &mut Db, file: &WorldFile) -> Self {
-        let mut build =
-            Build { world: Self::default(), db, hosts: Vec::new(), default: Ref::null(), network: Ref::null() };
-        build.hosts();
-        build.storage();
-        for sr in &file.repositories {
-            build.repository(&sr.name, &sr.kind, sr.size_gib * GIB, sr.shared, &[]);
-        }
-        if !file.bare {
-            build.defaults();
-        }
-        for disk in &file.disks {
-            let sr = disk.repository.as_ref().and_then(|name| build.named("SR", name)).unwrap_or(build.default.clone());
-            build.disk(&disk.name, &sr, disk.size_gib * GIB, &disk.blocks);
-        }
-        for template in &file.templates {
-            build.template(template, false);
-        }
-        let Build { world, db, .. } = build;
-        allowed::settle(db, "VM");
-        allowed::settle(db, "VDI");
-        world
-    }
-}
-
-/// A world in the making.
-struct Build<'a> {
-    world: World,
-    db: &'a mut Db,
-    hosts: Vec<Ref>,
-    default: Ref,
-    network: Ref,
-}
-
-impl Build<'_> {
-    fn named(&self, class: &str, name: &str) -> Option<Ref> {
-        let hit = self.db.all(class).find(|(_, row)| row.get("name_label").and_then(Value::as_str) == Some(name));
-        hit.map(|(r, _)| r.clone())
-    }
-
-    /// Three hosts with addresses 127.0.0.1 and on: listeners follow `host.address`.
-    fn hosts(&mut self) {
-        let version = json!({
-            "product_version": "8.4.0", "product_version_text": "8", "product_brand": "XenServer", "platform_name": "XCP",
-            "platform_version": "3.4.0", "xapi": "26.17", "xapi_build": "26.17.0", "xen": "4.17", "build_number": "cloud",
-            "hostname": "localhost", "date": "2026-08-01", "db_schema": "5.900",
-        });
-        let networks = ["Pool-wide network associated with eth0", "Packaging"].map(|name| {
-            self.db.create(
-                "network",
-                [
-                    ("name_label", json!(name)),
-                    ("bridge", json!("xenbr0")),
-                    ("MTU", json!(1500)),
-                    ("managed", json!(true)),
-                ],
-            )
-        });
-        let internal = [
-            ("name_label", json!("Internal")),
-            ("bridge", json!("xapi0")),
-            ("MTU", json!(1500)),
-            ("managed", json!(true)),
-        ];
-        self.db.create("network", internal);
-        for i in 1..=3 {
-            let total = 64 * GIB;
-            let metrics = [("live", json!(true)), ("memory_total", json!(total)), ("memory_free", json!(total))];
-            let metrics = self.db.create("host_metrics", metrics);
-            let name = format!("host{i}");
-            let host = self.db.create(
-                "host",
-                [
-                    ("name_label", json!(name)),
-                    ("address", json!(format!("127.0.0.{i}"))),
-                    ("hostname", json!(name)),
-                    ("enabled", json!(true)),
-                    ("API_version_major", json!(2)),
-                    ("API_version_minor", json!(23)),
-                    ("API_version_vendor", json!("XenSource")),
-                    ("software_version", version.clone()),
-                    ("edition", json!("premium-per-socket")),
-                    ("metrics", json!(metrics)),
-                    ("other_config", json!({"agent_start_time": "0."})),
-                ],
-            );
-            let vm = [
-                ("name_label", json!(format!("Control domain on host: {name}"))),
-                ("is_control_domain", json!(true)),
-                ("power_state", json!("Running")),
-                ("resident_on", json!(host)),
-                ("memory_static_max", json!(4 * GIB)),
-            ];
-            let dom0 = self.db.create("VM", vm);
-            // The row is there: it was made a moment ago.
-            self.db.set("host", &host, "control_domain", json!(dom0)).unwrap_or_default();
-            for (n, network) in networks.iter().enumerate() {
-                let pif = [
-                    ("device", json!(format!("eth{n}"))),
-                    ("host", json!(host)),
-                    ("network", json!(network)),
-                    ("management", json!(n == 0)),
-                ];
-                self.db.create("PIF", pif);
-            }
-            self.hosts.push(host);
-        }
-        let [first, _] = networks;
-        self.network = first;
-        let master = self.hosts.first().cloned().unwrap_or_default();
-        self.db.create("pool", [("name_label", json!("pool")), ("master", json!(master))]);
-    }
-
-    fn storage(&mut self) {
-        let vhd = [
-            "VDI_CREATE",
-            "VDI_DELETE",
-            "VDI_CLONE",
-            "VDI_SNAPSHOT",
-            "VDI_RESIZE",
-            "VDI_CONFIG_CBT",
-            "VDI_RESET_ON_BOOT",
-            "VDI_ATTACH",
-            "VDI_DETACH",
-            "SR_SCAN",
-            "SR_UPDATE",
-            "VDI_UPDATE",
-            "VDI_INTRODUCE",
-        ];
-        let iso = ["SR_SCAN", "VDI_ATTACH", "VDI_DETACH"];
-        let drivers = ["nfs", "ext", "lvm", "lvmoiscsi", "lvmohba", "smb"].map(|kind| (kind, vhd.as_slice()));
-        for (kind, features) in drivers.into_iter().chain([("iso", iso.as_slice()), ("udev", iso.as_slice())]) {
-            let map: serde_json::Map<String, Value> = features.iter().map(|f| ((*f).to_owned(), json!(1))).collect();
-            self.db
-                .create("SM", [("type", json!(kind)), ("name_label", json!(kind)), ("features", Value::Object(map))]);
-        }
-        self.default = self.repository("Shared storage", "nfs", 2048 * GIB, true, &[]);
-        let pools: Vec<Ref> = self.db.all("pool").map(|(r, _)| r.clone()).collect();
-        for row in pools {
-            for field in ["default_SR", "suspend_image_SR", "crash_dump_SR"] {
-                self.db.set("pool", &row, field, json!(self.default)).unwrap_or_default();
-            }
-        }
-        for host in self.hosts.clone() {
-            self.local(&host);
-        }
-        let isos = self.repository("ISO library", "iso", 100 * GIB, true, &[]);
-        let file = Node { virtual_size: 440 << 20, name: Some("guest-tools.iso".into()), ..Node::default() };
-        self.add_disk("guest-tools.iso", &isos, file, &[]);
-        let marks = [("xenserver_tools_sr", "true"), ("xensource_internal", "true")];
-        let tools = self.repository("XenServer Tools", "iso", GIB, true, &marks);
-        self.db.set("SR", &tools, "is_tools_sr", json!(true)).unwrap_or_default();
-    }
-
-    fn local(&mut self, host: &Ref) {
-        let name = self.db.text("host", host, "name_label").unwrap_or_default().to_owned();
-        let sr = self.sr_row(&format!("Local storage on {name}"), "ext", 500 * GIB, false, &[]);
-        self.pbd(host, &sr);
-    }
-
-    fn repository(&mut self, name: &str, kind: &str, size: u64, shared: bool, keys: &[(&str, &str)]) -> Ref {
-        let sr = self.sr_row(name, kind, size, shared, keys);
-        let hosts = if shared { self.hosts.clone() } else { self.hosts.first().cloned().into_iter().collect() };
-        hosts.iter().for_each(|host| self.pbd(host, &sr));
-        sr
-    }
-
-    fn sr_row(&mut self, name: &str, kind: &str, size: u64, shared: bool, keys: &[(&str, &str)]) -> Ref {
-        let keys: serde_json::Map<String, Value> = keys.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect();
-        let sr = self.db.create(
-            "SR",
-            [
-                ("name_label", json!(name)),
-                ("type", json!(kind)),
-                ("content_type", json!(if kind == "iso" { "iso" } else { "user" })),
-                ("shared", json!(shared)),
-                ("physical_size", json!(size)),
-                ("other_config", Value::Object(keys)),
-            ],
-        );
-        let uuid = self.db.text("SR", &sr, "uuid").unwrap_or_default().to_owned();
-        self.world.sizes.insert(uuid, size);
-        sr
-    }
-
-    fn pbd(&mut self, host: &Ref, sr: &Ref) {
-        self.db.create("PBD", [("host", json!(host)), ("SR", json!(sr)), ("currently_attached", json!(true))]);
-    }
-
-    fn disk(&mut self, name: &str, sr: &Ref, size: u64, blocks: &[u64]) -> Ref {
-        let inflated = vdi::thick(self.db, sr);
-        self.add_disk(name, sr, Node { virtual_size: size, inflated, ..Node::default() }, blocks)
-    }
-
-    fn add_disk(&mut self, name: &str, sr: &Ref, mut node: Node, blocks: &[u64]) -> Ref {
-        node.sr = self.db.text("SR", sr, "uuid").unwrap_or_default().to_owned();
-        let (uuid, node, used) = {
-            let mut disks = self.world.disks();
-            let uuid = disks.create(node);
-            for block in blocks {
-                // A block beyond the disk's end is a mistake in the world file that shows as zeros.
-                disks.write(&uuid, *block, &pattern(1, *block)).unwrap_or_default();
-            }
-            let used = disks.utilisation(&uuid);
-            let node = disks.get(&uuid).cloned().unwrap_or_default();
-            (uuid, node, used)
-        };
-        let row = self.db.create("VDI", vdi::fields(sr, &uuid, &node, used));
-        self.db.set("VDI", &row, "name_label", json!(name)).unwrap_or_default();
-        row
-    }
-
-    fn defaults(&mut self) {
-        for name in ["Windows 11", "Windows Server 2025", "Debian Bookworm 12", "Other install media"] {
-            let disks = "<provision><disk device=\"0\" size=\"34359738368\" sr=\"\" bootable=\"true\" type=\"system\"/></provision>";
-            let keys = BTreeMap::from([
-                ("disks".to_owned(), disks.to_owned()),
-                ("default_template".to_owned(), "true".to_owned()),
-            ]);
-            let row = Template { name: name.to_owned(), disks_gib: vec![], network: false, other_config: keys };
-            self.template(&row, true);
-        }
-        for (name, disks_gib, network) in
-            [("packaging", vec![], true), ("with-disk", vec![16], true), ("no-network", vec![], false)]
-        {
-            self.template(
-                &Template { name: name.to_owned(), disks_gib, network, other_config: BTreeMap::new() },
-                false,
-            );
-        }
-        let sr = self.default.clone();
-        self.disk("win11-24h2", &sr, 32 * GIB, &[0, 1, 512]);
-    }
-
-    fn template(&mut self, wanted: &Template, built_in: bool) {
-        let metrics = self.db.create("VM_metrics", [("start_time", json!(NEVER))]);
-        let memory = json!(4 * GIB);
-        let vm = self.db.create(
-            "VM",
-            [
-                ("name_label", json!(wanted.name)),
-                ("is_a_template", json!(true)),
-                ("is_default_template", json!(built_in)),
-                ("power_state", json!("Halted")),
-                ("domid", json!(-1)),
-                ("metrics", json!(metrics)),
-                ("other_config", json!(wanted.other_config)),
-                ("memory_static_max", memory.clone()),
-                ("memory_dynamic_max", memory.clone()),
-                ("memory_dynamic_min", memory),
-                ("memory_static_min", json!(2 * GIB)),
-                ("VCPUs_max", json!(2)),
-                ("VCPUs_at_startup", json!(2)),
-                ("actions_after_shutdown", json!("destroy")),
-                ("actions_after_reboot", json!("restart")),
-                ("actions_after_crash", json!("restart")),
-                ("HVM_boot_policy", json!("BIOS order")),
-                ("HVM_boot_params", json!({"order": "dc", "firmware": "uefi"})),
-                ("platform", json!({"device-model": "qemu-upstream-uefi", "secureboot": "auto", "viridian": "true"})),
-                ("has_vendor_device", json!(false)),
-                ("domain_type", json!("hvm")),
-            ],
-        );
-        for (device, size) in wanted.disks_gib.iter().enumerate() {
-            let sr = self.default.clone();
-            let disk = self.disk(&format!("{} {device}", wanted.name), &sr, size * GIB, &[]);
-            let fields = [
-                ("VM", json!(vm)),
-                ("VDI", json!(disk)),
-                ("userdevice", json!(device.to_string())),
-                ("bootable", json!(device == 0)),
-                ("mode", json!("RW")),
-                ("type", json!("Disk")),
-            ];
-            self.db.create("VBD", fields);
-        }
-        if wanted.network {
-            let fields = [
-                ("VM", json!(vm)),
-                ("network", json!(self.network)),
-                ("device", json!("0")),
-                ("MAC", json!(made_up_mac())),
-                ("MTU", json!(1500)),
-                ("MAC_autogenerated", json!(true)),
-            ];
-            self.db.create("VIF", fields);
-        }
     }
 }
 

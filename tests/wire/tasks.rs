@@ -106,3 +106,35 @@ async fn a_busy_pool_drops_finished_tasks() {
     lamina::sim::task::collect(pool);
     assert_eq!(pool.db().count("task"), 51 + 50);
 }
+
+/// xapi.md 14, Tags on tasks: a synchronous call has such a task while it runs, and goes on when the caller hangs up.
+#[tokio::test]
+async fn a_synchronous_call_outlives_its_caller() {
+    let raw = Raw::new().await;
+    let pool = &raw.sim.pool;
+    let source = {
+        let db = pool.db();
+        let usable = |row: &Value| row["managed"] == true && row["is_tools_iso"] == false && row["type"] == "user";
+        let mut disks = db.all("VDI").map(|(r, row)| (r.to_string(), Value::Object(row.clone())));
+        disks
+            .find(|(_, row)| usable(row) && row["name_label"].as_str().is_some_and(|n| !n.ends_with(".iso")))
+            .unwrap()
+            .0
+    };
+    pool.clock.hold("VDI.snapshot/");
+    let mut call = Box::pin(tagged(&raw, "VDI.snapshot", json!([source]), &[("op", "1")]));
+    tokio::select! {
+        _ = &mut call => panic!("the stage is held"),
+        _ = pool.clock.held("VDI.snapshot/") => {}
+    }
+    let tasks = raw.call("task.get_all_records", json!([])).await.unwrap();
+    let task = tasks.as_object().unwrap().values().next().unwrap();
+    assert_eq!((&task["name_label"], &task["other_config"]), (&json!("VDI.snapshot"), &json!({"http:op": "1"})));
+    drop(call);
+    pool.clock.unhold("VDI.snapshot/");
+    let made = || pool.db().links("VDI", &lamina::xapi::wire::Ref(source.clone()), "snapshots").unwrap().len() == 1;
+    let mut changed = pool.db().watch();
+    while !made() || pool.db().count("task") > 0 {
+        tokio::time::timeout(std::time::Duration::from_secs(10), changed.changed()).await.unwrap().unwrap();
+    }
+}

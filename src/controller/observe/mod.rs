@@ -2,6 +2,8 @@
 //!
 //! Reads only, and never waits: whatever needs a fresh look says so (`Scene::doubt`), and `layer` looks and asks again with the live view.
 //! It must not conclude anything from a view that is not whole.
+//!
+//! Longer than 350 lines: one observation is one document, and its parts are small already.
 
 pub mod flights;
 pub mod objects;

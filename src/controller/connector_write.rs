@@ -1,0 +1,90 @@
+//! What is written on a Connector: status, finalizer, events. Called by `connector` alone; one field manager, one verb.
+
+use kube::api::{Patch, PatchParams};
+use kube::runtime::events::{Event, EventType};
+use kube::{Api, Resource, ResourceExt};
+use serde_json::{Value, json};
+
+use super::context::{Context, Guarded};
+use crate::api::condition::{ConditionType as C, find};
+use crate::api::connector::ConnectorStatus;
+use crate::api::reason::Reason;
+use crate::api::{Connector, FIELD_MANAGER, FINALIZER};
+
+/// The longest note that the API server takes in an event, in characters.
+const LONGEST_NOTE: usize = 1000;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the Kubernetes API refused to write Connector {0}")]
+    Write(String, #[source] kube::Error),
+    #[error("the Kubernetes API did not answer a write of Connector {0} in time")]
+    Slow(String),
+}
+
+/// Writes the status, if it differs.
+pub async fn publish(ctx: &Context, guard: &Guarded<Connector>, status: &ConnectorStatus) -> Result<(), Error> {
+    if guard.0.as_ref().is_ok_and(|connector| connector.status.as_ref() == Some(status)) {
+        return Ok(());
+    }
+    apply(ctx, guard, Some("status"), json!({ "metadata": { "uid": guard.meta().uid }, "status": status })).await?;
+    ctx.metrics.status_write("connector");
+    Ok(())
+}
+
+/// Holds the Connector, or lets it go.
+pub async fn set_finalizer(ctx: &Context, guard: &Guarded<Connector>, held: bool) -> Result<(), Error> {
+    if guard.finalizers().iter().any(|f| f == FINALIZER) == held {
+        return Ok(());
+    }
+    let finalizers: &[&str] = if held { &[FINALIZER] } else { &[] };
+    apply(ctx, guard, None, json!({ "metadata": { "uid": guard.meta().uid, "finalizers": finalizers } })).await
+}
+
+/// One server-side apply. `part` names the uid, so that this object is changed and never another one made of its name.
+async fn apply(ctx: &Context, guard: &Guarded<Connector>, subresource: Option<&str>, part: Value) -> Result<(), Error> {
+    let name = guard.name_any();
+    let api: Api<Guarded<Connector>> = Api::namespaced(ctx.client.clone(), &guard.namespace().unwrap_or_default());
+    let mut body = json!({ "apiVersion": Connector::api_version(&()), "kind": Connector::kind(&()) });
+    if let (Some(body), Value::Object(part)) = (body.as_object_mut(), part) {
+        body.extend(part);
+    }
+    let (how, patch) = (PatchParams::apply(FIELD_MANAGER).force(), Patch::Apply(&body));
+    let write = async {
+        match subresource {
+            Some(subresource) => api.patch_subresource(subresource, &name, &how, &patch).await,
+            None => api.patch(&name, &how, &patch).await,
+        }
+    };
+    match tokio::time::timeout(ctx.pace.write, write).await {
+        Ok(Ok(_)) => Ok(()),
+        // Gone, or another one of that name: nothing is left to write on.
+        Ok(Err(kube::Error::Api(refusal))) if [404, 409].contains(&refusal.code) => Ok(()),
+        Ok(Err(error)) => Err(Error::Write(name, error)),
+        Err(_elapsed) => Err(Error::Slow(name)),
+    }
+}
+
+/// Tells what became of Ready, and of what the sweeper found, as events. Fails nothing.
+pub async fn announce(ctx: &Context, guard: &Guarded<Connector>, old: &ConnectorStatus, new: &ConnectorStatus) {
+    for type_ in [C::Ready, C::Unclaimed] {
+        let Some(now) = find(&new.conditions, type_) else { continue };
+        if find(&old.conditions, type_).is_some_and(|before| before.reason == now.reason) {
+            continue;
+        }
+        let reason = Reason::parse(&now.reason);
+        let trouble = type_ == C::Unclaimed || reason.and_then(Reason::fault).is_some();
+        let event = Event {
+            type_: if trouble { EventType::Warning } else { EventType::Normal },
+            reason: now.reason.clone(),
+            note: Some(now.message.chars().take(LONGEST_NOTE).collect()),
+            action: "Check".to_owned(),
+            secondary: None,
+        };
+        match tokio::time::timeout(ctx.pace.write, ctx.recorder.publish(&event, &guard.object_ref(&()))).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = %crate::telemetry::chain(&error), "an event was not recorded"),
+            Err(_elapsed) => tracing::warn!(reason = event.reason, "an event was not recorded in time"),
+        }
+    }
+}

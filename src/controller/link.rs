@@ -1,0 +1,197 @@
+//! The connection of one Connector: client, mirror, account, and the task that carries what the mirror sees to those concerned.
+//!
+//! Opened and closed by `connector`. Never writes to the pool. Everything ends when the link is dropped: a process that stops leading, and
+//! a test that lets a controller die, leave nothing running.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kube::runtime::reflector::ObjectRef;
+use tokio::sync::mpsc;
+
+use super::audit;
+use super::checks::Rights;
+use super::context::{ConnectorKey, Context, connector_of};
+use super::pool::Pool;
+use super::wakes::Wakes;
+use crate::domain::identity::{LAYER, MAKING, OP};
+use crate::xapi::client::{CallRecord, Client, Credentials, Options, Timeouts, Tls};
+use crate::xapi::error::Error;
+use crate::xapi::mirror::{Batch, Change, Health, Mirror, MirrorOptions};
+
+/// Batches of changes that may wait for their wakes to be sent.
+const BATCHES: usize = 64;
+/// Disks and machines are found by these without a scan.
+const INDEXED: &[&str] = &[LAYER, OP, MAKING];
+
+/// What a client is made of; another setup needs another client.
+#[derive(Clone, PartialEq)]
+pub struct Setup {
+    pub endpoints: Vec<String>,
+    pub tls: Tls,
+}
+
+/// See the module.
+pub struct Link {
+    pub setup: Setup,
+    pub pool: Arc<Pool>,
+    /// What the credentials were read by: the Secret's name, and the annotation that forces a look.
+    origin: Mutex<Origin>,
+    rights: Arc<Mutex<Option<Rights>>>,
+    courier: tokio::task::AbortHandle,
+}
+
+/// Where credentials came from: another origin needs another reading.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    pub secret: String,
+    pub requested: Option<String>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.courier.abort();
+    }
+}
+
+impl Link {
+    /// No call is made here: the mirror logs in and looks.
+    pub fn open(
+        ctx: &Arc<Context>,
+        key: &ConnectorKey,
+        setup: Setup,
+        credentials: Credentials,
+        origin: Origin,
+    ) -> Result<Self, Error> {
+        let (deadline, metrics, pace) = (ctx.deadline.clone(), ctx.metrics.clone(), ctx.pace);
+        let client = Client::new(Options {
+            endpoints: setup.endpoints.clone(),
+            credentials,
+            tls: setup.tls.clone(),
+            originator: ctx.originator.clone(),
+            // A pair that was refused is sent again when it changes; or much later, should it have been mended on the pool's side.
+            timeouts: Timeouts { refused: pace.rest, ..Timeouts::default() },
+            permit: Arc::new(move || deadline.holds()),
+            observer: Arc::new(move |call: &CallRecord<'_>| {
+                audit::call(call);
+                metrics.xapi_call(call.method, outcome(call.error), call.duration);
+            }),
+        })?;
+        let (batches, changes) = mpsc::channel(BATCHES);
+        let options = MirrorOptions {
+            poll: pace.poll,
+            resync: Arc::new(move || pace.jittered(pace.resync)),
+            retry: Arc::new(move |failures| pace.backoff(failures.saturating_sub(1))),
+            indexed: INDEXED,
+        };
+        let mirror = Mirror::start(client.clone(), options, batches);
+        let pool = Arc::new(Pool::new(client, mirror));
+        let rights: Arc<Mutex<Option<Rights>>> = Arc::default();
+        let courier =
+            tokio::spawn(carry(ctx.clone(), key.clone(), pool.clone(), rights.clone(), changes)).abort_handle();
+        Ok(Self { setup, pool, origin: Mutex::new(origin), rights, courier })
+    }
+
+    pub fn health(&self) -> Health {
+        self.pool.mirror.health().borrow().clone()
+    }
+
+    pub fn origin(&self) -> Origin {
+        lock(&self.origin).clone()
+    }
+
+    /// Takes credentials into use that were read anew. The mirror tries them at once.
+    pub async fn renew(&self, credentials: Credentials, origin: Origin) {
+        let changed = self.pool.client.set_credentials(credentials).await;
+        let forced = std::mem::replace(&mut *lock(&self.origin), origin.clone()) != origin;
+        if changed || forced {
+            self.forget_rights();
+            self.pool.mirror.nudge();
+        }
+    }
+
+    /// What the account may do; asked once for each log-in, and unless it is root after each listing of the pool.
+    pub async fn rights(&self) -> Result<Rights, Error> {
+        if let Some(known) = lock(&self.rights).clone() {
+            return Ok(known);
+        }
+        let rights = if self.pool.client.read().is_superuser().await? {
+            Rights::All
+        } else {
+            Rights::These(self.pool.client.read().permissions().await?.into_iter().collect())
+        };
+        *lock(&self.rights) = Some(rights.clone());
+        Ok(rights)
+    }
+
+    pub fn forget_rights(&self) {
+        *lock(&self.rights) = None;
+    }
+}
+
+/// Carries what the mirror sees to those concerned.
+async fn carry(
+    ctx: Arc<Context>,
+    key: ConnectorKey,
+    pool: Arc<Pool>,
+    rights: Arc<Mutex<Option<Rights>>>,
+    mut batches: mpsc::Receiver<Batch>,
+) {
+    let mut health = pool.mirror.health();
+    loop {
+        tokio::select! {
+            batch = batches.recv() => {
+                let Some(Batch { received, changes }) = batch else { return };
+                if changes.iter().any(|change| matches!(change, Change::Relisted)) {
+                    // Roles may be changed while a session lasts; root has none.
+                    let mut rights = lock(&rights);
+                    *rights = rights.take().filter(|rights| *rights == Rights::All);
+                }
+                deliver(&ctx, &key, &Wakes::of(&changes, &pool.mirror.view()));
+                ctx.metrics.event_lag(received.elapsed());
+            }
+            changed = health.changed() => match changed {
+                Ok(()) => {
+                    if let Health::Lost(_) = &*health.borrow_and_update() {
+                        ctx.metrics.stream_error("pool");
+                    }
+                    deliver(&ctx, &key, &Wakes::everybody());
+                }
+                Err(_) => return,
+            },
+        }
+    }
+}
+
+/// Wakes those of the Connector's layers, and the Connector, whom it concerns.
+pub fn deliver(ctx: &Context, key: &ConnectorKey, wakes: &Wakes) {
+    for guard in ctx.layers.state() {
+        if let Ok(layer) = &guard.0
+            && connector_of(layer) == *key
+            && wakes.concern(layer)
+        {
+            ctx.wake(layer);
+        }
+    }
+    if wakes.connector {
+        wake_connector(ctx, key);
+    }
+}
+
+pub fn wake_connector(ctx: &Context, (namespace, name): &ConnectorKey) {
+    // Nobody listens any more: the process is ending.
+    let _closed = ctx.wake_connector.send(ObjectRef::new(name).within(namespace));
+}
+
+fn outcome(error: Option<&Error>) -> &'static str {
+    match error {
+        None => "ok",
+        Some(Error::Api(_)) => "refused",
+        Some(error) if error.maybe_executed() => "lost",
+        Some(_) => "not-sent",
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is kept here is written in one go each: a panic elsewhere does not make it wrong.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,121 @@
+//! Changes of small pools, and whom they wake.
+
+use serde_json::json;
+
+use crate::controller::inspect::tests::{r, table, vdi};
+use super::*;
+use crate::xapi::model::{Map, Pbd, PowerState, Task};
+
+fn layer(uid: &str, status: serde_json::Value) -> PlatformLayer {
+    serde_json::from_value(json!({
+        "apiVersion": "lamina.dev/v1alpha1", "kind": "PlatformLayer", "metadata": {"name": uid, "uid": uid},
+        "spec": {
+            "version": "1", "purpose": "Packaging", "connectorRef": {"name": "lab"},
+            "osLayer": {"name": "Windows", "version": "24H2", "disk": {"name": "win11"}},
+        },
+        "status": status,
+    }))
+    .unwrap()
+}
+
+fn keys(key: &str, value: &str) -> Map {
+    Map::from([(key.to_owned(), value.to_owned())])
+}
+
+fn diff<T: Clone>(uuid: &str, old: T, new: T) -> Diff<T> {
+    Diff { reference: r(uuid), old: Some(Arc::new(old)), new: Some(Arc::new(new)) }
+}
+
+/// Which of the layers `a` (finalized) and `b` (at operation `op`) wake, and whether the Connector does.
+fn woken(change: Change, view: &View) -> (Vec<&'static str>, bool) {
+    let wakes = Wakes::of(&[change], view);
+    let a = layer("a", json!({"phase": "Finalized"}));
+    let b = layer("b", json!({"phase": "Pending", "operation": {"step": "CloneDisk", "opid": "op"}}));
+    let layers = [("a", a), ("b", b)];
+    (layers.into_iter().filter(|(_, layer)| wakes.concern(layer)).map(|(name, _)| name).collect(), wakes.connector)
+}
+
+#[test]
+fn keys_and_marks_wake_their_layers_alone() {
+    let of = |keys: Map| Vdi { other_config: keys, ..vdi("d", "a disk", "sr") };
+    let plain = View::default();
+    assert_eq!(
+        woken(Change::Vdi(diff("d", of(keys(LAYER, "a")), of(Map::new()))), &plain).0,
+        ["a"],
+        "keys of old count too"
+    );
+    let marked = of(keys("lamina.dev/making", "cluster/b/op"));
+    assert_eq!(woken(Change::Vdi(diff("d", marked.clone(), marked)), &plain).0, ["b"]);
+    let vm =
+        |name: &str, keys: Map| Vm { uuid: "m".into(), name_label: name.into(), other_config: keys, ..Vm::default() };
+    assert_eq!(woken(Change::Vm(diff("m", vm("x", keys(LAYER, "a")), vm("y", keys(LAYER, "a")))), &plain).0, ["a"]);
+    let clone = Vm { is_a_template: true, ..vm("lamina-op", Map::new()) };
+    assert_eq!(
+        woken(Change::Vm(diff("m", clone.clone(), clone)), &plain).0,
+        ["b"],
+        "a machine in the making is no template"
+    );
+}
+
+#[test]
+fn metrics_and_drives_lead_to_their_machine() {
+    let view = View {
+        vms: table(vec![Vm { uuid: "m".into(), other_config: keys(LAYER, "a"), ..Vm::default() }]),
+        vdis: table(vec![Vdi { other_config: keys(LAYER, "b"), ..vdi("d", "", "sr") }]),
+        ..View::default()
+    };
+    let metrics = Diff { reference: r("x"), old: None, new: None };
+    assert_eq!(woken(Change::VmMetrics { vm: Some(r("m")), diff: metrics }, &view), (vec!["a"], false));
+    let vbd = Vbd { uuid: "v".into(), vm: r("m"), vdi: r("d"), ..Vbd::default() };
+    assert_eq!(
+        woken(Change::Vbd(Diff { reference: r("v"), old: None, new: Some(Arc::new(vbd)) }), &view).0,
+        ["a", "b"]
+    );
+}
+
+#[test]
+fn tasks_wake_whoever_is_at_the_operation() {
+    let task = |tag: &str| Task { uuid: "t".into(), other_config: keys(TASK_TAG, tag), ..Task::default() };
+    let woken = |tag: &str| woken(Change::Task(diff("t", task(tag), task(tag))), &View::default());
+    assert_eq!(woken("op"), (vec!["b"], false));
+    assert_eq!(woken("op.resize"), (vec!["b"], false));
+    assert_eq!(woken("another").0, Vec::<&str>::new(), "neither the finalized one nor one at another operation");
+}
+
+#[test]
+fn an_os_disk_wakes_those_who_name_it_and_so_does_its_machine() {
+    let os = vdi("os", "win11", "sr");
+    assert_eq!(
+        woken(Change::Vdi(diff("os", os.clone(), Vdi { sharable: true, ..os.clone() })), &View::default()),
+        (vec!["a", "b"], true)
+    );
+    let vm = |power_state| Vm { uuid: "m".into(), power_state, vbds: vec![r("v")], ..Vm::default() };
+    let view = View {
+        vdis: table(vec![os]),
+        vbds: table(vec![Vbd { uuid: "v".into(), vm: r("m"), vdi: r("os"), ..Vbd::default() }]),
+        ..View::default()
+    };
+    assert_eq!(
+        woken(Change::Vm(diff("m", vm(PowerState::Running), vm(PowerState::Halted))), &view),
+        (vec!["a", "b"], false)
+    );
+}
+
+#[test]
+fn the_pools_parts_wake_everybody_and_storage_at_work_only_those_who_work() {
+    let pbd = |currently_attached| Pbd { uuid: "p".into(), currently_attached, ..Pbd::default() };
+    let view = View::default();
+    assert_eq!(woken(Change::Pbd(diff("p", pbd(true), pbd(false))), &view), (vec!["a", "b"], true));
+    assert_eq!(woken(Change::Relisted, &view), (vec!["a", "b"], true));
+    let sr = |ops: Map, name: &str| Sr {
+        uuid: "s".into(),
+        current_operations: ops,
+        name_label: name.into(),
+        ..Sr::default()
+    };
+    let busy = woken(Change::Sr(diff("s", sr(Map::new(), "x"), sr(keys("t", "vdi_clone"), "x"))), &view);
+    assert_eq!(busy, (vec!["b"], true));
+    assert_eq!(woken(Change::Sr(diff("s", sr(Map::new(), "x"), sr(Map::new(), "y"))), &view), (vec!["a", "b"], true));
+    let template = |name: &str| Vm { uuid: "t".into(), is_a_template: true, name_label: name.into(), ..Vm::default() };
+    assert_eq!(woken(Change::Vm(diff("t", template("x"), template("y"))), &view), (vec!["a", "b"], true));
+}

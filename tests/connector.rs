@@ -1,0 +1,393 @@
+//! Connectors: the real controller, a real API server and a simulated pool. Each fault has its reason and its cure in words, and is gone
+//! by itself when its cause is; no test restarts the controller for that.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use lamina::api::condition::{ConditionType as C, check_connector, find};
+use lamina::api::{Connector, FINALIZER};
+use lamina::sim::serve::{self, Sim};
+use lamina::sim::session::Account;
+use lamina::xapi::wire::Ref;
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::common;
+use crate::common::rig::Rig;
+
+/// A condition's status, reason and message.
+fn told(connector: &Connector, type_: C) -> (String, String, String) {
+    let conditions = connector.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    find(conditions, type_).map(|c| (c.status.clone(), c.reason.clone(), c.message.clone())).unwrap_or_default()
+}
+
+fn has(connector: &Connector, type_: C, reason: &str) -> bool {
+    told(connector, type_).1 == reason
+}
+
+/// Waits for a Connector as wanted; every status on the way obeys the rules.
+async fn until(rig: &Rig, what: &str, holds: impl Fn(&Connector) -> bool + Send) -> Connector {
+    let found = common::until(rig.connectors(), "lab", what, |c: Option<&Connector>| {
+        c.is_some_and(|c| {
+            assert_eq!(check_connector(c), Vec::<String>::new(), "{:#?}", c.status);
+            holds(c)
+        })
+    });
+    found.await.expect("a connector")
+}
+
+async fn ready(rig: &Rig) -> Connector {
+    until(rig, "ready", |c| {
+        told(c, C::Ready).0 == "True" && c.status.as_ref().and_then(|s| s.observed_generation) == c.metadata.generation
+    })
+    .await
+}
+
+/// Waits until this check fails for this reason, Ready says so too, and the message has these words.
+async fn fails(rig: &Rig, check: C, reason: &str, words: &[&str]) -> Connector {
+    let found =
+        until(rig, reason, |c| told(c, check).0 == "False" && has(c, check, reason) && has(c, C::Ready, reason)).await;
+    let message = told(&found, C::Ready).2;
+    for word in words {
+        assert!(message.contains(word), "{word:?} is not in {message:?}");
+    }
+    found
+}
+
+async fn patch(rig: &Rig, spec: Value) {
+    let patch = Patch::Merge(json!({ "spec": spec }));
+    rig.connectors().patch("lab", &PatchParams::default(), &patch).await.expect("a patch");
+}
+
+fn secrets(rig: &Rig) -> Api<Secret> {
+    Api::namespaced(rig.client.clone(), &rig.namespace)
+}
+
+async fn set_password(rig: &Rig, password: Option<&str>) {
+    let data = json!({ "data": { "password": password.map(|p| json!(ByteString(p.as_bytes().to_vec()))) } });
+    secrets(rig).patch("lab", &PatchParams::default(), &Patch::Merge(data)).await.expect("a patch");
+}
+
+/// A rig whose Connector is changed before the controller sees it.
+async fn rig(spec: Value) -> Rig {
+    let rig = Rig::new().await;
+    patch(&rig, spec).await;
+    rig
+}
+
+fn named(sim: &Sim, class: &str, name: &str) -> Ref {
+    let db = sim.pool.db();
+    db.all(class).find(|(_, row)| row.get("name_label") == Some(&json!(name))).map(|(r, _)| r.clone()).expect(name)
+}
+
+fn set(sim: &Sim, class: &str, row: &Ref, field: &str, value: Value) {
+    sim.pool.db().set(class, row, field, value).expect("a field");
+}
+
+fn logins(sim: &Sim) -> u64 {
+    sim.pool.log.counts().get("session.login_with_password").copied().unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connector_becomes_ready_and_says_what_it_found() {
+    let rig = Rig::new().await;
+    let _controller = rig.run().await;
+    let found = ready(&rig).await;
+    assert!(found.finalizers().contains(&FINALIZER.to_owned()));
+    let status = found.status.expect("a status");
+    assert_eq!(status.product.as_deref(), Some("XenServer 8.4.0"));
+    assert_eq!(status.coordinator.as_deref(), Some("host1 (127.0.0.1)"));
+    assert_eq!(status.layers, Some(0));
+    let pool = rig.sim.pool.db().all("pool").next().map(|(_, row)| row["uuid"].clone()).expect("a pool");
+    assert_eq!(json!(status.pool_uuid), pool);
+    let inventory = status.inventory.expect("an inventory");
+    let names = |list: &[lamina::api::connector::Named]| list.iter().map(|n| n.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&inventory.templates), ["no-network", "packaging", "with-disk"]);
+    let srs = names(&inventory.storage_repositories);
+    assert_eq!(srs, ["Local storage on host1", "Local storage on host2", "Local storage on host3", "Shared storage"]);
+    assert!(names(&inventory.networks).contains(&"Packaging".to_owned()));
+    assert!(!json!(status.conditions).to_string().contains("secret\""), "no secret in a status");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_is_missing_incomplete_or_wrong_is_told_and_mended() {
+    let rig = Rig::new().await;
+    let right = secrets(&rig).get("lab").await.expect("the Secret");
+    secrets(&rig).delete("lab", &DeleteParams::default()).await.expect("deleted");
+    let controller = rig.run().await;
+    fails(&rig, C::Authenticated, "CredentialsNotFound", &["'lab'", "kubectl create secret"]).await;
+
+    let mut fresh = Secret { metadata: Default::default(), ..right.clone() };
+    fresh.metadata.name = Some("lab".into());
+    secrets(&rig).create(&Default::default(), &fresh).await.expect("created");
+    ready(&rig).await;
+    drop(controller);
+
+    set_password(&rig, None).await;
+    let _controller = rig.run().await;
+    fails(&rig, C::Authenticated, "CredentialsIncomplete", &["'password'"]).await;
+    set_password(&rig, Some("wrong")).await;
+    fails(&rig, C::Authenticated, "CredentialsRefused", &["Secret 'lab'"]).await;
+    set_password(&rig, Some("secret")).await;
+    ready(&rig).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_needs_no_restart_and_no_storm_of_log_ins() {
+    let rig = Rig::new().await;
+    let _controller = rig.run().await;
+    ready(&rig).await;
+    let before = logins(&rig.sim);
+    rig.sim.pool.accounts.put(Account { name: "root".into(), password: "rotated".into(), role: None });
+    let sessions: Vec<Ref> = rig.sim.pool.db().all("session").map(|(r, _)| r.clone()).collect();
+    sessions.iter().for_each(|session| rig.sim.pool.db().delete("session", session));
+    fails(&rig, C::Authenticated, "CredentialsRefused", &[]).await;
+    // The mirror goes on trying, the Secret is read again and again: the refused pair is not sent for that.
+    tokio::time::sleep(common::rig::PACE.credentials * 8).await;
+    assert!(logins(&rig.sim) <= before + 2, "{} log-ins", logins(&rig.sim) - before);
+    set_password(&rig, Some("rotated")).await;
+    ready(&rig).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_judged_as_the_spec_says() {
+    let rig = rig(json!({"tls": {"fingerprintsSHA256": ["ab".repeat(32)]}})).await;
+    let _controller = rig.run().await;
+    let seen = rig.sim.hosts[0].fingerprint.replace(':', "");
+    fails(&rig, C::Reachable, "FingerprintMismatch", &[&seen, "spec.tls.fingerprintsSHA256"]).await;
+    patch(&rig, json!({"tls": {"fingerprintsSHA256": [seen]}})).await;
+    ready(&rig).await;
+
+    patch(&rig, json!({"tls": null})).await;
+    fails(&rig, C::Reachable, "CertificateUntrusted", &["spec.tls"]).await;
+    let other = Sim::start(serve::Options::default()).await.expect("another pool");
+    patch(&rig, json!({"tls": {"caBundle": other.ca_pem()}})).await;
+    fails(&rig, C::Reachable, "CertificateUntrusted", &[]).await;
+    patch(&rig, json!({"tls": {"caBundle": "no certificate"}})).await;
+    fails(&rig, C::Reachable, "CABundleInvalid", &[]).await;
+    patch(&rig, json!({"tls": {"caBundle": rig.sim.ca_pem()}})).await;
+    ready(&rig).await;
+
+    patch(&rig, json!({"tls": {"caBundle": null, "caBundleRef": {"name": "authority"}}})).await;
+    fails(&rig, C::Reachable, "CABundleNotFound", &["'authority'", "'ca.crt'"]).await;
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "authority"}, "data": {"ca.crt": rig.sim.ca_pem()}});
+    rig.apply(&map.to_string()).await;
+    let found = ready(&rig).await;
+    assert_eq!(told(&found, C::TLSInsecure).0, "");
+
+    patch(&rig, json!({"tls": {"caBundleRef": null, "insecureSkipVerify": true}})).await;
+    until(&rig, "insecure", |c| told(c, C::TLSInsecure).0 == "True" && told(c, C::Ready).0 == "True").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_does_not_answer_is_tried_until_it_does() {
+    let port = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+    let rig = rig(json!({"endpoints": [format!("https://{port}")]})).await;
+    let _controller = rig.run().await;
+    fails(&rig, C::Reachable, "Unreachable", &[&port.to_string(), "connection refused"]).await;
+
+    let (door, to) = (TcpListener::bind(port).await.expect("the port"), rig.sim.hosts[0].address);
+    tokio::spawn(async move {
+        while let Ok((mut from, _)) = door.accept().await {
+            tokio::spawn(async move {
+                let mut to = TcpStream::connect(to).await.expect("the pool");
+                let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+            });
+        }
+    });
+    ready(&rig).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_pool_is_told_from_one() {
+    let server = common::cluster().await.config(lamina::local::Who::Admin).await.expect("a config").cluster_url;
+    let url = format!("https://{}", server.authority().expect("an authority"));
+    let rig = rig(json!({"endpoints": [url], "tls": {"fingerprintsSHA256": null, "insecureSkipVerify": true}})).await;
+    let _controller = rig.run().await;
+    fails(&rig, C::Reachable, "NotXenServer", &["spec.endpoints"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_leads_to_its_coordinator() {
+    let rig = Rig::new().await;
+    patch(&rig, json!({"endpoints": [rig.sim.urls()[1]]})).await;
+    // Nobody listens where the coordinator says it is.
+    let coordinator = named(&rig.sim, "host", "host1");
+    set(&rig.sim, "host", &coordinator, "address", json!("127.0.0.77"));
+    let _controller = rig.run().await;
+    let found = fails(&rig, C::CoordinatorFound, "CoordinatorUnknown", &["127.0.0.77"]).await;
+    assert_eq!(told(&found, C::Reachable).0, "True");
+    assert_eq!(told(&found, C::Authenticated).0, "Unknown");
+    set(&rig.sim, "host", &coordinator, "address", json!("127.0.0.1"));
+    let found = ready(&rig).await;
+    assert_eq!(found.status.and_then(|s| s.coordinator).as_deref(), Some("host1 (127.0.0.1)"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_fault_of_a_template_has_its_reason() {
+    let rig = rig(json!({"template": "with-disk"})).await;
+    let _controller = rig.run().await;
+    fails(&rig, C::TemplateValid, "TemplateHasDisks", &["'with-disk'"]).await;
+    for (template, reason, word) in [
+        ("no-network", "TemplateWithoutNetwork", "network card"),
+        ("Packaging", "TemplateNotFound", "did you mean 'packaging'?"),
+        ("Windows 11", "TemplateNotCustom", "XenServer's own"),
+    ] {
+        patch(&rig, json!({ "template": template })).await;
+        fails(&rig, C::TemplateValid, reason, &[word]).await;
+    }
+    patch(&rig, json!({"template": "packaging"})).await;
+    ready(&rig).await;
+
+    let other = named(&rig.sim, "VM", "no-network");
+    set(&rig.sim, "VM", &other, "name_label", json!("packaging"));
+    fails(&rig, C::TemplateValid, "TemplateAmbiguous", &["use the uuid"]).await;
+    set(&rig.sim, "VM", &other, "name_label", json!("no-network"));
+    ready(&rig).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn storage_that_is_detached_full_or_unfit_is_told_and_comes_back() {
+    let rig = Rig::new().await;
+    let _controller = rig.run().await;
+    ready(&rig).await;
+    let sr = named(&rig.sim, "SR", "Shared storage");
+    let pbds = rig.sim.pool.db().links("SR", &sr, "PBDs").expect("PBDs");
+    pbds.iter().for_each(|pbd| set(&rig.sim, "PBD", pbd, "currently_attached", json!(false)));
+    let found = fails(&rig, C::StorageReady, "StorageDetached", &["'Shared storage'", "xe pbd-plug"]).await;
+    assert_eq!(
+        told(&found, C::ToolsISOFound),
+        ("Unknown".into(), "NotChecked".into(), told(&found, C::ToolsISOFound).2)
+    );
+    pbds.iter().for_each(|pbd| set(&rig.sim, "PBD", pbd, "currently_attached", json!(true)));
+    ready(&rig).await;
+
+    let size = rig.sim.pool.db().get("SR", &sr).expect("a row")["physical_size"].clone();
+    set(&rig.sim, "SR", &sr, "physical_size", json!(0));
+    fails(&rig, C::StorageReady, "StorageFull", &["free space"]).await;
+    set(&rig.sim, "SR", &sr, "physical_size", size);
+    ready(&rig).await;
+
+    for (name, reason) in [("ISO library", "StorageIsISO"), ("shared storage", "StorageNotFound")] {
+        patch(&rig, json!({ "storageRepository": name })).await;
+        fails(&rig, C::StorageReady, reason, &[]).await;
+    }
+    patch(&rig, json!({"storageRepository": "Shared storage", "toolsISO": "Guest-tools.iso"})).await;
+    fails(&rig, C::ToolsISOFound, "ToolsISONotFound", &["did you mean 'guest-tools.iso'?"]).await;
+    patch(&rig, json!({"toolsISO": null})).await;
+    ready(&rig).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rights_that_are_missing_are_named() {
+    let rig = Rig::new().await;
+    let account =
+        |role: Option<&str>| Account { name: "root".into(), password: "secret".into(), role: role.map(str::to_owned) };
+    rig.sim.pool.accounts.put(account(Some("vm-admin")));
+    let _controller = rig.run().await;
+    fails(&rig, C::PermissionsSufficient, "PermissionDenied", &["sr.scan", "vm-power-admin"]).await;
+
+    let force = async |value: &str| {
+        let sessions: Vec<Ref> = rig.sim.pool.db().all("session").map(|(r, _)| r.clone()).collect();
+        sessions.iter().for_each(|session| rig.sim.pool.db().delete("session", session));
+        let patch = Patch::Merge(json!({"metadata": {"annotations": {"lamina.dev/requestedAt": value}}}));
+        rig.connectors().patch("lab", &PatchParams::default(), &patch).await.expect("a patch");
+    };
+    rig.sim.pool.accounts.put(account(Some("vm-power-admin")));
+    force("1").await;
+    let found = until(&rig, "enough", |c| has(c, C::PermissionsSufficient, "PoolOperatorMissing")).await;
+    assert_eq!(told(&found, C::Ready).0, "True", "it can be used all the same");
+    assert!(told(&found, C::PermissionsSufficient).2.contains("pool.sync_database"));
+    rig.sim.pool.accounts.put(account(None));
+    force("2").await;
+    until(&rig, "everything", |c| told(c, C::PermissionsSufficient).0 == "True").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_pool_at_the_address_is_not_touched_while_layers_rest_on_the_first() {
+    let rig = Rig::new().await;
+    let _controller = rig.run().await;
+    rig.layer("here", json!({"suspend": true})).await;
+    let first =
+        until(&rig, "used", |c| told(c, C::Ready).0 == "True" && c.status.as_ref().and_then(|s| s.layers) == Some(1))
+            .await;
+    let uuid = first.status.and_then(|s| s.pool_uuid).expect("a pool");
+
+    let other = Sim::start(serve::Options::default()).await.expect("another pool");
+    let pins: Vec<_> = rig.sim.hosts.iter().chain(&other.hosts).map(|h| h.fingerprint.clone()).collect();
+    patch(&rig, json!({"endpoints": [other.urls()[0]], "tls": {"fingerprintsSHA256": pins}})).await;
+    let found = fails(&rig, C::CoordinatorFound, "PoolChanged", &[&uuid, "Orphan"]).await;
+    assert_eq!(found.status.and_then(|s| s.pool_uuid), Some(uuid));
+    let changing: BTreeSet<_> =
+        other.pool.log.entries().into_iter().filter(|e| e.number.is_some()).map(|e| e.method).collect();
+    assert_eq!(changing, BTreeSet::new());
+
+    patch(&rig, json!({"endpoints": [rig.sim.urls()[0]]})).await;
+    ready(&rig).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connector_stays_until_its_last_layer_is_gone() {
+    let rig = Rig::new().await;
+    let controller = rig.run().await;
+    ready(&rig).await;
+    // Deleted while nobody counts its layers: past the admission policy, which goes by status.
+    drop(controller);
+    rig.connectors().delete("lab", &DeleteParams::default()).await.expect("admitted");
+    rig.layer("late", json!({"suspend": true})).await;
+    let _controller = rig.run().await;
+    let name = format!("{}/late", rig.namespace);
+    let held = until(&rig, "held", |c| has(c, C::Ready, "LayersExist")).await;
+    assert!(told(&held, C::Ready).2.contains(&name), "{:?}", told(&held, C::Ready));
+    rig.layers().delete("late", &DeleteParams::default()).await.expect("deleted");
+    common::until(rig.connectors(), "lab", "gone", |c: Option<&Connector>| c.is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_belongs_to_no_layer_is_told_and_left_alone() {
+    let rig = Rig::new().await;
+    let _controller = rig.run().await;
+    ready(&rig).await;
+    let cluster: k8s_openapi::api::core::v1::Namespace =
+        Api::all(rig.client.clone()).get("kube-system").await.expect("kube-system");
+    let cluster = cluster.uid().expect("a uid");
+    let sr = named(&rig.sim, "SR", "Shared storage");
+    let disk = |uuid: &str, retained: bool| {
+        let mut keys = json!({
+            "lamina.dev/schema": "1", "lamina.dev/cluster": cluster, "lamina.dev/role": "frozen", "lamina.dev/op": "0123456789abcdef",
+            "lamina.dev/self": uuid, "lamina.dev/layer": "a-layer-of-old", "lamina.dev/version": "1", "lamina.dev/base": "none",
+        });
+        if retained {
+            keys["lamina.dev/retained"] = json!("true");
+        }
+        let fields = [
+            ("uuid", json!(uuid)),
+            ("name_label", json!("left behind")),
+            ("SR", json!(sr)),
+            ("managed", json!(true)),
+            ("virtual_size", json!(3_i64 << 30)),
+            ("other_config", keys),
+        ];
+        rig.sim.pool.db().create("VDI", fields)
+    };
+    let (lost, kept) = ("11111111-0000-0000-0000-000000000001", "11111111-0000-0000-0000-000000000002");
+    let row = disk(lost, false);
+    disk(kept, true);
+    let found = until(&rig, "told", |c| {
+        told(c, C::Unclaimed).0 == "True" && told(c, C::Unclaimed).2.contains("1 disks of deleted")
+    })
+    .await;
+    let message = told(&found, C::Unclaimed).2;
+    assert!(message.contains(lost) && message.contains("3 GiB") && message.contains("first seen"), "{message}");
+    assert!(!message.contains(kept), "{message}");
+    assert_eq!(told(&found, C::Ready).0, "True");
+
+    rig.sim.pool.db().delete("VDI", &row);
+    let found = until(&rig, "gone", |c| told(c, C::Unclaimed).0.is_empty()).await;
+    assert!(told(&found, C::Ready).2.contains("kept there by deletionPolicy Retain"));
+    let destroyed = rig.sim.pool.log.counts().into_iter().any(|(method, _)| method.contains("destroy"));
+    assert!(!destroyed, "nothing is deleted");
+}

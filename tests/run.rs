@@ -1,0 +1,110 @@
+//! The real binary as a pod would run it: under the service account and the rights that `deploy/` ships, stopped by signals.
+use std::process::Stdio;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::{DeleteParams, PostParams};
+use kube::{Api, Client};
+use lamina::controller::lease::NAME;
+use lamina::local::Who;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::sync::Mutex;
+
+use crate::common::{cluster, installed, tls, until};
+
+const NAMESPACE: &str = "lamina-system";
+/// There is one Lease, since its place is given by the rights.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+struct Running {
+    child: Child,
+    logs: Lines<BufReader<ChildStderr>>,
+    url: String,
+}
+
+async fn start(identity: &str) -> Running {
+    let account = Who::ServiceAccount { namespace: NAMESPACE, name: "lamina" };
+    let kubeconfig = cluster().await.kubeconfig(account).await.unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_lamina"))
+        .args(["run", "--listen=127.0.0.1:0", "--namespace", NAMESPACE, "--identity", identity, "--kubeconfig"])
+        .arg(kubeconfig)
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut logs = BufReader::new(child.stderr.take().unwrap()).lines();
+    let starting = line(&mut logs, "starting").await;
+    let url = format!("http://{}", starting["listen"].as_str().unwrap());
+    Running { child, logs, url }
+}
+
+/// The next log line with this message; each line before it must be JSON too.
+async fn line(logs: &mut Lines<BufReader<ChildStderr>>, message: &str) -> Value {
+    loop {
+        let line = logs.next_line().await.unwrap().unwrap_or_else(|| panic!("the log ended without {message:?}"));
+        let line: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
+        if line["message"] == message {
+            return line;
+        }
+    }
+}
+
+impl Running {
+    async fn get(&self, path: &str) -> String {
+        tls();
+        reqwest::get(format!("{}{path}", self.url)).await.unwrap().text().await.unwrap()
+    }
+
+    async fn signal(&self, signal: &str) {
+        let pid = self.child.id().unwrap().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().await.unwrap().success());
+    }
+}
+
+fn leases(client: &Client) -> Api<Lease> {
+    Api::namespaced(client.clone(), NAMESPACE)
+}
+
+fn holder(lease: &Lease) -> &str {
+    lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn one_leads_one_stands_by_and_takes_over_after_a_clean_stop() {
+    let _turn = TURN.lock().await;
+    let client = installed().await;
+    let mut first = start("first").await;
+    line(&mut first.logs, "leading").await;
+    let second = start("second").await;
+    let ready = async || (second.get("/readyz").await == "ok\n").then_some(());
+    crate::common::eventually("the standby is ready", ready).await;
+    assert!(second.get("/metrics").await.contains("\nlamina_lease_held 0\n"));
+    assert!(first.get("/metrics").await.contains("\nlamina_lease_held 1\n"));
+    assert_eq!(first.get("/livez").await, "ok\n");
+
+    first.signal("-TERM").await;
+    assert_eq!(first.child.wait().await.unwrap().code(), Some(0));
+    let begins = |lease: Option<&Lease>| lease.is_some_and(|lease| holder(lease).starts_with("second_"));
+    until(leases(&client), NAME, "the second leads", begins).await;
+
+    let mut second = second;
+    second.signal("-INT").await;
+    assert_eq!(second.child.wait().await.unwrap().code(), Some(0));
+    assert_eq!(holder(&leases(&client).get(NAME).await.unwrap()), "", "released");
+}
+
+#[tokio::test]
+async fn a_lost_lease_ends_the_process_and_says_why() {
+    let _turn = TURN.lock().await;
+    let client = installed().await;
+    let mut running = start("first").await;
+    line(&mut running.logs, "leading").await;
+    let mut record = leases(&client).get(NAME).await.unwrap();
+    record.spec.as_mut().unwrap().holder_identity = Some("usurper".into());
+    leases(&client).replace(NAME, &PostParams::default(), &record).await.unwrap();
+    let why = line(&mut running.logs, "giving up").await;
+    assert_eq!(why["error"], "another controller may lead by now: the lease was taken over by usurper");
+    assert_eq!(running.child.wait().await.unwrap().code(), Some(1));
+    leases(&client).delete(NAME, &DeleteParams::default()).await.unwrap();
+}
