@@ -1,7 +1,7 @@
 //! Rights, compared with the calls that are made; the words for a pool that cannot be seen; the inventory.
 
-use crate::controller::inspect::tests::table;
 use super::*;
+use crate::controller::inspect::tests::table;
 use crate::xapi::model::{Network, Vm};
 use crate::xapi::wire::Failure;
 

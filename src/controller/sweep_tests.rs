@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use crate::controller::inspect::tests::{r, table, vdi};
 use super::*;
+use crate::controller::inspect::tests::{r, table, vdi};
 use crate::domain::identity::{Lineage, MAKING};
 use crate::xapi::model::{Map, Task};
 

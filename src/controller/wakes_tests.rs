@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use crate::controller::inspect::tests::{r, table, vdi};
 use super::*;
+use crate::controller::inspect::tests::{r, table, vdi};
 use crate::xapi::model::{Map, Pbd, PowerState, Task};
 
 fn layer(uid: &str, status: serde_json::Value) -> PlatformLayer {

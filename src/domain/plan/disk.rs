@@ -1,0 +1,212 @@
+//! From nothing to a packaging disk and a machine for it: rows 0 to 4 of the walk.
+
+use super::super::gate::{self, BaseChoice};
+use super::super::making;
+use super::super::observed::{Disk, Making, Observed, OsDisk, Sight, Trouble};
+use super::super::want::Want;
+use super::machine::with_machine;
+use super::{Next, Say, Step, Verdict, advance, cannot_tell, finish_operations};
+use crate::api::reason::Reason;
+
+pub(super) fn disk_lost(want: &Want, seen: &Observed) -> Say {
+    let uuid = seen.records.disk.as_ref().map(|d| d.uuid.as_str()).unwrap_or_default();
+    let moved = match seen.unclaimed.as_slice() {
+        [] => String::new(),
+        copies => format!(
+            " A copy of it is there ({}), as a move to another storage repository leaves one: what is on it can be copied by hand.",
+            copies.join(", ")
+        ),
+    };
+    Say::Stalled(
+        Reason::DiskLost,
+        format!(
+            "packaging disk {uuid} of version '{}' was made and is gone from the pool.{moved} Nothing is made in its place: restore it, or give the version up by setting \
+             spec.discard to '{}' and spec.version to a new name (layer {})",
+            seen.subject, seen.subject, want.name
+        ),
+    )
+}
+
+/// Row 0 to 2 of the walk: enter, S, W.
+pub(super) fn make_disk(want: &Want, seen: &Observed) -> Verdict {
+    let under_way = seen.records.operation.is_some();
+    if !under_way && let Err(t) = gate::entry(want, seen) {
+        return Verdict::trouble(t);
+    }
+    if !seen.finalizer || seen.records.pool.is_none() {
+        return Verdict::act(Step::Enter, Reason::FreezingOSDisk, "entering the pool");
+    }
+    if let Some(verdict) = finish_operations(seen) {
+        return verdict;
+    }
+    let base = seen.base.found().map(|b| b.uuid.as_str());
+    match gate::choose_base(want, &seen.records.versions, base) {
+        Err(t) => Verdict::trouble(t),
+        Ok(BaseChoice::OsLayer) => from_os_layer(want, seen),
+        Ok(BaseChoice::Version { version, .. }) => from_version(seen, &version),
+    }
+}
+
+fn from_version(seen: &Observed, version: &str) -> Verdict {
+    match &seen.parent {
+        Some(Sight::Found(parent)) => clone_from(seen, parent),
+        Some(Sight::Lost) | Some(Sight::Absent) => Verdict::rest(Say::Stalled(
+            Reason::DiskLost,
+            format!("the disk of base version '{version}' is gone from the pool: restore it, or choose another base"),
+        )),
+        Some(Sight::CannotLook) | None => cannot_tell(seen, "the disk of the base version"),
+    }
+}
+
+fn clone_from(seen: &Observed, source: &Disk) -> Verdict {
+    if source.paused {
+        return Verdict::wait(
+            Next::Capacity,
+            Reason::WaitingForStorage,
+            format!("disk {} is paused by its storage", source.uuid),
+        );
+    }
+    advance(seen, Making::CloneDisk, "making the packaging disk")
+}
+
+fn from_os_layer(want: &Want, seen: &Observed) -> Verdict {
+    match &seen.base {
+        Sight::Found(base) if !base.keyed => Verdict::act(
+            Step::TagAgain { uuid: base.uuid.clone() },
+            Reason::TaggingAgain,
+            "the base snapshot lost its keys and gets them back",
+        ),
+        Sight::Found(base) => clone_from(seen, base),
+        Sight::CannotLook | Sight::Lost => cannot_tell(seen, "the base snapshot"),
+        Sight::Absent => {
+            let fit = seen
+                .os_disk
+                .clone()
+                .and_then(|os| gate::os_disk(&os, &seen.storage).and_then(|()| format_fits(want, &os)));
+            match fit {
+                Ok(()) => advance(seen, Making::SnapshotOsDisk, "taking a snapshot of the OS disk"),
+                // What was begun before the OS disk got in use is taken back, unclaimed.
+                Err(t) => match seen.flight(Making::SnapshotOsDisk).filter(|f| f.intent.is_some()) {
+                    Some(f) => match making::abandon(f) {
+                        Some(mv) => {
+                            Verdict::from_move(mv, Reason::FreezingOSDisk, "taking the snapshot of the OS disk back")
+                        }
+                        None => Verdict { step: Step::DropIntent, ..Verdict::trouble(t) },
+                    },
+                    None => Verdict::trouble(t),
+                },
+            }
+        }
+    }
+}
+
+fn format_fits(want: &Want, os: &OsDisk) -> Result<(), Trouble> {
+    match &want.format {
+        Some(f) if !os.format.is_empty() && *f != os.format => Err(Trouble::new(
+            Reason::FormatMismatch,
+            format!(
+                "packagingDisk.format is {f}, but OS disk '{}' is {}, and a clone keeps its source's format: leave packagingDisk.format out",
+                os.name, os.format
+            ),
+        )),
+        Some(_) | None => match want.size {
+            Some(size) if size < os.virtual_size => Err(Trouble::new(
+                Reason::DiskTooSmall,
+                format!(
+                    "packagingDisk.size is smaller than OS disk '{}' ({} bytes): a disk cannot shrink; leave packagingDisk.size out or make it larger",
+                    os.name, os.virtual_size
+                ),
+            )),
+            Some(_) | None => Ok(()),
+        },
+    }
+}
+
+/// W is there: named, sized and recorded before anything is built on it.
+pub(super) fn with_disk(want: &Want, seen: &Observed, w: &Disk) -> Verdict {
+    let making = |step, message: &str| Verdict::act(step, Reason::CreatingDisk, message);
+    let recorded = seen.records.disk.as_ref().is_some_and(|d| d.uuid == w.uuid);
+    if !w.keyed || !w.tagged {
+        return Verdict::act(
+            Step::TagAgain { uuid: w.uuid.clone() },
+            Reason::TaggingAgain,
+            "the packaging disk gets its keys",
+        );
+    }
+    if !recorded {
+        if w.busy {
+            return Verdict::wait(Next::Task, Reason::CreatingDisk, "the packaging disk is being named and sized");
+        }
+        if w.name != want.file_name {
+            return making(
+                Step::NameDisk { uuid: w.uuid.clone(), name: want.file_name.clone() },
+                "naming the packaging disk",
+            );
+        }
+        let description = description(want);
+        if w.description != description {
+            return making(Step::DescribeDisk { uuid: w.uuid.clone(), description }, "describing the packaging disk");
+        }
+        if let Some(size) = want.size.map(rounded).filter(|size| *size > w.virtual_size) {
+            return making(Step::ResizeDisk { uuid: w.uuid.clone(), size }, "sizing the packaging disk");
+        }
+        return making(Step::Record, "the packaging disk is made");
+    }
+    if let Some(verdict) = finish_operations(seen) {
+        return verdict;
+    }
+    match &seen.machine {
+        Sight::CannotLook => cannot_tell(seen, "the packaging machine"),
+        Sight::Found(m) => with_machine(want, seen, w, m),
+        Sight::Absent => make_machine(seen),
+        Sight::Lost => {
+            let used = seen.records.machine.as_ref().and_then(|m| m.restart_token.as_deref());
+            let asked = want.restart_token.is_some() && want.restart_token.as_deref() != used;
+            if asked
+                || seen.flight(Making::CloneMachine).is_some_and(|f| f.intent.is_some())
+                || !w_worked(seen) && machine_forgotten(seen)
+            {
+                return make_machine(seen);
+            }
+            Verdict::rest(Say::Stalled(
+                Reason::MachineLost,
+                format!(
+                    "the packaging machine of version '{}' is gone from the pool; its disk '{}' ({}) is untouched. For a new machine on the same disk: {}",
+                    seen.subject,
+                    w.name,
+                    w.uuid,
+                    want.restart_command()
+                ),
+            ))
+        }
+    }
+}
+
+/// Recorded under another start of xapi: its row may be one of those that were never written out.
+fn machine_forgotten(seen: &Observed) -> bool {
+    seen.records.machine.as_ref().is_some_and(|m| m.agent_start.as_deref() != Some(seen.agent_start.as_str()))
+}
+
+fn w_worked(seen: &Observed) -> bool {
+    seen.records.disk.as_ref().is_some_and(|d| d.worked)
+}
+
+fn make_machine(seen: &Observed) -> Verdict {
+    if let Err(t) = &seen.machine_source
+        && seen.flight(Making::CloneMachine).is_none_or(|f| f.intent.is_none())
+    {
+        return Verdict::trouble(t.clone());
+    }
+    advance(seen, Making::CloneMachine, "cloning the packaging machine from the template")
+}
+
+/// The words on every object of a layer, in other tools' lists.
+pub fn description(want: &Want) -> String {
+    format!("Lamina layer {}, do not delete", want.layer_name)
+}
+
+/// VHD disks grow in steps of 2 MiB.
+fn rounded(size: i64) -> i64 {
+    const STEP: i64 = 2 << 20;
+    size.saturating_add(STEP - 1) / STEP * STEP
+}

@@ -1,0 +1,280 @@
+//! The packaging machine: set up, started, watched, judged when it halts, and its disk frozen: rows 4 to 10 of the walk.
+
+use super::super::gate;
+use super::super::identity::{BOOT, TOKEN};
+use super::super::making;
+use super::super::observed::{Disk, Dvd, Holder, Machine, Making, Observed, Power, Sent, Trouble};
+use super::super::want::Want;
+use super::{Next, Say, Step, Verdict, advance, finish_operations, held, ran};
+use crate::api::reason::Reason;
+
+pub(super) fn with_machine(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
+    let recorded = seen.records.machine.as_ref().is_some_and(|r| r.uuid == m.uuid);
+    if !m.keyed {
+        return Verdict::act(
+            Step::TagAgain { uuid: m.uuid.clone() },
+            Reason::TaggingAgain,
+            "the packaging machine gets its keys",
+        );
+    }
+    if !m.guard_drift.is_empty() {
+        return Verdict::act(
+            Step::SetUp { machine: m.uuid.clone(), settings: m.guard_drift.clone() },
+            Reason::SettingUpMachine,
+            "restarts behind our back are switched off on the packaging machine",
+        );
+    }
+    if !ran(seen, m) {
+        return set_up(want, seen, w, m, recorded);
+    }
+    if !recorded {
+        return Verdict::act(Step::Record, Reason::CreatingMachine, "the packaging machine is made");
+    }
+    if let Some(verdict) = finish_operations(seen) {
+        return verdict;
+    }
+    match m.power {
+        Power::Running => running(want, seen, m),
+        Power::Paused | Power::Suspended => Verdict::rest(Say::Person(
+            Reason::ResumeMachine,
+            format!(
+                "machine '{}' is {}: resume it to go on installing (xe vm-{} uuid={})",
+                m.name,
+                if m.power == Power::Paused { "paused" } else { "suspended" },
+                if m.power == Power::Paused { "unpause" } else { "resume" },
+                m.uuid
+            ),
+        )),
+        Power::Halted => halted(want, seen, w, m),
+        Power::Unknown => Verdict::wait(
+            Next::Capacity,
+            Reason::WaitingForMachine,
+            format!("machine '{}' is in a power state that Lamina does not know", m.name),
+        ),
+    }
+}
+
+/// Rows 4 to 7: everything that must stand before the first start.
+fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine, recorded: bool) -> Verdict {
+    let act = |step, message: &str| Verdict::act(step, Reason::SettingUpMachine, message);
+    if m.busy {
+        return Verdict::wait(Next::Task, Reason::SettingUpMachine, "the packaging machine is being set up");
+    }
+    if !m.drift.is_empty() {
+        return act(
+            Step::SetUp { machine: m.uuid.clone(), settings: m.drift.clone() },
+            "setting up the packaging machine",
+        );
+    }
+    if m.disk.is_none() {
+        return act(Step::AttachDisk { machine: m.uuid.clone(), disk: w.uuid.clone() }, "attaching the packaging disk");
+    }
+    match &m.dvd {
+        Dvd::None => return act(Step::AddDvd { machine: m.uuid.clone() }, "adding a DVD drive"),
+        Dvd::Foreign { vbd } => {
+            return act(Step::EjectDisc { vbd: vbd.clone() }, "taking the template's disc out of the DVD drive");
+        }
+        Dvd::Empty { vbd } => return act(Step::InsertTools { vbd: vbd.clone() }, "inserting the tools disc"),
+        Dvd::ToolsIn { .. } => {}
+    }
+    if !recorded {
+        return Verdict::act(Step::Record, Reason::CreatingMachine, "the packaging machine is made");
+    }
+    if let Some(verdict) = finish_operations(seen) {
+        return verdict;
+    }
+    let under_way = seen.flight(Making::StartMachine).is_some_and(|f| f.intent.is_some());
+    // Whoever sets a new token asks for a start, of a machine that never ran too.
+    if !want.power_on && !under_way && new_token(want, m).is_none() {
+        return Verdict::rest(Say::Person(
+            Reason::StartMachine,
+            format!(
+                "machine '{}' is ready, and machine.powerOn is false: start it (xe vm-start uuid={})",
+                m.name, m.uuid
+            ),
+        ));
+    }
+    start(seen, w, m)
+}
+
+/// A start, with its own gates. `VM.start` tells nothing when no host can do it, so the hosts are asked first.
+fn start(seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
+    if let Some(other) = w.attachments.iter().find_map(|a| match &a.holder {
+        Holder::Other { name, .. } => Some(name),
+        Holder::Machine | Holder::ControlDomain { .. } => None,
+    }) {
+        return Verdict::rest(Say::Stalled(
+            Reason::ForeignDisk,
+            format!(
+                "disk '{}' ({}) is also attached to machine '{other}': take it off there, two machines would destroy it",
+                w.name, w.uuid
+            ),
+        ));
+    }
+    if let Some(verdict) = held(w) {
+        return verdict;
+    }
+    if let Some(why) = &m.cannot_boot {
+        return Verdict::wait(
+            Next::Capacity,
+            Reason::WaitingForCapacity,
+            format!("no host can start machine '{}': {why}", m.name),
+        );
+    }
+    advance(seen, Making::StartMachine, "starting the packaging machine")
+}
+
+/// Where the machine is, for a person.
+fn place(m: &Machine) -> String {
+    let host = m.host.as_ref().map(|h| format!(" on host '{h}'")).unwrap_or_default();
+    let address = m.address.as_ref().map(|a| format!(", address {a}")).unwrap_or_default();
+    format!("machine '{}'{host}{address}", m.name)
+}
+
+/// What is done to a running machine is done beside a person's turn: what to tell does not wait for it.
+fn running(want: &Want, seen: &Observed, m: &Machine) -> Verdict {
+    let starting = seen.flight(Making::StartMachine).is_some_and(|f| f.intent.is_some());
+    let step = if m.key(BOOT) != Some(m.boot_id().as_str()) {
+        Step::NoteBoot { machine: m.uuid.clone(), boot: m.boot_id() }
+    } else if let (Some(token), false) = (new_token(want, m), starting) {
+        // First seen while running: used up, a running machine needs no start.
+        Step::UseToken { machine: m.uuid.clone(), token }
+    } else if let (true, false, Dvd::ToolsIn { vbd }) = (m.tools.ready, m.busy, &m.dvd) {
+        Step::EjectDisc { vbd: vbd.clone() }
+    } else {
+        Step::Nothing
+    };
+    let next = if step == Step::Nothing { Next::Rest } else { Next::Now };
+    Verdict { step, say: instruction(want, m), next }
+}
+
+/// What a person is to do in a running machine.
+fn instruction(want: &Want, m: &Machine) -> Say {
+    let fresh =
+        m.report.as_ref().is_some_and(|r| r.sealed && !r.boot.is_empty() && m.guest_boot.as_ref() == Some(&r.boot));
+    if fresh {
+        let findings: Vec<_> = gate::judge(want, m)
+            .findings
+            .iter()
+            .map(|f| format!("{} ({}): {}", f.reason, f.detail, f.remedy))
+            .collect();
+        return if findings.is_empty() {
+            Say::Person(
+                Reason::ShutDownGuest,
+                format!("the check in {} found nothing that blocks; let Shutdown For Finalize switch it off", place(m)),
+            )
+        } else {
+            Say::Person(
+                Reason::FixIntegrity,
+                format!(
+                    "the last check in {} found: {}. Mend this, then run Shutdown For Finalize again",
+                    place(m),
+                    findings.join("; ")
+                ),
+            )
+        };
+    }
+    let tools = if m.tools.ready {
+        ""
+    } else if m.tools.overdue {
+        " Guest tools have not been seen for 10 minutes: the machine may not boot (firmware), the OS layer may lack the tools, or their drivers do not fit."
+    } else {
+        " Install the guest tools from its DVD drive first."
+    };
+    let kms = if want.kms_rearm { " As the very last thing rearm Windows (slmgr /rearm)." } else { "" };
+    Say::Person(
+        Reason::InstallSoftware,
+        format!(
+            "open the console of {}, install the platform software, then run Shutdown For Finalize.{tools}{kms}",
+            place(m)
+        ),
+    )
+}
+
+fn new_token(want: &Want, m: &Machine) -> Option<String> {
+    want.restart_token.clone().filter(|t| m.key(TOKEN) != Some(t.as_str()))
+}
+
+/// Row 9 and 10: judge, ask, freeze.
+fn halted(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
+    let starting = seen.flight(Making::StartMachine).is_some_and(|f| f.intent.is_some());
+    let freezing = seen.flight(Making::FreezeDisk).is_some_and(|f| f.intent.is_some());
+    if !freezing && let Some(verdict) = restart(want, seen, w, m, starting) {
+        return verdict;
+    }
+    let judgement = gate::judge(want, m);
+    let may = gate::approval(want, &seen.subject, &judgement).and_then(|()| gate::freeze(seen, m));
+    if let Err(t) = may {
+        return take_back_freeze(seen, m, t);
+    }
+    if !m.start_blocked {
+        return Verdict::act(
+            Step::BlockStart { machine: m.uuid.clone() },
+            Reason::FreezingDisk,
+            "keeping the machine off while its disk is frozen",
+        );
+    }
+    advance(seen, Making::FreezeDisk, "freezing the packaging disk as the version")
+}
+
+/// A person asked for another start of a halted machine. The token is used before the call: a start too few can be asked for again.
+fn restart(want: &Want, seen: &Observed, w: &Disk, m: &Machine, starting: bool) -> Option<Verdict> {
+    let token = new_token(want, m);
+    if token.is_none() && !starting {
+        return None;
+    }
+    if m.busy {
+        return Some(Verdict::wait(Next::Task, Reason::StartingMachine, "the machine is busy"));
+    }
+    if m.start_blocked {
+        return Some(Verdict::act(
+            Step::UnblockStart { machine: m.uuid.clone() },
+            Reason::StartingMachine,
+            "the machine may be started again",
+        ));
+    }
+    let sent = seen.flight(Making::StartMachine).map(|f| &f.sent);
+    if starting
+        && let Some(token) = token
+        && matches!(sent, Some(Sent::Never))
+    {
+        return Some(Verdict::act(
+            Step::UseToken { machine: m.uuid.clone(), token },
+            Reason::StartingMachine,
+            "using the restart token",
+        ));
+    }
+    Some(start(seen, w, m))
+}
+
+/// A freeze that was begun and whose gates do not hold any more leaves nothing behind.
+fn take_back_freeze(seen: &Observed, m: &Machine, why: Trouble) -> Verdict {
+    const WHAT: &str = "something changed while the disk was being frozen; taking that back";
+    if let Some(f) = seen.flight(Making::FreezeDisk).filter(|f| f.intent.is_some()) {
+        return match making::abandon(f) {
+            Some(mv) => Verdict::from_move(mv, Reason::FreezingDisk, WHAT),
+            None => Verdict::act(Step::DropIntent, Reason::FreezingDisk, WHAT),
+        };
+    }
+    if m.start_blocked {
+        return Verdict::act(Step::UnblockStart { machine: m.uuid.clone() }, Reason::FreezingDisk, WHAT);
+    }
+    if why.reason == Reason::HeldByDom0
+        && let Some(verdict) = seen.work.found().and_then(held)
+    {
+        return verdict;
+    }
+    Verdict::trouble(why)
+}
+
+/// F is claimed: named, then recorded; from then on the version exists.
+pub(super) fn record_frozen(f: &Disk) -> Verdict {
+    if !f.keyed || !f.tagged {
+        return Verdict::act(
+            Step::TagAgain { uuid: f.uuid.clone() },
+            Reason::TaggingAgain,
+            "the frozen disk gets its keys",
+        );
+    }
+    Verdict::act(Step::Record, Reason::FreezingDisk, "the frozen disk becomes the version")
+}

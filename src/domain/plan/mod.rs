@@ -1,0 +1,293 @@
+//! The decision: from what is wanted and seen to one step, a phase and what to tell.
+//!
+//! ```text
+//!            S, then W            M, set up, started           it halts
+//!  Pending ───────────▶ DiskCreated ───────────▶ MachineRunning ◀─────▶ AwaitingFinalize
+//!                                                                          │ report, approval
+//!                                            M and W removed, F stays      ▼ F = snapshot of W, claimed, recorded
+//!                              Finalized ◀──────────────────────────────── …
+//! ```
+//!
+//! Pure: no I/O, no clock, no async. `controller::layer` asks it in every pass, and for a step that creates, starts or destroys asks
+//! again with a fresh look at the pool. The phase is an output: nothing here reads it. `disk` and `machine` have the rows of the walk.
+
+mod disk;
+mod machine;
+mod step;
+
+pub use self::disk::description;
+pub(super) use self::step::Verdict;
+pub use self::step::{Next, Plan, Say, Step};
+
+use super::identity::{BOOT, START_BEFORE};
+use super::making;
+use super::observed::{Disk, Flight, Holder, Machine, Making, MarkSight, Observed, Power, Sight, TaskSight};
+use super::want::Want;
+use crate::api::Phase;
+use crate::api::reason::Reason;
+
+/// The decision for a layer that is not being deleted.
+pub fn decide(want: &Want, seen: &Observed) -> Plan {
+    let Verdict { step, say, next } = next(want, seen);
+    Plan { phase: phase(seen), step, say, next }
+}
+
+/// Derived from what is there. Within a version it never goes back, but between running and halted.
+pub fn phase(seen: &Observed) -> Phase {
+    let worked = seen.records.disk.as_ref().is_some_and(|d| d.worked);
+    let work_there = match &seen.work {
+        Sight::Found(_) | Sight::Lost => true,
+        Sight::Absent | Sight::CannotLook => seen.records.disk.as_ref().is_some_and(|d| d.version == seen.subject),
+    };
+    if seen.finalized(&seen.subject).is_some() && seen.work.found().is_none() && seen.machine.found().is_none() {
+        return Phase::Finalized;
+    }
+    if seen.frozen.found().is_some() || seen.finalized(&seen.subject).is_some() {
+        return Phase::AwaitingFinalize;
+    }
+    match &seen.machine {
+        Sight::Found(m) if ran(seen, m) => match m.power {
+            Power::Halted => Phase::AwaitingFinalize,
+            Power::Running | Power::Paused | Power::Suspended | Power::Unknown => Phase::MachineRunning,
+        },
+        Sight::Found(_) | Sight::Absent | Sight::Lost | Sight::CannotLook if worked => Phase::MachineRunning,
+        Sight::Found(_) | Sight::Absent | Sight::Lost | Sight::CannotLook if work_there => Phase::DiskCreated,
+        Sight::Found(_) | Sight::Absent | Sight::Lost | Sight::CannotLook => Phase::Pending,
+    }
+}
+
+/// Was it ever started since it was made?
+pub fn ran(seen: &Observed, m: &Machine) -> bool {
+    m.key(BOOT).is_some()
+        || m.key(START_BEFORE).is_some_and(|before| before != m.start_time)
+        || (m.key(START_BEFORE).is_none() && m.power != Power::Halted)
+        || seen.flight(Making::StartMachine).is_some_and(|f| matches!(f.task, TaskSight::Succeeded { .. }))
+}
+
+fn next(want: &Want, seen: &Observed) -> Verdict {
+    if want.suspend {
+        return Verdict::rest(Say::Suspended { finalized: at_rest(want, seen) });
+    }
+    if let Some(pool) = seen.records.pool.as_ref().filter(|p| **p != seen.pool) {
+        return Verdict::rest(pool_changed(pool, &seen.pool));
+    }
+    if let Some(verdict) = clear_leftover(seen) {
+        return verdict;
+    }
+    if seen.finalized(&seen.subject).is_some() {
+        return tidy(want, seen);
+    }
+    if seen.subject != want.version {
+        return match &want.discard {
+            Some(discard) if *discard == seen.subject && seen.frozen.found().is_none() => super::removal::discard(seen),
+            Some(_) | None if seen.frozen.found().is_some() => work_in_hand(want, seen),
+            Some(_) | None => Verdict::rest(version_changed(want, seen)),
+        };
+    }
+    work_in_hand(want, seen)
+}
+
+fn at_rest(want: &Want, seen: &Observed) -> bool {
+    seen.finalized(&want.version).is_some() && phase(seen) == Phase::Finalized
+}
+
+pub(in crate::domain) fn pool_changed(recorded: &str, now: &str) -> Say {
+    Say::Stalled(
+        Reason::PoolChanged,
+        format!(
+            "the layer's disks are in pool {recorded}, but the Connector now leads to pool {now}: nothing is looked up or made there. Point the Connector back"
+        ),
+    )
+}
+
+fn version_changed(want: &Want, seen: &Observed) -> Say {
+    Say::Stalled(
+        Reason::VersionChanged,
+        format!(
+            "spec.version is '{new}', but version '{old}' is in work: set spec.version back to '{old}' (together with spec.discard: '{new}', \
+             of which there is nothing to lose) and finalize it, or set spec.discard to '{old}' to throw it away",
+            new = want.version,
+            old = seen.subject
+        ),
+    )
+}
+
+/// An operation that nobody wants any more: its spec changed before anything was claimed.
+fn clear_leftover(seen: &Observed) -> Option<Verdict> {
+    let f = seen.leftover.as_ref()?;
+    Some(match making::abandon(f) {
+        Some(mv) => {
+            Verdict::from_move(mv, Reason::ClearingUp, "clearing up after an operation that is not wanted any more")
+        }
+        None => Verdict::act(Step::DropIntent, Reason::ClearingUp, "an operation that is not wanted any more is over"),
+    })
+}
+
+/// F is recorded: the machine goes, then W; then the layer rests.
+fn tidy(want: &Want, seen: &Observed) -> Verdict {
+    const WHAT: &str = "the version is frozen; removing the packaging machine and its disk";
+    let act = |step| Verdict::act(step, Reason::RemovingMachine, WHAT);
+    if let Some(verdict) = finish_operations(seen) {
+        return verdict;
+    }
+    if let Some(m) = seen.machine.found()
+        && let Some(verdict) = super::removal::machine(seen, m, Reason::RemovingMachine, WHAT)
+    {
+        return verdict;
+    }
+    if let Some(w) = seen.work.found() {
+        let Some(f) = seen.frozen.found() else {
+            return Verdict::rest(Say::Stalled(
+                Reason::DiskLost,
+                format!(
+                    "the frozen disk of version '{}' is gone, its packaging disk '{}' ({}) is still there and kept: restore the frozen disk, or copy the packaging disk by hand",
+                    seen.subject, w.name, w.uuid
+                ),
+            ));
+        };
+        if f.snapshot_of.as_deref() != Some(w.uuid.as_str()) {
+            return Verdict::rest(Say::Stalled(
+                Reason::SnapshotUnproven,
+                format!(
+                    "the pool forgot that disk {} is the snapshot of packaging disk '{}' ({}), so that one is kept: compare them, then remove it by hand (xe vdi-destroy uuid={})",
+                    f.uuid, w.name, w.uuid, w.uuid
+                ),
+            ));
+        }
+        if let Some(verdict) = held(w) {
+            return verdict;
+        }
+        return if w.busy {
+            Verdict::wait(Next::Task, Reason::RemovingMachine, WHAT)
+        } else {
+            act(Step::DestroyWork { disk: w.uuid.clone(), after_freeze: true })
+        };
+    }
+    if matches!(seen.work, Sight::CannotLook) || matches!(seen.machine, Sight::CannotLook) {
+        return cannot_tell(seen, "what is left of the packaging machine");
+    }
+    match &seen.frozen {
+        Sight::Found(f) if !f.keyed || !f.tagged => {
+            return Verdict::act(
+                Step::TagAgain { uuid: f.uuid.clone() },
+                Reason::TaggingAgain,
+                "the frozen disk lost its keys and gets them back",
+            );
+        }
+        Sight::Lost => {
+            return Verdict::rest(Say::Stalled(
+                Reason::DiskLost,
+                format!(
+                    "the disk of finalized version '{}' is gone from the pool: restore it; nothing is made in its place",
+                    seen.subject
+                ),
+            ));
+        }
+        // A finalized layer stays Ready while nobody can tell; what the scan shows is judged by the next pass.
+        Sight::CannotLook if seen.subject == want.version => {
+            let Verdict { step, next, .. } = cannot_tell(seen, "the frozen disk");
+            return Verdict { step, say: Say::Finalized(format!("version '{}' is finalized", want.version)), next };
+        }
+        Sight::Found(_) | Sight::Absent | Sight::CannotLook => {}
+    }
+    if seen.subject == want.version {
+        return Verdict::rest(Say::Finalized(format!("version '{}' is finalized", want.version)));
+    }
+    Verdict::wait(Next::Now, Reason::RemovingMachine, WHAT)
+}
+
+/// Not to be told from loss or absence yet: a scan of the storage repository decides, where one can be had.
+pub(super) fn cannot_tell(seen: &Observed, what: &str) -> Verdict {
+    let message = format!("cannot tell about {what} yet: looking at storage repository '{}' again", seen.storage.name);
+    if seen.storage.scanned || seen.storage.scanning {
+        Verdict::wait(Next::Capacity, Reason::WaitingForStorage, message)
+    } else {
+        Verdict::act(Step::ScanStorage, Reason::WaitingForStorage, message)
+    }
+}
+
+/// A control domain on the disk: an export is at work, or one died there.
+pub(in crate::domain) fn held(disk: &Disk) -> Option<Verdict> {
+    disk.attachments.iter().find_map(|a| match &a.holder {
+        Holder::ControlDomain { leaked: true } => Some(Verdict::act(
+            Step::FreeFromDom0 { vbd: a.vbd.clone() },
+            Reason::HeldByDom0,
+            format!("disk {} was left attached to a control domain and is taken off it", disk.uuid),
+        )),
+        Holder::ControlDomain { leaked: false } => Some(Verdict::wait(
+            Next::Capacity,
+            Reason::HeldByDom0,
+            format!("disk {} is held by a control domain: an export or copy is at work on it, or was; it is freed after 10 minutes", disk.uuid),
+        )),
+        Holder::Machine | Holder::Other { .. } => None,
+    })
+}
+
+/// Takes marks and intents off once what they were for is claimed and recorded.
+pub(super) fn finish_operations(seen: &Observed) -> Option<Verdict> {
+    let done = |f: &&Flight| f.intent.is_some() && object_recorded(seen, f.making);
+    let f = seen.flights.iter().find(done)?;
+    let doing = working_reason(f.making);
+    Some(match (&f.mark, &f.wanted_mark) {
+        (MarkSight::Ours, Some(mark)) => Verdict::act(
+            Step::Unmark { source: f.source.clone(), mark: mark.clone() },
+            doing,
+            "made, claimed and recorded; taking the mark off",
+        ),
+        _no_mark_of_ours => Verdict::act(Step::DropIntent, doing, "made, claimed and recorded"),
+    })
+}
+
+fn object_recorded(seen: &Observed, making: Making) -> bool {
+    let disk = seen.records.disk.as_ref().map(|d| d.uuid.as_str());
+    let machine = seen.records.machine.as_ref().map(|m| m.uuid.as_str());
+    match making {
+        Making::SnapshotOsDisk => seen.base.found().is_some(),
+        Making::CloneDisk => seen.work.found().is_some_and(|w| disk == Some(w.uuid.as_str())),
+        Making::CloneMachine => seen.machine.found().is_some_and(|m| machine == Some(m.uuid.as_str())),
+        Making::StartMachine => seen.machine.found().is_some_and(|m| started(seen, m)),
+        Making::FreezeDisk => seen.finalized(&seen.subject).is_some(),
+    }
+}
+
+/// Has the start that the intent is about taken place? A boot that nobody noted tells, even if the task is gone.
+fn started(seen: &Observed, m: &Machine) -> bool {
+    let Some(f) = seen.flight(Making::StartMachine) else { return false };
+    let noted = m.key(BOOT).and_then(|b| b.split_once('@')).map(|(_, t)| t);
+    match (&f.task, noted) {
+        (TaskSight::Pending { .. } | TaskSight::Failed(_), _) => false,
+        (TaskSight::Succeeded { .. }, _) => true,
+        (TaskSight::None, _) if m.power != Power::Halted => true,
+        (TaskSight::None, Some(noted)) => noted != m.start_time,
+        (TaskSight::None, None) => ran(seen, m),
+    }
+}
+
+pub(in crate::domain) fn working_reason(making: Making) -> Reason {
+    match making {
+        Making::SnapshotOsDisk => Reason::FreezingOSDisk,
+        Making::CloneDisk => Reason::CreatingDisk,
+        Making::CloneMachine => Reason::CreatingMachine,
+        Making::StartMachine => Reason::StartingMachine,
+        Making::FreezeDisk => Reason::FreezingDisk,
+    }
+}
+
+pub(super) fn advance(seen: &Observed, making: Making, what: &str) -> Verdict {
+    match seen.flight(making) {
+        Some(f) => Verdict::from_move(making::advance(f), working_reason(making), what),
+        None => Verdict::wait(Next::Capacity, Reason::WaitingForStorage, what),
+    }
+}
+
+fn work_in_hand(want: &Want, seen: &Observed) -> Verdict {
+    if let Sight::Found(f) = &seen.frozen {
+        return machine::record_frozen(f);
+    }
+    match &seen.work {
+        Sight::CannotLook => cannot_tell(seen, "the packaging disk"),
+        Sight::Lost => Verdict::rest(disk::disk_lost(want, seen)),
+        Sight::Absent => disk::make_disk(want, seen),
+        Sight::Found(w) => disk::with_disk(want, seen, w),
+    }
+}

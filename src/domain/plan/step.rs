@@ -1,0 +1,273 @@
+//! What a decision is made of: the step, what to tell, when to look again. Plain data; `act` carries steps out, `status` tells.
+
+use super::super::identity::{Mark, Opid};
+use super::super::making::{Move, Waiting};
+use super::super::observed::{Making, Setting, Trouble};
+use crate::api::reason::{Fault, Reason};
+use crate::api::{ConditionType, Phase};
+
+/// One thing to do. Objects are named by uuid; whoever acts looks the reference up anew.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    Nothing,
+    /// Finalizer and `status.pool`.
+    Enter,
+    /// Status only: the intent, with the present `agent_start`.
+    RecordIntent(Making),
+    /// Status only: the operation is over.
+    DropIntent,
+    Mark {
+        source: String,
+        mark: Mark,
+    },
+    Unmark {
+        source: String,
+        mark: Mark,
+    },
+    Send(Making),
+    /// The call's task ended without an object: remember it, destroy the task.
+    Settle {
+        making: Making,
+        opid: Opid,
+    },
+    Claim {
+        making: Making,
+        child: String,
+    },
+    CancelTasks {
+        opid: Opid,
+    },
+    DestroyUnclaimed {
+        making: Making,
+        child: String,
+    },
+    DestroyHalfMade {
+        machine: String,
+    },
+    ScanStorage,
+    /// Keys and tag of a recorded object that lost them.
+    TagAgain {
+        uuid: String,
+    },
+    NameDisk {
+        uuid: String,
+        name: String,
+    },
+    DescribeDisk {
+        uuid: String,
+        description: String,
+    },
+    ResizeDisk {
+        uuid: String,
+        size: i64,
+    },
+    /// Status only: what was found becomes a record.
+    Record,
+    SetUp {
+        machine: String,
+        settings: Vec<Setting>,
+    },
+    AttachDisk {
+        machine: String,
+        disk: String,
+    },
+    AddDvd {
+        machine: String,
+    },
+    EjectDisc {
+        vbd: String,
+    },
+    InsertTools {
+        vbd: String,
+    },
+    NoteBoot {
+        machine: String,
+        boot: String,
+    },
+    UseToken {
+        machine: String,
+        token: String,
+    },
+    BlockStart {
+        machine: String,
+    },
+    UnblockStart {
+        machine: String,
+    },
+    UnblockDestroy {
+        machine: String,
+    },
+    ShutDown {
+        machine: String,
+    },
+    DetachDisk {
+        vbd: String,
+    },
+    FreeFromDom0 {
+        vbd: String,
+    },
+    DestroyMachine {
+        machine: String,
+    },
+    /// After the freeze: the database is written out first.
+    DestroyWork {
+        disk: String,
+        after_freeze: bool,
+    },
+    DestroyFrozen {
+        disk: String,
+    },
+    DestroyBase {
+        disk: String,
+    },
+    Retain {
+        disk: String,
+    },
+    /// The finalizer off.
+    LetGo,
+}
+
+impl Step {
+    /// Steps that are done by the status write alone, or by nothing: to repeat them costs nothing.
+    pub fn only_status(&self) -> bool {
+        matches!(
+            self,
+            Self::Nothing | Self::Enter | Self::RecordIntent(_) | Self::DropIntent | Self::Record | Self::LetGo
+        )
+    }
+
+    /// Steps before which the live pool and the live object are asked.
+    pub fn needs_live_look(&self) -> bool {
+        match self {
+            Self::RecordIntent(_)
+            | Self::Send(_)
+            | Self::Claim { .. }
+            | Self::DestroyUnclaimed { .. }
+            | Self::DestroyHalfMade { .. }
+            | Self::ShutDown { .. }
+            | Self::DetachDisk { .. }
+            | Self::FreeFromDom0 { .. }
+            | Self::DestroyMachine { .. }
+            | Self::DestroyWork { .. }
+            | Self::DestroyFrozen { .. }
+            | Self::DestroyBase { .. }
+            | Self::LetGo => true,
+            Self::Nothing
+            | Self::Enter
+            | Self::DropIntent
+            | Self::Mark { .. }
+            | Self::Unmark { .. }
+            | Self::Settle { .. }
+            | Self::CancelTasks { .. }
+            | Self::ScanStorage
+            | Self::TagAgain { .. }
+            | Self::NameDisk { .. }
+            | Self::DescribeDisk { .. }
+            | Self::ResizeDisk { .. }
+            | Self::Record
+            | Self::SetUp { .. }
+            | Self::AttachDisk { .. }
+            | Self::AddDvd { .. }
+            | Self::EjectDisc { .. }
+            | Self::InsertTools { .. }
+            | Self::NoteBoot { .. }
+            | Self::UseToken { .. }
+            | Self::BlockStart { .. }
+            | Self::UnblockStart { .. }
+            | Self::UnblockDestroy { .. }
+            | Self::Retain { .. } => false,
+        }
+    }
+}
+
+/// What to tell, and so which conditions are True.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Say {
+    /// Something is being made, or waited for, or retried.
+    Working(Reason, String),
+    /// A person's turn.
+    Person(Reason, String),
+    Stalled(Reason, String),
+    Finalized(String),
+    Suspended {
+        finalized: bool,
+    },
+    Deleting {
+        reason: Reason,
+        message: String,
+        stuck: bool,
+    },
+}
+
+/// When to look again if no event comes before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// After the step: at once.
+    Now,
+    Task,
+    InFlight,
+    Capacity,
+    Rest,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    pub phase: Phase,
+    pub step: Step,
+    pub say: Say,
+    pub next: Next,
+}
+
+/// A verdict on the way to a plan.
+pub(in crate::domain) struct Verdict {
+    pub step: Step,
+    pub say: Say,
+    pub next: Next,
+}
+
+impl Verdict {
+    pub(in crate::domain) fn rest(say: Say) -> Self {
+        Self { step: Step::Nothing, say, next: Next::Rest }
+    }
+
+    pub(in crate::domain) fn act(step: Step, reason: Reason, message: impl Into<String>) -> Self {
+        Self { step, say: Say::Working(reason, message.into()), next: Next::Now }
+    }
+
+    pub(in crate::domain) fn wait(next: Next, reason: Reason, message: impl Into<String>) -> Self {
+        Self { step: Step::Nothing, say: Say::Working(reason, message.into()), next }
+    }
+
+    pub(in crate::domain) fn trouble(t: Trouble) -> Self {
+        match t.reason.fault() {
+            _ if t.reason.on().contains(&ConditionType::ActionRequired) => Self::rest(Say::Person(t.reason, t.message)),
+            Some(Fault::Stalled) => Self::rest(Say::Stalled(t.reason, t.message)),
+            Some(Fault::Wait | Fault::Retry) | None => Self::wait(Next::Capacity, t.reason, t.message),
+        }
+    }
+
+    pub(in crate::domain) fn from_move(mv: Move, doing: Reason, what: &str) -> Self {
+        match mv {
+            Move::Do(step) => Self::act(step, doing, what),
+            Move::Wait(Waiting::Task { .. }) => Self::wait(Next::Task, doing, what),
+            Move::Wait(Waiting::InFlight) => Self::wait(
+                Next::InFlight,
+                Reason::WaitingForInFlight,
+                format!(
+                    "{what}: an earlier attempt may still be at work on the pool; looking twice, 60 seconds apart, before it is repeated"
+                ),
+            ),
+            Move::Wait(Waiting::Turn) => Self::wait(
+                Next::Capacity,
+                Reason::WaitingForMark,
+                format!("{what}: another layer is being made from the same disk"),
+            ),
+            Move::Wait(Waiting::Mark) => Self::wait(
+                Next::Capacity,
+                Reason::WaitingForMark,
+                format!("{what}: the disk is marked by somebody else at the moment"),
+            ),
+            Move::Stop(trouble) => Self::trouble(trouble),
+        }
+    }
+}
