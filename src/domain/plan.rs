@@ -282,16 +282,19 @@ impl Verdict {
 /// The decision for a layer that is not being deleted.
 pub fn decide(want: &Want, seen: &Observed) -> Plan {
     let Verdict { step, say, next } = next(want, seen);
-    Plan { phase: phase(seen), step, say, next }
+    let phase = match phase(seen) {
+        // The record that is written with this very phase.
+        Phase::Pending if step == Step::Record => Phase::DiskCreated,
+        phase => phase,
+    };
+    Plan { phase, step, say, next }
 }
 
 /// Derived from what is there. Within a version it never goes back, but between running and halted.
 pub fn phase(seen: &Observed) -> Phase {
     let worked = seen.records.disk.as_ref().is_some_and(|d| d.worked);
-    let work_there = match &seen.work {
-        Sight::Found(_) | Sight::Lost => true,
-        Sight::Absent | Sight::CannotLook => seen.records.disk.as_ref().is_some_and(|d| d.version == seen.subject),
-    };
+    // Found and not recorded, it may be forgotten by the pool, and made again.
+    let work_there = seen.records.disk.as_ref().is_some_and(|d| d.version == seen.subject);
     if seen.finalized(&seen.subject).is_some() && seen.work.found().is_none() && seen.machine.found().is_none() {
         return Phase::Finalized;
     }
@@ -325,6 +328,9 @@ fn next(want: &Want, seen: &Observed) -> Verdict {
         return Verdict::rest(pool_changed(pool, &seen.pool));
     }
     if let Some(verdict) = clear_leftover(seen) {
+        return verdict;
+    }
+    if let Some(verdict) = take_stray_mark(seen) {
         return verdict;
     }
     if seen.finalized(&seen.subject).is_some() {
@@ -376,6 +382,16 @@ fn clear_leftover(seen: &Observed) -> Option<Verdict> {
     })
 }
 
+/// A mark of ours without an intent: a restarted pool brought it back.
+pub(super) fn take_stray_mark(seen: &Observed) -> Option<Verdict> {
+    let (source, mark) = seen.stray_marks.first().filter(|_| seen.records.operation.is_none())?;
+    Some(Verdict::act(
+        Step::Unmark { source: source.clone(), mark: mark.clone() },
+        Reason::ClearingUp,
+        "taking off a mark that the pool brought back",
+    ))
+}
+
 /// F is recorded: the machine goes, then W; then the layer rests.
 fn tidy(want: &Want, seen: &Observed) -> Verdict {
     const WHAT: &str = "the version is frozen; removing the packaging machine and its disk";
@@ -389,6 +405,9 @@ fn tidy(want: &Want, seen: &Observed) -> Verdict {
         return verdict;
     }
     if let Some(w) = seen.work.found() {
+        if seen.frozen == Sight::CannotLook {
+            return cannot_tell(seen, "the frozen disk");
+        }
         let Some(f) = seen.frozen.found() else {
             return Verdict::rest(Say::Stalled(
                 Reason::DiskLost,
@@ -608,7 +627,7 @@ fn clone_from(seen: &Observed, source: &Disk) -> Verdict {
 
 fn from_os_layer(want: &Want, seen: &Observed) -> Verdict {
     match &seen.base {
-        Sight::Found(base) if !base.keyed => Verdict::act(
+        Sight::Found(base) if !base.keyed || !base.tagged => Verdict::act(
             Step::TagAgain { uuid: base.uuid.clone() },
             Reason::TaggingAgain,
             "the base snapshot lost its keys and gets them back",
@@ -764,11 +783,12 @@ fn with_machine(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict 
             "restarts behind our back are switched off on the packaging machine",
         );
     }
-    if !ran(seen, m) {
-        return set_up(want, seen, w, m, recorded);
-    }
+    // Before it is set up: what xapi forgets of it is then still known to be ours.
     if !recorded {
         return Verdict::act(Step::Record, Reason::CreatingMachine, "the packaging machine is made");
+    }
+    if !ran(seen, m) {
+        return set_up(want, seen, w, m);
     }
     if let Some(verdict) = finish_operations(seen) {
         return verdict;
@@ -795,7 +815,7 @@ fn with_machine(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict 
 }
 
 /// Rows 4 to 7: everything that must stand before the first start.
-fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine, recorded: bool) -> Verdict {
+fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     let act = |step, message: &str| Verdict::act(step, Reason::SettingUpMachine, message);
     if m.busy {
         return Verdict::wait(Next::Task, Reason::SettingUpMachine, "the packaging machine is being set up");
@@ -817,13 +837,17 @@ fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine, recorded: bool) -
         Dvd::Empty { vbd } => return act(Step::InsertTools { vbd: vbd.clone() }, "inserting the tools disc"),
         Dvd::ToolsIn { .. } => {}
     }
-    if !recorded {
-        return Verdict::act(Step::Record, Reason::CreatingMachine, "the packaging machine is made");
-    }
     if let Some(verdict) = finish_operations(seen) {
         return verdict;
     }
     let under_way = seen.flight(Making::StartMachine).is_some_and(|f| f.intent.is_some());
+    if w_worked(seen) && machine_forgotten(seen) && !under_way {
+        // Status remembers a boot that xapi forgot: another one is a person's to ask for.
+        let freezing = seen.flight(Making::FreezeDisk).is_some_and(|f| f.intent.is_some());
+        if freezing || m.start_blocked || new_token(want, m).is_none() {
+            return take_back_freeze(seen, m, boot_forgotten(want, m));
+        }
+    }
     if !want.power_on && !under_way {
         return Verdict::rest(Say::Person(
             Reason::StartMachine,
@@ -834,6 +858,18 @@ fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine, recorded: bool) -
         ));
     }
     start(seen, w, m)
+}
+
+fn boot_forgotten(want: &Want, m: &Machine) -> Trouble {
+    Trouble::new(
+        Reason::FixIntegrity,
+        format!(
+            "machine '{}' has run, but the pool forgot its last boot when its management daemon died, so no report counts: start it again and \
+             run the check once more: {}",
+            m.name,
+            want.restart_command()
+        ),
+    )
 }
 
 /// A start, with its own gates. `VM.start` tells nothing when no host can do it, so the hosts are asked first.
