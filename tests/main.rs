@@ -3,6 +3,7 @@ mod admission;
 mod client;
 mod common;
 mod connector;
+mod crash;
 mod crds;
 mod http;
 mod layers;

@@ -13,7 +13,7 @@ use super::trouble;
 use crate::api::reason::Reason;
 use crate::domain::gate::{self, BaseChoice};
 use crate::domain::identity::{self, BOOT, Keys, Lineage, Mark, NONCE, Opid, Role, TAG, TOKEN};
-use crate::domain::observed::{Making, Sent, Setting, TaskSight, Trouble};
+use crate::domain::observed::{Making, Sent, Setting, Sight, TaskSight, Trouble};
 use crate::domain::plan::{self, Step};
 use crate::xapi::calls::{NewVbd, NewVif};
 use crate::xapi::error::Error;
@@ -443,20 +443,20 @@ impl Hand<'_, '_> {
             keys.extend(self.lineage(Role::Machine).keys(uuid, None, &[(NONCE, &nonce)]));
             return Ok(client.write().vm_set_other_config(&self.vm(uuid)?, &keys).await?);
         }
-        let is = |d: Option<&crate::domain::observed::Disk>| d.is_some_and(|d| d.uuid == uuid);
-        let base = self.lens.layer.status.as_ref().and_then(|s| Some(s.disk.as_ref()?.base.as_ref()?.uuid.clone()));
-        let keys = if is(seen.work.found()) {
-            self.lineage(Role::Work).keys(uuid, base.as_deref(), &[])
-        } else if is(seen.frozen.found()) {
-            let recorded = seen.finalized(&seen.subject).map(|v| v.base.clone()).or(base);
-            self.lineage(Role::Frozen).keys(uuid, recorded.as_deref(), &[])
-        } else {
-            return Err(Failed::Stale);
-        };
         let vdi = self.vdi(uuid)?;
         // Whatever is proved by its keys keeps them, and only lacks the tag.
-        let has_keys = seen.work.found().into_iter().chain(seen.frozen.found()).any(|d| d.uuid == uuid && d.keyed);
-        if !has_keys {
+        let disks = [&seen.work, &seen.frozen, &seen.base].map(Sight::found);
+        if !disks.into_iter().flatten().any(|d| d.uuid == uuid && d.keyed) {
+            let is = |d: Option<&crate::domain::observed::Disk>| d.is_some_and(|d| d.uuid == uuid);
+            let base = self.lens.layer.status.as_ref().and_then(|s| Some(s.disk.as_ref()?.base.as_ref()?.uuid.clone()));
+            let keys = if is(seen.work.found()) {
+                self.lineage(Role::Work).keys(uuid, base.as_deref(), &[])
+            } else if is(seen.frozen.found()) {
+                let recorded = seen.finalized(&seen.subject).map(|v| v.base.clone()).or(base);
+                self.lineage(Role::Frozen).keys(uuid, recorded.as_deref(), &[])
+            } else {
+                return Err(Failed::Stale);
+            };
             client.write().vdi_set_other_config(&vdi, &keys).await?;
         }
         Ok(client.write().vdi_set_tags(&vdi, &[TAG.to_owned()]).await?)

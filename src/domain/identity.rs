@@ -240,7 +240,8 @@ pub fn prove(cluster: &str, uuid: &str, keys: &Keys, recorded: bool) -> Proof {
     if foreign {
         return Proof::Foreign;
     }
-    if recorded && !bears_keys {
+    // A restart of xapi can bring back the keys that it was born with: those of its source, or none.
+    if recorded && (!bears_keys || ours(CLUSTER) == Some(cluster)) {
         return Proof::ByRecord;
     }
     if ours(CLUSTER) == Some(cluster) || keys.contains_key(MAKING) {
@@ -289,6 +290,16 @@ mod tests {
         let marked = Keys::from([(MAKING.to_owned(), work().mark().to_string())]);
         assert_eq!(prove("c", "u", &marked, true), Proof::ByRecord);
         assert_eq!(prove("c", "child", &marked, false), Proof::Unclaimed);
+    }
+
+    #[test]
+    fn a_recorded_disk_that_is_back_to_its_sources_keys_is_still_proved() {
+        let base = Lineage::Base { cluster: "c".into(), sr: "r".into(), os: "l".into(), os_version: "1".into() };
+        let mut born = base.keys("s", None, &[]);
+        born.insert(MAKING.to_owned(), work().mark().to_string());
+        assert_eq!(prove("c", "u", &born, true), Proof::ByRecord);
+        assert_eq!(prove("c", "u", &born, false), Proof::Unclaimed);
+        assert_eq!(prove("other", "u", &born, true), Proof::Foreign);
     }
 
     #[test]

@@ -55,13 +55,15 @@ pub fn advance(f: &Flight) -> Move {
         return Move::Do(step);
     }
     match f.sent {
-        Sent::Never | Sent::Over => send(f),
-        Sent::Once | Sent::Unknown if f.restarted => match f.scans {
+        Sent::Never => send(f),
+        // What was over may have come back: a restarted pool has forgotten that it was claimed, or undone.
+        Sent::Over | Sent::Once | Sent::Unknown if f.restarted => match f.scans {
             0 | 1 if f.scan_due => Move::Do(Step::ScanStorage),
             0 | 1 => Move::Wait(Waiting::InFlight),
             2.. if f.quiet == Quiet::Twice => Move::Do(Step::RecordIntent(f.making)),
             2.. => Move::Wait(Waiting::InFlight),
         },
+        Sent::Over => send(f),
         Sent::Once | Sent::Unknown => match f.quiet {
             Quiet::No | Quiet::Once => Move::Wait(Waiting::InFlight),
             Quiet::Twice => send(f),

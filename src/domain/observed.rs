@@ -415,6 +415,8 @@ pub struct Observed {
     pub flights: Vec<Flight>,
     /// An operation in status that belongs to no lineage of the subject: its version or base was changed meanwhile.
     pub leftover: Option<Flight>,
+    /// Sources that bear a mark of this layer, or that of a base which is there: right only while an intent says so.
+    pub stray_marks: Vec<(String, Mark)>,
     /// Objects that look like ours, and that we cannot claim: uuids.
     pub unclaimed: Vec<String>,
     /// Shared bases that nobody stands on any more.

@@ -73,7 +73,7 @@ fn removal(want: &Want, seen: &Observed, estate: &Estate) -> Verdict {
     if let Some(base) = seen.idle_bases.first() {
         return destroy_disk(base, Step::DestroyBase { disk: base.uuid.clone() });
     }
-    if let Some(verdict) = drop_operation(seen) {
+    if let Some(verdict) = drop_operation(seen).or_else(|| plan::take_stray_mark(seen)) {
         return verdict;
     }
     act(Step::LetGo)

@@ -35,6 +35,8 @@ pub enum Effect {
 pub enum Target {
     /// The changing call of this number.
     Number(u64),
+    /// The changing call of this number and all after it: a client that was cut off.
+    From(u64),
     /// Calls of this name, with or without `Async.` in front as written here.
     Method(String),
     /// Changing calls, so many in a thousand, by a generator that starts from `seed`.
@@ -100,6 +102,7 @@ impl Target {
     fn meets(&mut self, method: &str, number: Option<u64>) -> bool {
         match self {
             Self::Number(n) => number == Some(*n),
+            Self::From(n) => number.is_some_and(|number| number >= *n),
             Self::Method(name) => method == name,
             Self::Random { per_mille, seed } => number.is_some() && roll(seed) % 1000 < u64::from(*per_mille),
         }

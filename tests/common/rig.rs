@@ -256,7 +256,8 @@ pub fn uid(l: &PlatformLayer) -> String {
     l.uid().expect("a uid")
 }
 
-async fn noted(pool: &Weak<Pool>, guest: &Guest) {
+/// Waits until the controller has noted this boot on the machine.
+pub async fn noted(pool: &Weak<Pool>, guest: &Guest) {
     let boot = format!("{}@", guest.domid);
     let is_noted = |pool: Arc<Pool>| {
         let db = pool.db();

@@ -191,6 +191,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         frozen,
         flights: Vec::new(),
         leftover: None,
+        stray_marks: Vec::new(),
         unclaimed: copies(lens),
         idle_bases: idle_bases(lens, &sr).into_iter().map(|d| disk(&d)).collect(),
         slot: lens.slot.clone(),
@@ -199,6 +200,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     };
     let seen = flights::all(lens, &observed, parent_uuid.as_deref(), &sr);
     observed.flights = seen.flights;
+    observed.stray_marks = stray_marks(lens, &observed);
     observed.leftover = seen.leftover;
     let soon = match &mut observed.machine {
         Sight::Found(m) => tools(lens, m, vm.map(|(_, vm)| vm)),
@@ -380,6 +382,18 @@ fn tools(lens: &Lens<'_>, m: &mut Machine, vm: Option<&Arc<Vm>>) -> Option<Durat
         Some(_) => None,
         None => age(booted).filter(|a| *a < lens.pace.patience).map(|a| lens.pace.patience - a),
     }
+}
+
+/// See [`Observed::stray_marks`]. The base's is another layer's as long as the base is not there.
+fn stray_marks(lens: &Lens<'_>, seen: &Observed) -> Vec<(String, identity::Mark)> {
+    let base = seen.flight(Making::SnapshotOsDisk).filter(|_| seen.base.found().is_some());
+    let ours = |m: &identity::Mark| {
+        m.cluster == lens.cluster && (m.owner == lens.want.uid || base.and_then(|f| f.wanted_mark.as_ref()) == Some(m))
+    };
+    // A child bears its source's mark too, and is none: it has the source's `self`, or is a snapshot without one.
+    let source = |d: &Vdi| d.other_config.get(identity::SELF).map_or(!d.is_a_snapshot, |own| *own == d.uuid);
+    let marked = lens.view.vdis.iter().filter(|(_, d)| seen.records.operation.is_none() && source(d));
+    marked.filter_map(|(_, d)| Some((d.uuid.clone(), identity::Mark::read(&d.other_config).filter(ours)?))).collect()
 }
 
 /// Copies of our disks that another tool made: our keys, but `self` is another disk.

@@ -71,7 +71,7 @@ fn clone_from(seen: &Observed, source: &Disk) -> Verdict {
 
 fn from_os_layer(want: &Want, seen: &Observed) -> Verdict {
     match &seen.base {
-        Sight::Found(base) if !base.keyed => Verdict::act(
+        Sight::Found(base) if !base.keyed || !base.tagged => Verdict::act(
             Step::TagAgain { uuid: base.uuid.clone() },
             Reason::TaggingAgain,
             "the base snapshot lost its keys and gets them back",
@@ -183,11 +183,11 @@ pub(super) fn with_disk(want: &Want, seen: &Observed, w: &Disk) -> Verdict {
 }
 
 /// Recorded under another start of xapi: its row may be one of those that were never written out.
-fn machine_forgotten(seen: &Observed) -> bool {
+pub(super) fn machine_forgotten(seen: &Observed) -> bool {
     seen.records.machine.as_ref().is_some_and(|m| m.agent_start.as_deref() != Some(seen.agent_start.as_str()))
 }
 
-fn w_worked(seen: &Observed) -> bool {
+pub(super) fn w_worked(seen: &Observed) -> bool {
     seen.records.disk.as_ref().is_some_and(|d| d.worked)
 }
 

@@ -6,6 +6,7 @@ use super::super::making;
 use super::super::observed::{Disk, Dvd, Holder, Machine, Making, Observed, Power, Sent, Trouble};
 use super::super::report::Finding;
 use super::super::want::Want;
+use super::disk::{machine_forgotten, w_worked};
 use super::{Next, Say, Step, Verdict, advance, finish_operations, held, ran};
 use crate::api::reason::Reason;
 
@@ -25,11 +26,12 @@ pub(super) fn with_machine(want: &Want, seen: &Observed, w: &Disk, m: &Machine) 
             "restarts behind our back are switched off on the packaging machine",
         );
     }
-    if !ran(seen, m) {
-        return set_up(want, seen, w, m, recorded);
-    }
+    // Before it is set up: what xapi forgets of it is then still known to be ours.
     if !recorded {
         return Verdict::act(Step::Record, Reason::CreatingMachine, "the packaging machine is made");
+    }
+    if !ran(seen, m) {
+        return set_up(want, seen, w, m);
     }
     if let Some(verdict) = finish_operations(seen) {
         return verdict;
@@ -56,7 +58,7 @@ pub(super) fn with_machine(want: &Want, seen: &Observed, w: &Disk, m: &Machine) 
 }
 
 /// Rows 4 to 7: everything that must stand before the first start.
-fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine, recorded: bool) -> Verdict {
+fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     let act = |step, message: &str| Verdict::act(step, Reason::SettingUpMachine, message);
     if m.busy {
         return Verdict::wait(Next::Task, Reason::SettingUpMachine, "the packaging machine is being set up");
@@ -78,13 +80,17 @@ fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine, recorded: bool) -
         Dvd::Empty { vbd } => return act(Step::InsertTools { vbd: vbd.clone() }, "inserting the tools disc"),
         Dvd::ToolsIn { .. } => {}
     }
-    if !recorded {
-        return Verdict::act(Step::Record, Reason::CreatingMachine, "the packaging machine is made");
-    }
     if let Some(verdict) = finish_operations(seen) {
         return verdict;
     }
     let under_way = seen.flight(Making::StartMachine).is_some_and(|f| f.intent.is_some());
+    if w_worked(seen) && machine_forgotten(seen) && !under_way {
+        // Status remembers a boot that xapi forgot: another one is a person's to ask for.
+        let freezing = seen.flight(Making::FreezeDisk).is_some_and(|f| f.intent.is_some());
+        if freezing || m.start_blocked || new_token(want, m).is_none() {
+            return take_back_freeze(seen, m, boot_forgotten(want, m));
+        }
+    }
     // Whoever sets a new token asks for a start, of a machine that never ran too.
     if !want.power_on && !under_way && new_token(want, m).is_none() {
         return Verdict::rest(Say::Person(
@@ -96,6 +102,18 @@ fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine, recorded: bool) -
         ));
     }
     start(seen, w, m)
+}
+
+fn boot_forgotten(want: &Want, m: &Machine) -> Trouble {
+    Trouble::new(
+        Reason::FixIntegrity,
+        format!(
+            "machine '{}' has run, but the pool forgot its last boot when its management daemon died, so no report counts: start it again and \
+             run the check once more: {}",
+            m.name,
+            want.restart_command()
+        ),
+    )
 }
 
 /// A start, with its own gates. `VM.start` tells nothing when no host can do it, so the hosts are asked first.

@@ -29,16 +29,19 @@ use crate::api::reason::Reason;
 /// The decision for a layer that is not being deleted.
 pub fn decide(want: &Want, seen: &Observed) -> Plan {
     let Verdict { step, say, next } = next(want, seen);
-    Plan { phase: phase(seen), step, say, next }
+    let phase = match phase(seen) {
+        // The record that is written with this very phase.
+        Phase::Pending if step == Step::Record => Phase::DiskCreated,
+        phase => phase,
+    };
+    Plan { phase, step, say, next }
 }
 
 /// Derived from what is there. Within a version it never goes back, but between running and halted.
 pub fn phase(seen: &Observed) -> Phase {
     let worked = seen.records.disk.as_ref().is_some_and(|d| d.worked);
-    let work_there = match &seen.work {
-        Sight::Found(_) | Sight::Lost => true,
-        Sight::Absent | Sight::CannotLook => seen.records.disk.as_ref().is_some_and(|d| d.version == seen.subject),
-    };
+    // Found and not recorded, it may be forgotten by the pool, and made again.
+    let work_there = seen.records.disk.as_ref().is_some_and(|d| d.version == seen.subject);
     if seen.finalized(&seen.subject).is_some() && seen.work.found().is_none() && seen.machine.found().is_none() {
         return Phase::Finalized;
     }
@@ -73,6 +76,9 @@ fn next(want: &Want, seen: &Observed) -> Verdict {
         return Verdict::rest(pool_changed(pool, &seen.pool));
     }
     if let Some(verdict) = clear_leftover(seen) {
+        return verdict;
+    }
+    if let Some(verdict) = take_stray_mark(seen) {
         return verdict;
     }
     if seen.finalized(&seen.subject).is_some() {
@@ -124,6 +130,16 @@ fn clear_leftover(seen: &Observed) -> Option<Verdict> {
     })
 }
 
+/// A mark of ours without an intent: a restarted pool brought it back.
+pub(in crate::domain) fn take_stray_mark(seen: &Observed) -> Option<Verdict> {
+    let (source, mark) = seen.stray_marks.first().filter(|_| seen.records.operation.is_none())?;
+    Some(Verdict::act(
+        Step::Unmark { source: source.clone(), mark: mark.clone() },
+        Reason::ClearingUp,
+        "taking off a mark that the pool brought back",
+    ))
+}
+
 /// F is recorded: the machine goes, then W; then the layer rests.
 fn tidy(want: &Want, seen: &Observed) -> Verdict {
     const WHAT: &str = "the version is frozen; removing the packaging machine and its disk";
@@ -137,6 +153,9 @@ fn tidy(want: &Want, seen: &Observed) -> Verdict {
         return verdict;
     }
     if let Some(w) = seen.work.found() {
+        if seen.frozen == Sight::CannotLook {
+            return cannot_tell(seen, "the frozen disk");
+        }
         let Some(f) = seen.frozen.found() else {
             return Verdict::rest(Say::Stalled(
                 Reason::DiskLost,

@@ -1,0 +1,319 @@
+//! The invariants I1 to I13 of the design, asserted over one lived case: the pool's objects, its log of calls, and what the API server stored.
+
+use std::collections::{BTreeMap, HashSet};
+
+use lamina::api::condition::check_layer;
+use lamina::api::{Phase, PlatformLayer};
+use lamina::sim::faults::{Effect, Entry};
+use serde_json::Value;
+
+use super::lives::{Deeds, Life, phase};
+use super::seam::Written;
+use super::sights::{Row, Sights, claimed, key, text};
+
+/// Everything that a case left.
+pub struct Lived {
+    pub life: Life,
+    pub log: Vec<Entry>,
+    pub history: Vec<Written>,
+    pub sights: Sights,
+    pub deeds: Deeds,
+    /// Rows of disks and machines before anything began, by reference, and now.
+    pub before: BTreeMap<String, Row>,
+    pub now: BTreeMap<String, Row>,
+    /// Tags of tasks that are still at work.
+    pub pending: Vec<String>,
+    /// Content of each disk now, by uuid.
+    pub digests: BTreeMap<String, String>,
+    /// xapi died uncleanly: children may have lost their names and keys for good (reported, never adopted).
+    pub forgot: bool,
+    /// The life came to its planned end.
+    pub done: bool,
+}
+
+/// All that is broken, in words.
+pub fn broken(lived: &Lived) -> Vec<String> {
+    let mut all = Vec::new();
+    no_double(lived, &mut all);
+    if lived.done && lived.life == Life::Deletion {
+        no_orphan(lived, &mut all);
+    }
+    if lived.done {
+        nothing_left_behind(lived, &mut all);
+    }
+    no_loss(lived, &mut all);
+    no_foreign(lived, &mut all);
+    starts(lived, &mut all);
+    freezes(lived, &mut all);
+    kept(lived, &mut all);
+    phases(lived, &mut all);
+    for written in &lived.history {
+        all.extend(check_layer(&written.layer).into_iter().map(|e| format!("I13 {e}")));
+    }
+    all.sort();
+    all.dedup();
+    all
+}
+
+fn executed(entry: &Entry) -> bool {
+    !matches!(entry.fault, Some(Effect::Drop | Effect::Refuse(_)))
+}
+
+fn subject(entry: &Entry) -> &str {
+    entry.params.first().and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Was this destroyed by an earlier call? Sights may come a call late.
+fn ended(lived: &Lived, method: &str, reference: &str, number: u64) -> bool {
+    let earlier = |e: &&Entry| e.number.is_some_and(|n| n < number) && e.method.ends_with(method) && executed(e);
+    lived.log.iter().filter(earlier).any(|e| subject(e) == reference)
+}
+
+fn role(row: &Row) -> Option<&str> {
+    key(row, "role")
+}
+
+/// I1.
+fn no_double(lived: &Lived, all: &mut Vec<String>) {
+    all.extend(lived.sights.doubles().into_iter().map(|d| format!("I1 {d}")));
+    for (reference, row) in &lived.now {
+        let ours = key(row, "making").is_some() || key(row, "op").is_some() && !claimed(row);
+        if lived.done && ours {
+            all.push(format!("I1 {reference} is left unclaimed: {:?}", row.get("other_config")));
+        }
+        if lived.done && text(row, "name_label").starts_with("lamina-") {
+            all.push(format!("I1 machine {} is left half-made", text(row, "name_label")));
+        }
+    }
+}
+
+/// What was there before is as it was; what is new is claimed, hidden, or forgotten by the pool.
+fn nothing_left_behind(lived: &Lived, all: &mut Vec<String>) {
+    for (reference, old) in &lived.before {
+        match lived.now.get(reference) {
+            None => all.push(format!("I4 {} ({reference}) is gone", text(old, "name_label"))),
+            Some(now) => {
+                let fields = ["name_label", "name_description", "other_config", "tags", "is_a_template"];
+                for field in fields.iter().filter(|f| old.get(**f) != now.get(**f)) {
+                    all.push(format!("I4 {} of {} is {:?} now", field, text(old, "name_label"), now.get(*field)));
+                }
+            }
+        }
+    }
+    for row in lived.now.values().filter(|row| claimed(row)) {
+        if !row.get("tags").is_some_and(|tags| tags.to_string().contains("\"lamina\"")) {
+            all.push(format!("the tag is not on {} of role {:?}", text(row, "uuid"), role(row)));
+        }
+    }
+    let fresh = lived.now.iter().filter(|(r, _)| !lived.before.contains_key(*r));
+    for (reference, row) in fresh.filter(|(_, row)| !claimed(row) && row.get("managed") != Some(&Value::Bool(false))) {
+        let keyless = row
+            .get("other_config")
+            .and_then(Value::as_object)
+            .is_some_and(|k| !k.keys().any(|k| k.starts_with("lamina")));
+        if !(lived.forgot && keyless) {
+            all.push(format!(
+                "I1 {reference} '{}' is nobody's: {:?}",
+                text(row, "name_label"),
+                row.get("other_config")
+            ));
+        }
+    }
+}
+
+/// I2.
+fn no_orphan(lived: &Lived, all: &mut Vec<String>) {
+    for row in
+        lived.now.values().filter(|row| row.get("other_config").is_some_and(|c| c.to_string().contains("lamina.dev/")))
+    {
+        all.push(format!(
+            "I2 {} '{}' outlives its layer: {:?}",
+            text(row, "uuid"),
+            text(row, "name_label"),
+            row.get("other_config")
+        ));
+    }
+    all.extend(lived.pending.iter().map(|tag| format!("I2 task {tag} outlives its layer")));
+}
+
+/// uuids that the API server had recorded for our layer before this call.
+fn recorded(lived: &Lived, number: u64) -> HashSet<String> {
+    let statuses = lived.history.iter().filter(|w| w.at < number).filter_map(|w| w.layer.status.as_ref());
+    let uuids = statuses.flat_map(|s| {
+        let disk =
+            s.disk.iter().flat_map(|d| [Some(d.uuid.clone()), d.base.as_ref().map(|b| b.uuid.clone())]).flatten();
+        let versions = s.versions.iter().map(|v| v.disk.clone());
+        disk.chain(s.machine.iter().map(|m| m.uuid.clone())).chain(versions).collect::<Vec<_>>()
+    });
+    uuids.collect()
+}
+
+/// I3, and I10 for the disks that are frozen.
+fn no_loss(lived: &Lived, all: &mut Vec<String>) {
+    let deleted = |n: u64| lived.deeds.deleted.is_some_and(|at| at <= n);
+    for entry in lived.log.iter().filter(|e| executed(e) && e.method.ends_with("VDI.destroy")) {
+        let number = entry.number.unwrap_or_default();
+        let rows = lived.sights.of(subject(entry));
+        let Some(row) = rows.iter().rev().find(|r| claimed(r)).or(rows.last()) else { continue };
+        let uuid = text(row, "uuid");
+        let version = key(row, "version").unwrap_or_default();
+        match role(row).filter(|_| claimed(row)) {
+            Some("work") => {
+                let worked = lived.deeds.boots.iter().any(|b| b.at < number && b.recorded.0.as_deref() == Some(uuid));
+                let discarded = lived.deeds.discarded.as_ref().is_some_and(|(v, at)| v == version && *at <= number);
+                let frozen = lived.history.iter().filter(|w| w.at < number).any(|w| {
+                    let versions = w.layer.status.iter().flat_map(|s| &s.versions);
+                    versions.filter(|v| v.version == version).any(|v| snapshot_of(lived, &v.disk, subject(entry)))
+                });
+                if worked && !deleted(number) && !discarded && !frozen {
+                    all.push(format!("I3 packaging disk {uuid} of version {version} was destroyed by call {number}"));
+                }
+            }
+            Some("frozen") if !deleted(number) => {
+                all.push(format!("I3 frozen disk {uuid} was destroyed by call {number}"))
+            }
+            Some("base") => {
+                let then = lived.sights.at("VDI", number);
+                let there = |r: &str| !ended(lived, "VDI.destroy", r, number);
+                let users = then.iter().filter(|(r, d)| claimed(d) && key(d, "base") == Some(uuid) && there(r)).count();
+                if users > 0 {
+                    all.push(format!("I3 base {uuid} was destroyed by call {number} under {users} disks"));
+                }
+            }
+            Some(_) | None => {}
+        }
+    }
+    let finalized: BTreeMap<String, String> = lived
+        .history
+        .last()
+        .and_then(|w| w.layer.status.clone())
+        .map(|s| s.versions.into_iter().map(|v| (v.version, v.disk)).collect())
+        .unwrap_or_default();
+    for (version, disk) in finalized.into_iter().filter(|_| lived.deeds.deleted.is_none()) {
+        let halt = lived.deeds.boots.iter().filter_map(|b| b.ended.as_ref()).rfind(|h| h.version == version);
+        match (halt, lived.digests.get(&disk)) {
+            (_, None) => all.push(format!("I3 frozen disk {disk} of version {version} is not on the pool")),
+            (Some(halt), Some(now)) if halt.digest != *now => {
+                all.push(format!("I10 {disk} of version {version} does not hold what {} held at the halt", halt.disk));
+            }
+            (Some(_), Some(_)) | (None, Some(_)) => {}
+        }
+    }
+}
+
+fn snapshot_of(lived: &Lived, frozen: &str, work: &str) -> bool {
+    lived.sights.of_uuid(frozen).iter().any(|d| claimed(d) && text(d, "snapshot_of") == work)
+}
+
+/// I4.
+fn no_foreign(lived: &Lived, all: &mut Vec<String>) {
+    let uid = lived.history.first().and_then(|w| w.layer.metadata.uid.clone()).unwrap_or_default();
+    for entry in lived.log.iter().filter(|e| executed(e)) {
+        let Some(number) = entry.number else { continue };
+        let (class, call) = entry.method.trim_start_matches("Async.").split_once('.').unwrap_or_default();
+        let ours = |reference: &str| {
+            let rows = lived.sights.of(reference);
+            let recorded = recorded(lived, number);
+            rows.iter().any(|row| {
+                key(row, "layer") == Some(&uid)
+                    || role(row) == Some("base") && claimed(row)
+                    || key(row, "making").is_some() && !lived.before.contains_key(reference)
+                    || text(row, "name_label").starts_with("lamina-")
+                    || recorded.contains(text(row, "uuid"))
+            })
+        };
+        let proved = match (class, call) {
+            ("task", _) | ("SR", "scan") | ("pool", "sync_database") => true,
+            // Makes a child; the source is not changed.
+            ("VM", "clone") | ("VDI", "clone" | "snapshot") => true,
+            ("VDI", "add_to_other_config" | "remove_from_other_config") => {
+                entry.params.get(1).and_then(Value::as_str) == Some("lamina.dev/making") || ours(subject(entry))
+            }
+            ("VDI" | "VM", _) => ours(subject(entry)),
+            ("VBD", "create") => {
+                let vm = entry.params.first().and_then(|r| r.get("VM")).and_then(Value::as_str).unwrap_or_default();
+                ours(vm)
+            }
+            ("VBD", _) => {
+                let rows = lived.sights.of(subject(entry));
+                rows.is_empty() || rows.iter().any(|vbd| ours(text(vbd, "VM")))
+            }
+            _ => false,
+        };
+        if !proved {
+            all.push(format!("I4 {} of {} (call {number}) without proof", entry.method, subject(entry)));
+        }
+    }
+}
+
+/// I7 and I8.
+fn starts(lived: &Lived, all: &mut Vec<String>) {
+    let boots = &lived.deeds.boots;
+    let halted = boots.iter().filter(|b| b.ended.is_some()).count() as u64;
+    let versions = boots.iter().filter_map(|b| b.ended.as_ref().map(|h| h.version.as_str())).collect::<HashSet<_>>();
+    if halted > versions.len() as u64 + lived.deeds.tokens {
+        all.push(format!("I7 the guests ran to their end {halted} times for {} versions", versions.len()));
+    }
+    for boot in boots.iter().filter(|b| b.first) {
+        match &boot.recorded {
+            (Some(_), Some(machine)) if *machine == boot.machine => {}
+            other => all.push(format!("I8 machine {} started while {other:?} was recorded", boot.machine)),
+        }
+    }
+}
+
+/// I9, as far as it can be seen from outside: approved, and halted for good.
+fn freezes(lived: &Lived, all: &mut Vec<String>) {
+    for entry in lived.log.iter().filter(|e| executed(e) && e.method == "Async.VDI.snapshot") {
+        let number = entry.number.unwrap_or_default();
+        let rows = lived.sights.of(subject(entry));
+        let Some(work) = rows.iter().find(|r| claimed(r) && role(r) == Some("work")) else { continue };
+        let version = key(work, "version").unwrap_or_default();
+        if !lived.deeds.approved.iter().any(|(v, at)| v == version && *at <= number) {
+            all.push(format!("I9 version {version} was frozen by call {number} without approval"));
+        }
+        let (uuid, then) = (text(work, "uuid"), lived.sights.at("VM", number));
+        let machine = then.iter().find(|(_, vm)| claimed(vm) && key(vm, "version") == Some(version));
+        if machine.is_none_or(|(_, vm)| text(vm, "power_state") != "Halted") {
+            all.push(format!("I9 {uuid} was frozen by call {number} while its machine was not halted"));
+        }
+    }
+}
+
+/// I11.
+fn kept(lived: &Lived, all: &mut Vec<String>) {
+    for entry in lived.log.iter().filter(|e| executed(e) && e.method.ends_with("VM.destroy")) {
+        let number = entry.number.unwrap_or_default();
+        let then = lived.sights.at("VBD", number);
+        let on_it = |b: &Row| text(b, "VM") == subject(entry) && text(b, "type") == "Disk";
+        let there = |r: &str| !ended(lived, "VBD.destroy", r, number);
+        let holds = then.iter().filter(|(r, b)| on_it(b) && there(r)).count();
+        if holds > 0 {
+            all.push(format!("I11 a machine was destroyed with {holds} disks on it by call {number}"));
+        }
+    }
+}
+
+/// I12.
+fn phases(lived: &Lived, all: &mut Vec<String>) {
+    let rank = |p: Phase| match p {
+        Phase::Pending => 0,
+        Phase::DiskCreated => 1,
+        Phase::MachineRunning => 2,
+        Phase::AwaitingFinalize => 3,
+        Phase::Finalized => 4,
+    };
+    let known: Vec<(&PlatformLayer, Phase)> =
+        lived.history.iter().filter_map(|w| Some((&w.layer, phase(&w.layer)?))).collect();
+    for pair in known.windows(2) {
+        let [(a, from), (b, to)] = pair else { continue };
+        let another = a.spec.version != b.spec.version
+            || a.status.as_ref().and_then(|s| s.disk.as_ref()).map(|d| &d.version)
+                != b.status.as_ref().and_then(|s| s.disk.as_ref()).map(|d| &d.version);
+        let again = *from == Phase::AwaitingFinalize && *to == Phase::MachineRunning;
+        let removed = lived.deeds.deleted.is_some() || lived.deeds.discarded.is_some();
+        if rank(*to) < rank(*from) && !another && !again && !removed {
+            all.push(format!("I12 {} after {}", to.as_str(), from.as_str()));
+        }
+    }
+}

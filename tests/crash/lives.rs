@@ -1,0 +1,292 @@
+//! The lives that are recorded: what a person does from outside, step by step, and how each ends.
+//!
+//! A life has a prelude, in which nothing is struck, and then the part whose calls and writes are enumerated.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use kube::api::DeleteParams;
+use lamina::api::condition::{self, ConditionType, find};
+use lamina::api::{Phase, PlatformLayer};
+use lamina::demo::person::{Check, Deed, person};
+use lamina::sim::guest::{Program, program};
+use lamina::sim::power::Exit;
+use serde_json::json;
+
+use super::seam::Seam;
+use crate::common::rig::{Rig, noted, ready};
+
+/// A layer rests elsewhere than it should if nothing was written for so long: more than any pause of the tests' pace.
+const STILL: Duration = Duration::from_secs(4);
+/// Nothing takes so long, whatever dies once.
+const TOO_LONG: Duration = Duration::from_secs(40);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Life {
+    /// One version, from nothing to finalized.
+    Happy,
+    /// Version 2 on version 1.
+    Second,
+    /// Version 1 thrown away while its machine runs; version 2 made up to its machine.
+    Discard,
+    /// Deleted with policy Delete while version 2 runs on a finalized version 1.
+    Deletion,
+}
+
+impl Life {
+    pub const ALL: [Self; 4] = [Self::Happy, Self::Second, Self::Discard, Self::Deletion];
+}
+
+/// How it ended.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum End {
+    /// As it should.
+    Done,
+    /// Somewhere else, at rest, and status says what a person shall do.
+    Rests(String),
+    /// Not at all.
+    Never(String),
+}
+
+/// What the machine's system did, as the invariants need it.
+#[derive(Clone, Debug)]
+pub struct Boot {
+    /// uuid of the machine.
+    pub machine: String,
+    /// The last changing call when it began.
+    pub at: u64,
+    pub ended: Option<Halt>,
+    /// What status had recorded when it began.
+    pub recorded: (Option<String>, Option<String>),
+    pub first: bool,
+}
+
+/// The guest switched itself off.
+#[derive(Clone, Debug)]
+pub struct Halt {
+    pub version: String,
+    pub disk: String,
+    pub digest: String,
+}
+
+/// What the person did, by the number of the last call then.
+#[derive(Clone, Debug, Default)]
+pub struct Deeds {
+    pub approved: Vec<(String, u64)>,
+    pub discarded: Option<(String, u64)>,
+    pub deleted: Option<u64>,
+    pub tokens: u64,
+    pub boots: Vec<Boot>,
+}
+
+/// A person at a layer `walk`, and the guests in its machines.
+pub struct Person {
+    pub rig: Rig,
+    pub seam: Arc<Seam>,
+    pub deeds: Arc<Mutex<Deeds>>,
+}
+
+const NAME: &str = "walk";
+
+impl Person {
+    fn number(&self) -> u64 {
+        self.rig.sim.pool.log.number()
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Deeds)) {
+        change(&mut self.deeds.lock().expect("no panic before"));
+    }
+
+    /// What happens before anything is struck.
+    pub async fn prelude(&self, life: Life) -> Result<(), End> {
+        match life {
+            Life::Happy => {
+                self.guests(finalizes());
+                Ok(())
+            }
+            Life::Second => {
+                self.guests(finalizes());
+                self.finalize_first().await
+            }
+            Life::Discard => {
+                self.guests(stays());
+                self.rig.layer(NAME, json!({"deletionPolicy": "Delete"})).await;
+                self.reach(|l| ready(l).is_some_and(|(r, _)| r == "ToolsRunning" || r == "InstallSoftware")).await?;
+                Ok(())
+            }
+            Life::Deletion => {
+                self.guests(finalizes());
+                self.finalize_first().await?;
+                self.guests(stays());
+                self.rig.patch(NAME, json!({"version": "2", "base": {"from": "Latest"}})).await;
+                self.reach(|l| phase(l) == Some(Phase::MachineRunning)).await
+            }
+        }
+    }
+
+    async fn finalize_first(&self) -> Result<(), End> {
+        self.rig.layer(NAME, json!({"deletionPolicy": "Delete"})).await;
+        self.finalize("1").await
+    }
+
+    /// The part that is struck.
+    pub async fn live(&self, life: Life) -> End {
+        let lived = match life {
+            Life::Happy => self.finalize_first().await,
+            Life::Second => {
+                self.rig.patch(NAME, json!({"version": "2", "base": {"from": "Latest"}})).await;
+                self.finalize("2").await
+            }
+            Life::Discard => {
+                self.note(|d| d.discarded = Some(("1".into(), self.number())));
+                self.rig.patch(NAME, json!({"version": "2", "discard": "1", "machine": {"powerOn": false}})).await;
+                let made = |l: &PlatformLayer| {
+                    let of_2 = l.status.as_ref().and_then(|s| s.disk.as_ref()).is_some_and(|d| d.version == "2");
+                    of_2 && ready(l).is_some_and(|(r, _)| r == "StartMachine")
+                };
+                self.reach(made).await
+            }
+            Life::Deletion => {
+                self.note(|d| d.deleted = Some(self.number()));
+                self.rig.layers().delete(NAME, &DeleteParams::default()).await.expect("a deletion");
+                self.gone().await
+            }
+        };
+        lived.err().unwrap_or(End::Done)
+    }
+
+    /// Approves when asked, helps where a person is told how, and waits for the end.
+    async fn finalize(&self, version: &str) -> Result<(), End> {
+        let finalized = |l: &PlatformLayer| {
+            let current = l.status.as_ref().and_then(|s| s.current.as_ref()).is_some_and(|c| c.version == version);
+            current && ready(l).is_some_and(|(r, _)| r == "Finalized")
+        };
+        let asked = |l: &PlatformLayer| ready(l).is_some_and(|(r, _)| r == "ApproveFinalize");
+        let mut help = 0;
+        loop {
+            match self.reach(|l| finalized(l) || asked(l)).await {
+                Ok(()) if self.seam.latest.borrow().as_ref().is_some_and(&finalized) => return Ok(()),
+                Ok(()) => {
+                    self.note(|d| d.approved.push((version.into(), self.number())));
+                    self.rig.approve(NAME, version).await;
+                    match self.reach(&finalized).await {
+                        Err(End::Rests(reason)) if helpful(&reason) && help == 0 => (),
+                        other => return other,
+                    }
+                }
+                Err(End::Rests(reason)) if helpful(&reason) && help == 0 => (),
+                Err(end) => return Err(end),
+            }
+            help += 1;
+            self.note(|d| d.tokens += 1);
+            self.rig.patch(NAME, json!({"machine": {"restartToken": format!("again-{version}")}})).await;
+        }
+    }
+
+    /// Waits for what status should say; ends early where the layer rests with something else.
+    async fn reach(&self, done: impl Fn(&PlatformLayer) -> bool) -> Result<(), End> {
+        let mut latest = self.seam.latest.subscribe();
+        let waited = async {
+            loop {
+                let now = latest.borrow_and_update().clone();
+                if now.as_ref().is_some_and(&done) {
+                    return Ok(());
+                }
+                let resting = now.as_ref().and_then(rests);
+                tokio::select! {
+                    changed = latest.changed() => changed.expect("the seam lives"),
+                    () = tokio::time::sleep(STILL), if resting.is_some() => {
+                        return Err(End::Rests(resting.unwrap_or_default()));
+                    }
+                }
+            }
+        };
+        match tokio::time::timeout(TOO_LONG, waited).await {
+            Ok(end) => end,
+            Err(_) => Err(self.never()),
+        }
+    }
+
+    fn never(&self) -> End {
+        let latest = self.seam.latest.borrow().clone();
+        End::Never(latest.as_ref().and_then(ready).map(|(r, m)| format!("{r}: {m}")).unwrap_or_default())
+    }
+
+    async fn gone(&self) -> Result<(), End> {
+        let layers = self.rig.layers();
+        let gone = async {
+            let wait = kube::runtime::wait::await_condition(layers, NAME, |l: Option<&PlatformLayer>| l.is_none());
+            wait.await.expect("a watch");
+        };
+        match tokio::time::timeout(TOO_LONG, gone).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(self.never()),
+        }
+    }
+
+    /// From now on the machines' systems do this, watched.
+    fn guests(&self, inner: Program) {
+        let (deeds, seam, sim) = (Arc::clone(&self.deeds), Arc::clone(&self.seam), Arc::downgrade(&self.rig.sim.pool));
+        let watched = program(move |guest| {
+            let (inner, deeds, seam, pool) = (Arc::clone(&inner), Arc::clone(&deeds), Arc::clone(&seam), sim.upgrade());
+            async move {
+                let Some(pool) = pool else { return Exit::Halt };
+                let status = |seam: &Seam| seam.latest.borrow().as_ref().and_then(|l| l.status.clone());
+                let recorded = status(&seam).map(|s| (s.disk.map(|d| d.uuid), s.machine.map(|m| m.uuid)));
+                let index = {
+                    let mut deeds = deeds.lock().expect("no panic before");
+                    deeds.boots.push(Boot {
+                        machine: guest.vm.clone(),
+                        at: pool.log.number(),
+                        ended: None,
+                        recorded: recorded.unwrap_or_default(),
+                        first: guest.boot == 1,
+                    });
+                    deeds.boots.len() - 1
+                };
+                // People are slower than the controller, dead or alive: their work begins when the boot was noted.
+                noted(&Arc::downgrade(&pool), &guest).await;
+                let exit = inner(guest.clone()).await;
+                if matches!(exit, Exit::Halt)
+                    && let Some(disk) = status(&seam).and_then(|s| s.disk)
+                {
+                    let digest = pool.digest(&disk.uuid).unwrap_or_default();
+                    let halt = Halt { version: disk.version, disk: disk.uuid, digest };
+                    deeds.lock().expect("no panic before").boots[index].ended = Some(halt);
+                }
+                exit
+            }
+        });
+        self.rig.hasty_guest(NAME, watched);
+    }
+}
+
+/// Two boots: the tools, then work, a clean check, and off.
+fn finalizes() -> Program {
+    person(vec![
+        vec![Deed::Install, Deed::Reboot],
+        vec![Deed::Work { block: 7, byte: 0xA5 }, Deed::Report(Check::default()), Deed::PowerOff],
+    ])
+}
+
+fn stays() -> Program {
+    person(vec![vec![Deed::Install, Deed::Work { block: 9, byte: 0x5A }, Deed::Stay]])
+}
+
+/// A person is told to start the machine anew, and may.
+fn helpful(reason: &str) -> bool {
+    matches!(reason, "FixIntegrity" | "MachineLost")
+}
+
+pub fn phase(l: &PlatformLayer) -> Option<Phase> {
+    l.status.as_ref()?.phase
+}
+
+/// The reason for which nothing goes on by itself.
+fn rests(l: &PlatformLayer) -> Option<String> {
+    let conditions = &l.status.as_ref()?.conditions;
+    let on = |t| find(conditions, t).filter(|c| c.status == "True").map(|c| c.reason.clone());
+    debug_assert_eq!(condition::check_layer(l), Vec::<String>::new());
+    on(ConditionType::Stalled).or_else(|| on(ConditionType::ActionRequired))
+}
