@@ -4,6 +4,7 @@ use super::super::gate;
 use super::super::identity::{BOOT, TOKEN};
 use super::super::making;
 use super::super::observed::{Disk, Dvd, Holder, Machine, Making, Observed, Power, Sent, Trouble};
+use super::super::report::Finding;
 use super::super::want::Want;
 use super::{Next, Say, Step, Verdict, advance, finish_operations, held, ran};
 use crate::api::reason::Reason;
@@ -153,11 +154,7 @@ fn instruction(want: &Want, m: &Machine) -> Say {
     let fresh =
         m.report.as_ref().is_some_and(|r| r.sealed && !r.boot.is_empty() && m.guest_boot.as_ref() == Some(&r.boot));
     if fresh {
-        let findings: Vec<_> = gate::judge(want, m)
-            .findings
-            .iter()
-            .map(|f| format!("{} ({}): {}", f.reason, f.detail, f.remedy))
-            .collect();
+        let findings: Vec<_> = gate::judge(want, m).findings.iter().map(Finding::words).collect();
         return if findings.is_empty() {
             Say::Person(
                 Reason::ShutDownGuest,

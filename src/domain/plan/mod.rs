@@ -56,11 +56,12 @@ pub fn phase(seen: &Observed) -> Phase {
     }
 }
 
-/// Was it ever started since it was made?
+/// Was it ever started since it was made? A machine that is not off was, whatever its metrics say yet: nothing that belongs before the
+/// first start may be done to it.
 pub fn ran(seen: &Observed, m: &Machine) -> bool {
-    m.key(BOOT).is_some()
+    m.power != Power::Halted
+        || m.key(BOOT).is_some()
         || m.key(START_BEFORE).is_some_and(|before| before != m.start_time)
-        || (m.key(START_BEFORE).is_none() && m.power != Power::Halted)
         || seen.flight(Making::StartMachine).is_some_and(|f| matches!(f.task, TaskSight::Succeeded { .. }))
 }
 

@@ -151,6 +151,8 @@ impl Step {
             | Self::DestroyWork { .. }
             | Self::DestroyFrozen { .. }
             | Self::DestroyBase { .. }
+            // On a machine that somebody switched on meanwhile it would take the guest its say.
+            | Self::SetUp { .. }
             | Self::LetGo => true,
             Self::Nothing
             | Self::Enter
@@ -165,7 +167,6 @@ impl Step {
             | Self::DescribeDisk { .. }
             | Self::ResizeDisk { .. }
             | Self::Record
-            | Self::SetUp { .. }
             | Self::AttachDisk { .. }
             | Self::AddDvd { .. }
             | Self::EjectDisc { .. }
