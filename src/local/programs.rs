@@ -32,9 +32,12 @@ pub async fn find(root: &Path) -> Result<PathBuf, Error> {
     let built = build
         .arg(module.join("build.sh"))
         .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
+        .stdout(Stdio::piped())
         .kill_on_drop(true)
-        .output()
+        // Not `output`: that would keep the progress, and the reason of a failure, to itself.
+        .spawn()
+        .map_err(Error::Bash)?
+        .wait_with_output()
         .await
         .map_err(Error::Bash)?;
     let line = String::from_utf8_lossy(&built.stdout);
