@@ -3,7 +3,7 @@
 use super::super::gate;
 use super::super::identity::{BOOT, TOKEN};
 use super::super::making;
-use super::super::observed::{Disk, Dvd, Holder, Machine, Making, Observed, Power, Sent, Trouble};
+use super::super::observed::{Disk, Dvd, Holder, Machine, Making, Observed, Power, Sent, TaskSight, Trouble};
 use super::super::report::Finding;
 use super::super::want::Want;
 use super::disk::{machine_forgotten, w_worked};
@@ -35,6 +35,10 @@ pub(super) fn with_machine(want: &Want, seen: &Observed, w: &Disk, m: &Machine) 
     }
     if let Some(verdict) = finish_operations(seen) {
         return verdict;
+    }
+    // What the pool shows of a machine in the middle of its start is neither the old boot nor the new one.
+    if seen.flight(Making::StartMachine).is_some_and(|f| matches!(f.task, TaskSight::Pending { .. })) {
+        return Verdict::wait(Next::Task, Reason::StartingMachine, "starting the packaging machine");
     }
     match m.power {
         Power::Running => running(want, seen, m),
