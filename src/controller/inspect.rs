@@ -239,6 +239,11 @@ pub fn os_disk(view: &View, sr: &Ref, wanted: &DiskRef) -> Result<(Ref, Arc<Vdi>
     };
     match picked {
         Pick::One((reference, vdi)) => Ok((reference.clone(), vdi.clone())),
+        // A copy bears its source's name until it gets one of its own: not the time to judge.
+        Pick::Many(_) if view.srs.get(sr).is_some_and(|sr| !sr.current_operations.is_empty()) => {
+            let text = format!("a disk is being copied in storage repository '{repository}'");
+            Err(Trouble::new(Reason::WaitingForDisk, text))
+        }
         Pick::Many(uuids) => {
             let text = format!(
                 "storage repository '{repository}' has several disks named '{name}' ({}): use the uuid in spec.osLayer.disk",

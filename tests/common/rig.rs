@@ -64,6 +64,11 @@ impl Rig {
     }
 
     pub async fn with(clock: Clock) -> Self {
+        // `LAMINA_LOG=lamina=debug cargo test … -- --nocapture` shows what the controller does.
+        if let Ok(filter) = std::env::var("LAMINA_LOG") {
+            // The first test of the process has installed it.
+            let _ = lamina::telemetry::install(&filter);
+        }
         super::tls();
         let client = super::installed().await;
         let namespace = super::namespace(&client).await;

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lamina::api::ConditionType;
 use lamina::api::reason::Reason;
+use lamina::api::{ConditionType, Phase};
 use lamina::demo::person::{self, Check, Deed};
 use lamina::domain::report::BITS;
 use lamina::sim::guest::{Guest, Program, program};
@@ -72,6 +72,8 @@ async fn every_bit_is_a_finding_with_its_own_reason_and_remedy() {
                 let findings = l.status.as_ref().and_then(|s| s.integrity.as_ref()).map(|i| i.findings.clone());
                 findings.is_some_and(|f| f.len() == 1 && f[0].reason == reason)
                     && ready(l).is_some_and(|(r, _)| r == "FixIntegrity")
+                    // While it runs, findings are told too; a token given then would be used up without a start.
+                    && status(l).phase == Some(Phase::AwaitingFinalize)
                     && says(l, ConditionType::IntegrityVerified) == "False/FindingsOpen"
             })
             .await;

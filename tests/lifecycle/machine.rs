@@ -91,7 +91,10 @@ async fn a_paused_machine_waits_to_be_resumed() {
     rig.guest("asleep", idle());
     let _controller = rig.run().await;
     rig.layer("asleep", json!({})).await;
-    let layer = rig.until_reason("asleep", "InstallSoftware").await;
+    // At rest: a machine that is paused in the middle of its boot is another story.
+    let layer = rig
+        .until("asleep", "tools at work", |l| says(l, ConditionType::GuestToolsReady) == "True/ToolsRunning")
+        .await;
     let vm = rig.hands.machine(&machine(&layer)).await.expect("M").r;
     rig.hands.call("VM.pause", json!([vm])).await;
     let paused = rig.until_reason("asleep", "ResumeMachine").await;

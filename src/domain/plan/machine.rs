@@ -173,10 +173,10 @@ fn running(want: &Want, seen: &Observed, m: &Machine) -> Verdict {
 
 /// What a person is to do in a running machine.
 fn instruction(want: &Want, m: &Machine) -> Say {
-    let fresh =
-        m.report.as_ref().is_some_and(|r| r.sealed && !r.boot.is_empty() && m.guest_boot.as_ref() == Some(&r.boot));
-    if fresh {
-        let findings: Vec<_> = gate::judge(want, m).findings.iter().map(Finding::words).collect();
+    let judgement = gate::judge(want, m);
+    // Right after a reboot the report of the boot before is still there: it says nothing of this one.
+    if judgement.counts.is_ok() {
+        let findings: Vec<_> = judgement.findings.iter().map(Finding::words).collect();
         return if findings.is_empty() {
             Say::Person(
                 Reason::ShutDownGuest,
