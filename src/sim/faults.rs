@@ -1,6 +1,6 @@
 //! Faults of the wire, made by the server, and the log of calls that numbers them.
 //!
-//! Set by tests and by the control endpoint, asked by [`super::rpc`] once per call that would be carried out. Changing calls are numbered
+//! Set by tests and by the control endpoint, asked by `rpc` once per call that would be carried out. Changing calls are numbered
 //! from 1 in the order of their arrival; the log is what tests compare with what a client believes to have sent.
 
 use std::collections::{BTreeMap, VecDeque};

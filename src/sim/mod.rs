@@ -3,8 +3,8 @@
 //! It imitates what `xapi.md` (the project's dossier on XAPI) says of the real daemon, and every behaviour cites its line there. It knows
 //! no client: neither their names nor their keys. What runs inside a guest is a script given from outside.
 //!
-//! The seam inside: [`serve`] reads the wire, [`rpc`] checks what every call must pass and hands a [`Call`] to [`dispatch`]; the rooms of the
-//! world (`storage`, `vm`, `vbd`, …) answer the calls that are theirs and leave the rest to the generic accessors of [`fields`].
+//! The seam inside: [`serve`] reads the wire, `rpc` checks what every call must pass and hands a [`Call`] to [`dispatch`]; the rooms of the
+//! world (`storage`, `vm`, `vbd`, …) answer the calls that are theirs and leave the rest to the generic accessors of `fields`.
 //! A call changes the world in *stages*: between two of them it awaits `pool.clock.stage(name)`, so that a manual clock can stop there, and
 //! never holds the database's lock across an await. A dropped future is a dead process: each stage must leave what a crash would.
 

@@ -1,6 +1,6 @@
 //! Sessions, users and roles (xapi.md 2).
 //!
-//! Asked by [`super::rpc`] before every call. Sessions live in the database's memory only: a restart of the daemon takes them all.
+//! Asked by `rpc` before every call. Sessions live in the database's memory only: a restart of the daemon takes them all.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

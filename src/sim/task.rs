@@ -1,6 +1,6 @@
 //! Tasks: what a call is while it runs, and for `Async.` calls afterwards (xapi.md 4.1, 14).
 //!
-//! Called by [`super::rpc`] around every action, and by the rooms of the world for sub-tasks and for waiting in a queue. A task is a hint
+//! Called by `rpc` around every action, and by the rooms of the world for sub-tasks and for waiting in a queue. A task is a hint
 //! only: it may be collected or lost while its work goes on.
 
 use std::collections::HashMap;

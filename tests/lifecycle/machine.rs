@@ -92,9 +92,8 @@ async fn a_paused_machine_waits_to_be_resumed() {
     let _controller = rig.run().await;
     rig.layer("asleep", json!({})).await;
     // At rest: a machine that is paused in the middle of its boot is another story.
-    let layer = rig
-        .until("asleep", "tools at work", |l| says(l, ConditionType::GuestToolsReady) == "True/ToolsRunning")
-        .await;
+    let layer =
+        rig.until("asleep", "tools at work", |l| says(l, ConditionType::GuestToolsReady) == "True/ToolsRunning").await;
     let vm = rig.hands.machine(&machine(&layer)).await.expect("M").r;
     rig.hands.call("VM.pause", json!([vm])).await;
     let paused = rig.until_reason("asleep", "ResumeMachine").await;
