@@ -27,7 +27,9 @@ async fn start(identity: &str) -> Running {
     let account = Who::ServiceAccount { namespace: NAMESPACE, name: "lamina" };
     let kubeconfig = cluster().await.kubeconfig(account).await.unwrap();
     let mut child = Command::new(env!("CARGO_BIN_EXE_lamina"))
-        .args(["run", "--listen=127.0.0.1:0", "--namespace", NAMESPACE, "--identity", identity, "--kubeconfig"])
+        .args(["run", "--listen=127.0.0.1:0", "--namespace", NAMESPACE, "--identity", identity])
+        // The layers of other tests have a controller of their own: two would make two of each disk.
+        .args(["--watch-namespace", NAMESPACE, "--kubeconfig"])
         .arg(kubeconfig)
         .stderr(Stdio::piped())
         .kill_on_drop(true)
