@@ -306,20 +306,14 @@ async fn report(
         tell::transition(ctx, layer, &status).await;
     }
     tell::measure(ctx, layer, &status);
-    Ok(come_back(ctx, layer, seen, failed.or(connector), wrote))
+    Ok(come_back(ctx, layer, seen, failed.or(connector)))
 }
 
 fn invariants(layer: &PlatformLayer, status: &crate::api::PlatformLayerStatus) -> Vec<String> {
     crate::api::condition::check_layer(&PlatformLayer { status: Some(status.clone()), ..layer.clone() })
 }
 
-fn come_back(
-    ctx: &Context,
-    layer: &PlatformLayer,
-    seen: Option<(&Scene, &Plan)>,
-    trouble: Option<&Trouble>,
-    _wrote: bool,
-) -> Action {
+fn come_back(ctx: &Context, layer: &PlatformLayer, seen: Option<(&Scene, &Plan)>, trouble: Option<&Trouble>) -> Action {
     let uid = layer.uid().unwrap_or_default();
     if let Some(t) = trouble {
         let pause = match t.reason.fault() {

@@ -54,7 +54,7 @@ fn removal(want: &Want, seen: &Observed, estate: &Estate) -> Verdict {
         return verdict;
     }
     for m in &estate.machines {
-        if let Some(verdict) = machine(seen, m, Reason::Deleting, DELETING) {
+        if let Some(verdict) = machine(m, Reason::Deleting, DELETING) {
             return verdict;
         }
     }
@@ -86,7 +86,7 @@ pub(super) fn discard(seen: &Observed) -> Verdict {
         return verdict;
     }
     if let Sight::Found(m) = &seen.machine
-        && let Some(verdict) = machine(seen, m, Reason::Discarding, WHAT)
+        && let Some(verdict) = machine(m, Reason::Discarding, WHAT)
     {
         return verdict;
     }
@@ -134,8 +134,7 @@ fn destroy_disk(disk: &Disk, step: Step) -> Verdict {
 }
 
 /// The machine, step by step; `None`: it is not there any more, or on its way.
-pub(super) fn machine(seen: &Observed, m: &Machine, reason: Reason, what: &str) -> Option<Verdict> {
-    let _whole = seen;
+pub(super) fn machine(m: &Machine, reason: Reason, what: &str) -> Option<Verdict> {
     Some(if m.busy {
         Verdict::wait(Next::Task, reason, what)
     } else {

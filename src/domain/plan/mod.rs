@@ -148,7 +148,7 @@ fn tidy(want: &Want, seen: &Observed) -> Verdict {
         return verdict;
     }
     if let Some(m) = seen.machine.found()
-        && let Some(verdict) = super::removal::machine(seen, m, Reason::RemovingMachine, WHAT)
+        && let Some(verdict) = super::removal::machine(m, Reason::RemovingMachine, WHAT)
     {
         return verdict;
     }
