@@ -225,7 +225,7 @@ fn sighted(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, plan: &Pla
     }
     new.operation = operation(old, scene, step, &o.now);
     new.disk = disk(o, old, scene, step);
-    new.machine = machine(old, scene, step);
+    new.machine = machine(o, old, scene, step);
     if *step == Step::Record
         && let Some(f) = seen.frozen.found()
         && seen.finalized(&seen.subject).is_none()
@@ -324,7 +324,13 @@ fn format(w: &Disk) -> Option<DiskFormat> {
     }
 }
 
-fn machine(old: &PlatformLayerStatus, scene: &Scene, step: &Step) -> Option<MachineStatus> {
+/// Once used, used: the pool may forget what was written on the machine.
+fn used_token(want: &Want, before: Option<&MachineStatus>, m: &Machine) -> Option<String> {
+    let (now, record) = (m.key(TOKEN).filter(|t| !t.is_empty()), before.and_then(|b| b.restart_token.as_deref()));
+    now.filter(|t| want.restart_token.as_deref() == Some(t) || record.is_none()).or(record).map(str::to_owned)
+}
+
+fn machine(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, step: &Step) -> Option<MachineStatus> {
     let seen = &scene.observed;
     let before = old.machine.as_ref();
     let Some(m) = seen.machine.found() else { return before.filter(|_| seen.machine != Sight::Absent).cloned() };
@@ -346,7 +352,7 @@ fn machine(old: &PlatformLayerStatus, scene: &Scene, step: &Step) -> Option<Mach
         power_state: power.map(str::to_owned),
         address: m.address.clone(),
         tools: Some(ToolsStatus { version: m.tools.version.clone(), seen: m.tools.ready }),
-        restart_token: m.key(TOKEN).filter(|t| !t.is_empty()).map(str::to_owned),
+        restart_token: used_token(o.want, before.filter(|_| known), m),
         agent_start: before
             .filter(|_| known)
             .and_then(|b| b.agent_start.clone())

@@ -5,7 +5,7 @@
 //!
 //! Longer than 350 lines: plain data with what each field means.
 
-use super::identity::{Keys, Mark, Opid};
+use super::identity::{BOOT, Keys, Mark, Opid};
 use super::report::Report;
 use crate::api::reason::Reason;
 
@@ -138,7 +138,13 @@ impl Machine {
         self.keys.get(key).map(String::as_str)
     }
 
-    /// The id of the boot in progress: `<domid>@<start_time>`, as recorded on the machine and in status.
+    /// `start_time` of the boot that was noted last.
+    pub fn boot_noted(&self) -> Option<&str> {
+        self.key(BOOT).and_then(|b| b.split_once('@')).map(|(_, time)| time)
+    }
+
+    /// The id of the boot in progress: `<domid>@<start_time>`, as recorded on the machine and in status. Of one that is over the domain is
+    /// not known any more (-1): no report is of it.
     pub fn boot_id(&self) -> String {
         format!("{}@{}", self.domid, self.start_time)
     }

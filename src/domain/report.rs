@@ -94,6 +94,10 @@ impl Report {
         let Some((domid, start_time)) = machine.key(BOOT).and_then(|b| b.split_once('@')) else {
             return Err("no boot of the machine was recorded");
         };
+        // Noted only once it was over.
+        if domid.starts_with('-') {
+            return Err("nobody saw the boot that it is of");
+        }
         if Some(self.nonce.as_str()) != machine.key(NONCE) {
             return Err("it carries another machine's nonce");
         }

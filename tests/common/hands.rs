@@ -1,5 +1,7 @@
 //! A user of the pool beside the controller: reads and changes it over the wire, as `xe` would, with a session of its own.
 
+use std::sync::Mutex;
+
 use lamina::sim::serve::Sim;
 use serde_json::{Map, Value, json};
 
@@ -37,15 +39,21 @@ impl Thing {
 pub struct Hands {
     http: reqwest::Client,
     url: String,
-    session: String,
+    /// Ends with each death of the daemon.
+    session: Mutex<String>,
 }
 
 impl Hands {
     pub async fn of(sim: &Sim) -> Self {
-        let mut hands = Self { http: crate::wire::client(sim), url: sim.urls().remove(0), session: String::new() };
-        let login = hands.bare("session.login_with_password", json!(["root", "secret", "1.0", "a person"])).await;
-        hands.session = login.expect("a session").as_str().unwrap_or_default().to_owned();
+        let hands = Self { http: crate::wire::client(sim), url: sim.urls().remove(0), session: Mutex::default() };
+        hands.log_in().await;
         hands
+    }
+
+    async fn log_in(&self) {
+        let login = self.bare("session.login_with_password", json!(["root", "secret", "1.0", "a person"])).await;
+        *self.session.lock().expect("no panic before") =
+            login.expect("a session").as_str().unwrap_or_default().to_owned();
     }
 
     async fn bare(&self, method: &str, params: Value) -> Result<Value, String> {
@@ -59,8 +67,17 @@ impl Hands {
     }
 
     pub async fn call(&self, method: &str, params: Value) -> Value {
-        let all = std::iter::once(json!(self.session)).chain(params.as_array().expect("a list").clone()).collect();
-        self.bare(method, all).await.unwrap_or_else(|e| panic!("{method}: {e}"))
+        let params = params.as_array().expect("a list");
+        let attempt = || {
+            let session = json!(*self.session.lock().expect("no panic before"));
+            self.bare(method, std::iter::once(session).chain(params.clone()).collect())
+        };
+        let mut reply = attempt().await;
+        if reply.as_ref().is_err_and(|e| e.contains("SESSION_INVALID")) {
+            self.log_in().await;
+            reply = attempt().await;
+        }
+        reply.unwrap_or_else(|e| panic!("{method}: {e}"))
     }
 
     pub async fn all(&self, class: &'static str) -> Vec<Thing> {

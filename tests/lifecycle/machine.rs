@@ -3,6 +3,7 @@
 use kube::api::{Patch, PatchParams};
 use lamina::api::{ConditionType, Phase};
 use lamina::demo::person::{Deed, person};
+use lamina::sim::restart;
 use serde_json::json;
 
 use crate::common::rig::{Rig, idle, machine, quick, ready, says, status, uid};
@@ -43,6 +44,30 @@ async fn a_restart_token_starts_a_halted_machine_once() {
     assert_eq!(rig.calls("Async.VM.start"), 1);
     rig.patch("token", json!({"machine": {"restartToken": "two"}})).await;
     rig.until_phase("token", Phase::MachineRunning).await;
+    rig.until_reason("token", "InstallSoftware").await;
+    assert_eq!(rig.calls("Async.VM.start"), 2);
+}
+
+/// The pool forgets that a token was used, and which boots there were: nothing is started for a token that status knows for used, and a new
+/// one is obeyed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_used_token_stays_used_when_the_pool_forgets() {
+    let rig = Rig::new().await;
+    rig.guest("token", idle());
+    let _controller = rig.run().await;
+    rig.layer("token", json!({})).await;
+    let layer = rig.until_reason("token", "InstallSoftware").await;
+    rig.patch("token", json!({"machine": {"restartToken": "one"}})).await;
+    rig.until("token", "the token used", |l| status(l).machine.and_then(|m| m.restart_token).as_deref() == Some("one"))
+        .await;
+    restart::restart(&rig.sim.pool, false).await;
+    let vm = rig.hands.machine(&machine(&layer)).await.expect("M").r;
+    rig.hands.call("VM.hard_shutdown", json!([vm])).await;
+    let off = rig.until_reason("token", "FixIntegrity").await;
+    rig.meanwhile().await;
+    assert_eq!(rig.calls("Async.VM.start"), 1);
+    assert_eq!(status(&off).machine.and_then(|m| m.restart_token).as_deref(), Some("one"));
+    rig.patch("token", json!({"machine": {"restartToken": "two"}})).await;
     rig.until_reason("token", "InstallSoftware").await;
     assert_eq!(rig.calls("Async.VM.start"), 2);
 }

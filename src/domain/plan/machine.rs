@@ -91,12 +91,12 @@ fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     if w_worked(seen) && machine_forgotten(seen) && !under_way {
         // Status remembers a boot that xapi forgot: another one is a person's to ask for.
         let freezing = seen.flight(Making::FreezeDisk).is_some_and(|f| f.intent.is_some());
-        if freezing || m.start_blocked || new_token(want, m).is_none() {
+        if freezing || m.start_blocked || new_token(want, seen, m).is_none() {
             return take_back_freeze(seen, m, boot_forgotten(want, m));
         }
     }
     // Whoever sets a new token asks for a start, of a machine that never ran too.
-    if !want.power_on && !under_way && new_token(want, m).is_none() {
+    if !want.power_on && !under_way && new_token(want, seen, m).is_none() {
         return Verdict::rest(Say::Person(
             Reason::StartMachine,
             format!(
@@ -159,7 +159,7 @@ fn running(want: &Want, seen: &Observed, m: &Machine) -> Verdict {
     let starting = seen.flight(Making::StartMachine).is_some_and(|f| f.intent.is_some());
     let step = if m.key(BOOT) != Some(m.boot_id().as_str()) {
         Step::NoteBoot { machine: m.uuid.clone(), boot: m.boot_id() }
-    } else if let (Some(token), false) = (new_token(want, m), starting) {
+    } else if let (Some(token), false) = (new_token(want, seen, m), starting) {
         // First seen while running: used up, a running machine needs no start.
         Step::UseToken { machine: m.uuid.clone(), token }
     } else if let (true, false, Dvd::ToolsIn { vbd }) = (m.tools.ready, m.busy, &m.dvd) {
@@ -210,8 +210,10 @@ fn instruction(want: &Want, m: &Machine) -> Say {
     )
 }
 
-fn new_token(want: &Want, m: &Machine) -> Option<String> {
-    want.restart_token.clone().filter(|t| m.key(TOKEN) != Some(t.as_str()))
+/// A token that neither the machine nor status knows for used: a pool may forget what was written on the machine.
+fn new_token(want: &Want, seen: &Observed, m: &Machine) -> Option<String> {
+    let record = seen.records.machine.as_ref().filter(|r| r.uuid == m.uuid).and_then(|r| r.restart_token.as_deref());
+    want.restart_token.clone().filter(|t| m.key(TOKEN) != Some(t.as_str()) && record != Some(t.as_str()))
 }
 
 /// Row 9 and 10: judge, ask, freeze.
@@ -238,9 +240,17 @@ fn halted(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
 
 /// A person asked for another start of a halted machine. The token is used before the call: a start too few can be asked for again.
 fn restart(want: &Want, seen: &Observed, w: &Disk, m: &Machine, starting: bool) -> Option<Verdict> {
-    let token = new_token(want, m);
+    let token = new_token(want, seen, m);
     if token.is_none() && !starting {
         return None;
+    }
+    // Else a boot that the pool forgot would be taken for the one that is asked for.
+    if !starting && m.boot_noted() != Some(m.start_time.as_str()) {
+        return Some(Verdict::act(
+            Step::NoteBoot { machine: m.uuid.clone(), boot: m.boot_id() },
+            Reason::StartingMachine,
+            "noting the boot that is over",
+        ));
     }
     if m.busy {
         return Some(Verdict::wait(Next::Task, Reason::StartingMachine, "the machine is busy"));

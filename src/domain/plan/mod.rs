@@ -273,8 +273,7 @@ fn object_recorded(seen: &Observed, making: Making) -> bool {
 /// Has the start that the intent is about taken place? A boot that nobody noted tells, even if the task is gone.
 fn started(seen: &Observed, m: &Machine) -> bool {
     let Some(f) = seen.flight(Making::StartMachine) else { return false };
-    let noted = m.key(BOOT).and_then(|b| b.split_once('@')).map(|(_, t)| t);
-    match (&f.task, noted) {
+    match (&f.task, m.boot_noted()) {
         (TaskSight::Pending { .. } | TaskSight::Failed(_), _) => false,
         (TaskSight::Succeeded { .. }, _) => true,
         (TaskSight::None, _) if m.power != Power::Halted => true,
