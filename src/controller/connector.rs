@@ -103,14 +103,23 @@ impl Connectors {
         users
     }
 
+    /// Once it is known that a Connector leads nowhere its layers may say so; until then they say what they said before.
+    fn first_word(&self, key: &ConnectorKey) {
+        let asking = self.link(key).is_some_and(|link| matches!(link.health(), Health::Never));
+        if !asking && !self.ctx.pools.tried(key) {
+            self.ctx.pools.set(key, None);
+            deliver(&self.ctx, key, &Wakes::everybody());
+        }
+    }
+
     fn link(&self, key: &ConnectorKey) -> Option<Arc<Link>> {
         lock(&self.links).get(key).cloned()
     }
 
     /// The pool goes out of reach, and the session is given back.
     fn unlink(&self, key: &ConnectorKey) {
-        self.ctx.pools.set(key, None);
         if let Some(link) = lock(&self.links).remove(key) {
+            self.ctx.pools.set(key, None);
             let client = link.pool.client.clone();
             tokio::spawn(async move { client.logout().await });
         }
@@ -235,6 +244,7 @@ impl Connectors {
     /// The Connector is gone.
     fn forget(&self, key: &ConnectorKey, uid: &str) {
         self.unlink(key);
+        self.ctx.pools.forget(key);
         lock(&self.written).remove(uid);
         lock(&self.ctx.backoff).succeeded(uid);
         self.ctx.metrics.sr_free(&label(key), &[]);
@@ -308,6 +318,7 @@ pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> 
     let pause = hub.pause(&uid, &outcome);
     let status = compose(&subject, &old, outcome, swept.as_ref(), &Time(jiff::Timestamp::now()));
     publish(&hub.ctx, &guard, &status).await?;
+    hub.first_word(&key);
     announce(&hub.ctx, &guard, &old, &status).await;
     lock(&hub.written).insert(uid, status);
     Ok(Action::requeue(pause))

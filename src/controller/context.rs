@@ -47,26 +47,33 @@ pub struct Context {
     pub backoff: Mutex<Backoff>,
 }
 
-/// The pools that Connectors lead to.
+/// The pools that Connectors lead to. `None`: it was tried, and leads to none.
 #[derive(Default)]
-pub struct Pools(Mutex<HashMap<ConnectorKey, Arc<Pool>>>);
+pub struct Pools(Mutex<HashMap<ConnectorKey, Option<Arc<Pool>>>>);
 
 impl Pools {
-    fn lock(&self) -> MutexGuard<'_, HashMap<ConnectorKey, Arc<Pool>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ConnectorKey, Option<Arc<Pool>>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The pool of a Connector, where it has one.
     pub fn get(&self, connector: &ConnectorKey) -> Option<Arc<Pool>> {
-        self.lock().get(connector).cloned()
+        self.lock().get(connector).cloned().flatten()
     }
 
-    /// Puts a pool in a Connector's place, or takes it away.
+    /// Was this Connector's pool looked for since this process began?
+    pub fn tried(&self, connector: &ConnectorKey) -> bool {
+        self.lock().contains_key(connector)
+    }
+
+    /// Puts a pool in a Connector's place, or says that there is none.
     pub fn set(&self, connector: &ConnectorKey, pool: Option<Arc<Pool>>) {
-        match pool {
-            Some(pool) => drop(self.lock().insert(connector.clone(), pool)),
-            None => drop(self.lock().remove(connector)),
-        }
+        self.lock().insert(connector.clone(), pool);
+    }
+
+    /// The Connector is gone.
+    pub fn forget(&self, connector: &ConnectorKey) {
+        self.lock().remove(connector);
     }
 }
 

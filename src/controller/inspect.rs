@@ -135,6 +135,7 @@ pub fn facts(view: &View, sr: &Ref) -> Option<Storage> {
         free: sr.physical_size - sr.physical_utilisation,
         scanned: false,
         scanning: false,
+        doubted: false,
     })
 }
 

@@ -20,6 +20,7 @@ use super::observe::{Lens, Scene, observe};
 use super::report as tell;
 use super::site::{Site, site};
 use super::status::{self, Outcome, WriteError};
+use super::trouble;
 use crate::api::condition::{ConditionType, find};
 use crate::api::reason::Fault;
 use crate::api::{FINALIZER, PlatformLayer};
@@ -27,7 +28,9 @@ use crate::domain::observed::{Making, Sight, Trouble};
 use crate::domain::plan::{self, Next, Plan, Step};
 use crate::domain::removal;
 use crate::domain::want::{DeletionPolicy, Want};
+use crate::xapi::model::TaskStatus;
 use crate::xapi::view::View;
+use crate::xapi::wire::Failure;
 
 /// A pass that could not tell what it came to.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,10 @@ pub async fn reconcile(stored: Arc<Guarded<PlatformLayer>>, ctx: Arc<Context>) -
     if deleting && may_go_blind(layer, &want) {
         return let_go(&ctx, layer).await;
     }
+    // A process that has just begun knows nothing of the pool: what was said before stands until it does.
+    if ctx.connectors.wait_until_ready().await.is_err() || is_connecting(&ctx, layer) {
+        return Ok(Action::requeue(ctx.pace.task));
+    }
     match site(&ctx, layer).await {
         Ok(site) => pass(&ctx, layer, &want, &site).await,
         Err(trouble) => report(&ctx, layer, &want, Some(&trouble), None, None).await,
@@ -66,6 +73,11 @@ pub async fn reconcile(stored: Arc<Guarded<PlatformLayer>>, ctx: Arc<Context>) -
 /// Nothing of it is on a pool that we know of, or its owner said to leave that alone.
 fn may_go_blind(layer: &PlatformLayer, want: &Want) -> bool {
     want.deletion == DeletionPolicy::Orphan || layer.status.as_ref().is_none_or(|s| s.pool.is_none())
+}
+
+fn is_connecting(ctx: &Context, layer: &PlatformLayer) -> bool {
+    let key = connector_of(layer);
+    ctx.connector(&key).is_some() && !ctx.pools.tried(&key)
 }
 
 async fn let_go(ctx: &Context, layer: &PlatformLayer) -> Result<Action, Error> {
@@ -110,7 +122,7 @@ async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -
     let want = Want::of(&fresh);
     let view = match live::look_at(&site.pool, &mirror, &scene.sr, machines(&mirror, &scene)).await {
         Ok(view) => view,
-        Err(e) => return report(ctx, &fresh, &want, None, Some((&scene, &plan)), Some(&super::trouble::of(&e))).await,
+        Err(e) => return report(ctx, &fresh, &want, None, Some((&scene, &plan)), Some(&trouble::of(&e))).await,
     };
     (scene, plan) = match decide(ctx, &fresh, &want, site, &view, true) {
         Ok(decided) => decided,
@@ -138,7 +150,7 @@ fn machines(view: &View, scene: &Scene) -> Vec<crate::xapi::wire::Ref> {
 async fn ask_hosts(site: &Site, view: &View, want: &Want, scene: &mut Scene, plan: &mut Plan) -> Result<(), Trouble> {
     let Sight::Found(m) = &mut scene.observed.machine else { return Ok(()) };
     let Some((vm, _)) = view.vms.by_uuid(&m.uuid) else { return Ok(()) };
-    m.cannot_boot = live::cannot_boot(&site.pool, view, vm).await.map_err(|e| super::trouble::of(&e))?;
+    m.cannot_boot = live::cannot_boot(&site.pool, view, vm).await.map_err(|e| trouble::of(&e))?;
     *plan = plan::decide(want, &scene.observed);
     Ok(())
 }
@@ -244,18 +256,24 @@ async fn carry_out(
 ) -> Result<Action, Error> {
     let uid = layer.uid().unwrap_or_default();
     tracing::debug!(layer = %layer.name_any(), live, phase = plan.phase.as_str(), step = ?plan.step, "decided");
+    if let Some(refused) = refused(ctx, site, view, &uid, &scene) {
+        return report(ctx, layer, want, None, Some((&scene, &plan)), Some(&refused)).await;
+    }
     // The mirror may not show yet what the last pass did: the same step again is waited for, not repeated.
-    if !live
-        && !plan.step.only_status()
-        && site.pool.memory().just_done(&uid, &plan.step, ctx.pace.now(), ctx.pace.task)
-    {
-        return Ok(Action::requeue(ctx.pace.task));
+    let (now, within) = (ctx.pace.now(), ctx.pace.task);
+    let again = match live {
+        // The pool itself does not show it.
+        true => site.pool.memory().just_refused(&uid, &plan.step, now, within),
+        false => site.pool.memory().just_done(&uid, &plan.step, now, within),
+    };
+    if again && !plan.step.only_status() {
+        return Ok(Action::requeue(within));
     }
     let acted = {
         let lens = lens(ctx, layer, want, site, view, live, scene.observed.slot.clone());
         let result = audit::scope(layer, &scene.observed.subject, act(&lens, &scene, &plan.step)).await;
-        if result.is_ok() {
-            site.pool.memory().did(&uid, &plan.step, ctx.pace.now());
+        if let Ok(task) = &result {
+            site.pool.memory().did(&uid, &plan.step, task.clone(), ctx.pace.now());
         }
         result
     };
@@ -281,6 +299,24 @@ async fn carry_out(
         }
     }
     Ok(action)
+}
+
+/// What the pool ended the last step's task with, where that is a refusal. What is as wanted already (a drive that is empty, a machine that
+/// is off) shows in the next decision.
+fn refused(ctx: &Context, site: &Site, view: &View, uid: &str, scene: &Scene) -> Option<Trouble> {
+    let task = site.pool.memory().last_task(uid)?;
+    let failure = view.tasks.get(&task).filter(|t| t.status == TaskStatus::Failure)?;
+    let failure = Failure::from_list(&failure.error_info)?;
+    let code = failure.code.as_str();
+    if matches!(
+        code,
+        "VBD_IS_EMPTY" | "VBD_NOT_EMPTY" | "VM_BAD_POWER_STATE" | "DEVICE_ALREADY_DETACHED" | "HANDLE_INVALID"
+    ) {
+        return None;
+    }
+    let sr = code.starts_with("SR_BACKEND_FAILURE_").then_some(scene.observed.storage.uuid.as_str());
+    site.pool.memory().refused(uid, sr, ctx.pace.now());
+    Some(trouble::of_failure(&failure))
 }
 
 /// Status, then events and metrics, then when to come back.

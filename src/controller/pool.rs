@@ -71,7 +71,18 @@ pub struct Memory {
     sources: HashMap<String, Source>,
     scans: HashMap<String, Scans>,
     since: HashMap<String, Instant>,
-    last: HashMap<String, (Step, Instant)>,
+    last: HashMap<String, Last>,
+    /// Storage repositories whose rows may not be what is on them: a call on a disk failed there since the last scan.
+    doubted: HashSet<String>,
+}
+
+/// The step that a layer took last.
+struct Last {
+    step: Step,
+    at: Instant,
+    task: Option<Ref>,
+    /// Its task ended in a refusal.
+    refused: bool,
 }
 
 impl Memory {
@@ -163,6 +174,7 @@ impl Memory {
         let scans = self.scans_of(sr, agent_start);
         scans.task = None;
         scans.done.push(now);
+        self.doubted.remove(sr);
     }
 
     pub fn scan_started(&mut self, sr: &str, agent_start: &str, task: Option<Ref>) {
@@ -192,14 +204,36 @@ impl Memory {
         }
     }
 
-    /// Remembers a step that was carried out.
-    pub fn did(&mut self, layer: &str, step: &Step, now: Instant) {
-        self.last.insert(layer.to_owned(), (step.clone(), now));
+    /// Remembers a step that was carried out, and the task that is to bring it to its end.
+    pub fn did(&mut self, layer: &str, step: &Step, task: Option<Ref>, now: Instant) {
+        self.last.insert(layer.to_owned(), Last { step: step.clone(), at: now, task, refused: false });
     }
 
     /// Was this very step the last one, less than `within` ago?
     pub fn just_done(&self, layer: &str, step: &Step, now: Instant, within: Duration) -> bool {
-        self.last.get(layer).is_some_and(|(last, at)| last == step && now.duration_since(*at) < within)
+        self.last.get(layer).is_some_and(|last| last.step == *step && now.duration_since(last.at) < within)
+    }
+
+    /// Was this very step refused, less than `within` ago?
+    pub fn just_refused(&self, layer: &str, step: &Step, now: Instant, within: Duration) -> bool {
+        self.just_done(layer, step, now, within) && self.last.get(layer).is_some_and(|last| last.refused)
+    }
+
+    /// The task of a layer's last step.
+    pub fn last_task(&self, layer: &str) -> Option<Ref> {
+        self.last.get(layer)?.task.clone()
+    }
+
+    /// The last step's task was refused; `sr`: where the storage refused it.
+    pub fn refused(&mut self, layer: &str, sr: Option<&str>, now: Instant) {
+        if let Some(last) = self.last.get_mut(layer) {
+            (last.at, last.task, last.refused) = (now, None, true);
+        }
+        self.doubted.extend(sr.map(str::to_owned));
+    }
+
+    pub fn is_doubted(&self, sr: &str) -> bool {
+        self.doubted.contains(sr)
     }
 
     /// Since when this process has seen a fact without a break: call it with `holds` at every look.

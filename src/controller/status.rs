@@ -132,7 +132,8 @@ fn conditions(o: &Outcome<'_>, old: &PlatformLayerStatus, say: &Say) -> Vec<Draf
     match o.seen {
         _ if o.connector.is_some() => {
             all.push(unknown(T::GuestToolsReady, "the pool cannot be looked at"));
-            all.push(unknown(T::IntegrityVerified, "the pool cannot be looked at"));
+            let kept = verdict(old).filter(|_| is_finalized(o, old));
+            all.push(kept.unwrap_or_else(|| unknown(T::IntegrityVerified, "the pool cannot be looked at")));
         }
         Some((scene, _)) => {
             all.push(tools_condition(scene));
@@ -177,19 +178,20 @@ fn tools_condition(scene: &Scene) -> Draft {
     }
 }
 
+/// The verdict that a version was frozen with: it stays with it.
+fn verdict(old: &PlatformLayerStatus) -> Option<Draft> {
+    use ConditionType::IntegrityVerified as T;
+    let c = crate::api::condition::find(&old.conditions, T)?;
+    let status = [Truth::True, Truth::False].into_iter().find(|t| t.as_str() == c.status).unwrap_or(Truth::Unknown);
+    Some(Draft::new(T, status, Reason::parse(&c.reason)?, c.message.clone()))
+}
+
 fn integrity_condition(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene) -> Draft {
     use ConditionType::IntegrityVerified as T;
     let Some(m) = scene.observed.machine.found() else {
-        // The verdict that a version was frozen with stays with it.
-        let kept = crate::api::condition::find(&old.conditions, T).and_then(|c| Some((Reason::parse(&c.reason)?, c)));
-        return match kept {
-            Some((reason, c)) if !old.versions.is_empty() => {
-                let status =
-                    [Truth::True, Truth::False].into_iter().find(|t| t.as_str() == c.status).unwrap_or(Truth::Unknown);
-                Draft::new(T, status, reason, c.message.clone())
-            }
-            Some(_) | None => Draft::new(T, Truth::Unknown, Reason::NotChecked, "no machine was checked yet"),
-        };
+        let frozen = scene.observed.finalized(&scene.observed.subject).is_some();
+        let none = || Draft::new(T, Truth::Unknown, Reason::NotChecked, "no machine was checked yet");
+        return verdict(old).filter(|_| frozen).unwrap_or_else(none);
     };
     let judgement = gate::judge(o.want, m);
     let at_halt = m.power == Power::Halted && plan::ran(&scene.observed, m);
@@ -237,8 +239,11 @@ fn sighted(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, plan: &Pla
         disk: v.disk.clone(),
         finalized_at: v.finalized_at.clone(),
     });
-    if let Some(m) = seen.machine.found() {
-        new.integrity = integrity(o.want, m);
+    match seen.machine.found() {
+        Some(m) => new.integrity = integrity(o.want, m),
+        // A verdict stays with its version, and says nothing of the next.
+        None if seen.machine == Sight::Absent && seen.finalized(&seen.subject).is_none() => new.integrity = None,
+        None => {}
     }
     new
 }
@@ -382,9 +387,8 @@ fn version(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, f: &Disk) 
 }
 
 fn integrity(want: &Want, m: &Machine) -> Option<IntegrityStatus> {
-    m.report.as_ref()?;
-    let Judgement { counts, findings } = gate::judge(want, m);
-    let findings = if counts.is_ok() { findings } else { Vec::new() };
+    // One that does not count found nothing that could be told.
+    let Judgement { counts: Ok(()), findings } = gate::judge(want, m) else { return None };
     Some(IntegrityStatus {
         source: Some("xenstore".to_owned()),
         boot_id: m.key(identity::BOOT).map(str::to_owned),

@@ -394,6 +394,8 @@ pub struct Storage {
     /// An `SR.scan` has succeeded since xapi last started.
     pub scanned: bool,
     pub scanning: bool,
+    /// A call on a disk failed there since the last scan: a row may be back whose disk is gone.
+    pub doubted: bool,
 }
 
 /// Everything that one decision needs.

@@ -47,7 +47,7 @@ fn removal(want: &Want, seen: &Observed, estate: &Estate) -> Verdict {
     if want.suspend {
         return Verdict { step: Step::Nothing, say: Say::Suspended { finalized: false }, next: Next::Rest };
     }
-    if let Some(pool) = seen.records.pool.as_ref().filter(|p| **p != seen.pool) {
+    if let Some(pool) = plan::another_pool(seen) {
         return Verdict { step: Step::Nothing, say: plan::pool_changed(pool, &seen.pool), next: Next::Rest };
     }
     if let Some(verdict) = settle_flights(seen) {
@@ -59,11 +59,11 @@ fn removal(want: &Want, seen: &Observed, estate: &Estate) -> Verdict {
         }
     }
     if let Some(w) = estate.works.first() {
-        return destroy_disk(w, Step::DestroyWork { disk: w.uuid.clone(), after_freeze: false });
+        return destroy_disk(seen, w, Step::DestroyWork { disk: w.uuid.clone(), after_freeze: false });
     }
     for f in &estate.frozen {
         match want.deletion {
-            DeletionPolicy::Delete => return destroy_disk(f, Step::DestroyFrozen { disk: f.uuid.clone() }),
+            DeletionPolicy::Delete => return destroy_disk(seen, f, Step::DestroyFrozen { disk: f.uuid.clone() }),
             DeletionPolicy::Retain if !estate.retained.contains(&f.uuid) => {
                 return act(Step::Retain { disk: f.uuid.clone() });
             }
@@ -71,7 +71,7 @@ fn removal(want: &Want, seen: &Observed, estate: &Estate) -> Verdict {
         }
     }
     if let Some(base) = seen.idle_bases.first() {
-        return destroy_disk(base, Step::DestroyBase { disk: base.uuid.clone() });
+        return destroy_disk(seen, base, Step::DestroyBase { disk: base.uuid.clone() });
     }
     if let Some(verdict) = drop_operation(seen).or_else(|| plan::take_stray_mark(seen)) {
         return verdict;
@@ -91,12 +91,12 @@ pub(super) fn discard(seen: &Observed) -> Verdict {
         return verdict;
     }
     if let Sight::Found(w) = &seen.work {
-        return destroy_disk(w, Step::DestroyWork { disk: w.uuid.clone(), after_freeze: false });
+        return destroy_disk(seen, w, Step::DestroyWork { disk: w.uuid.clone(), after_freeze: false });
     }
     // The base that the next version stands on stays.
     let next = seen.base.found().map(|b| b.uuid.as_str());
     if let Some(base) = seen.idle_bases.iter().find(|b| Some(b.uuid.as_str()) != next) {
-        return destroy_disk(base, Step::DestroyBase { disk: base.uuid.clone() });
+        return destroy_disk(seen, base, Step::DestroyBase { disk: base.uuid.clone() });
     }
     if let Some(verdict) = drop_operation(seen) {
         return verdict;
@@ -122,15 +122,8 @@ fn drop_operation(seen: &Observed) -> Option<Verdict> {
     Some(Verdict::act(Step::DropIntent, Reason::Deleting, DELETING))
 }
 
-fn destroy_disk(disk: &Disk, step: Step) -> Verdict {
-    if let Some(verdict) = plan::held(disk) {
-        return verdict;
-    }
-    if disk.busy {
-        Verdict::wait(Next::Task, Reason::Deleting, DELETING)
-    } else {
-        Verdict::act(step, Reason::Deleting, DELETING)
-    }
+fn destroy_disk(seen: &Observed, disk: &Disk, step: Step) -> Verdict {
+    plan::destroy_disk(seen, disk, step, Reason::Deleting, DELETING)
 }
 
 /// The machine, step by step; `None`: it is not there any more, or on its way.

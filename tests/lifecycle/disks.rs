@@ -72,6 +72,11 @@ async fn a_format_or_size_that_cannot_be_is_refused() {
     rig.until_reason("form", "DiskTooSmall").await;
     rig.patch("form", json!({"packagingDisk": {"size": null}})).await;
     rig.until_reason("form", OFF).await;
+    // The next one finds the base there, and is told the same.
+    rig.layer("next", json!({"packagingDisk": {"format": "QCOW2"}, "machine": {"powerOn": false}})).await;
+    rig.until_reason("next", "FormatMismatch").await;
+    rig.patch("next", json!({"packagingDisk": {"format": null, "size": "1Gi"}})).await;
+    rig.until_reason("next", "DiskTooSmall").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

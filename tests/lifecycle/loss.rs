@@ -94,6 +94,22 @@ async fn a_connector_that_leads_elsewhere_changes_nothing_anywhere() {
     rig.until_reason("moved", "StartMachine").await;
 }
 
+/// Nothing was made yet, so the wrong Connector may be corrected.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_has_nothing_yet_may_go_to_another_pool() {
+    let rig = Rig::new().await;
+    let other = Rig::new().await;
+    rig.apply(&other.connector().replace("{name: lab}", "{name: other}")).await;
+    let _controller = rig.run().await;
+    let os = rig.hands.named("VDI", "win11-24h2").await.r;
+    rig.hands.call("VDI.set_name_label", json!([os, "elsewhere"])).await;
+    rig.layer("led", json!({"machine": {"powerOn": false}})).await;
+    rig.until_reason("led", "OSDiskNotFound").await;
+    rig.patch("led", json!({"connectorRef": {"name": "other"}})).await;
+    let layer = rig.until_reason("led", "StartMachine").await;
+    assert_eq!(other.hands.of_layer(&uid(&layer)).await.len(), 2);
+}
+
 /// The storage repository was forgotten and found again: keys are gone, the records prove.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_lost_its_keys_gets_them_back() {

@@ -49,7 +49,8 @@ async fn an_unplugged_repository_is_awaited_and_a_finalized_layer_stays_ready() 
     let _controller = rig.run().await;
     rig.layer("done", json!({"finalize": {"policy": "OnShutdown"}})).await;
     rig.layer("making", json!({"machine": {"powerOn": false}})).await;
-    rig.until_finalized("done", "1").await;
+    let done = rig.until_finalized("done", "1").await;
+    assert_eq!(says(&done, ConditionType::IntegrityVerified), "True/Verified");
     let before = rig.until_reason("making", "StartMachine").await;
     plug(&rig, false).await;
     let told =
@@ -59,7 +60,9 @@ async fn an_unplugged_repository_is_awaited_and_a_finalized_layer_stays_ready() 
     assert_eq!((status(&held).phase, disk(&held)), (status(&before).phase, disk(&before)));
     plug(&rig, true).await;
     rig.until_reason("making", "StartMachine").await;
-    rig.until("done", "the Connector is back", |l| says(l, ConditionType::ConnectorReady).starts_with("True/")).await;
+    let back =
+        rig.until("done", "the Connector is back", |l| says(l, ConditionType::ConnectorReady).starts_with("True/"));
+    assert_eq!(says(&back.await, ConditionType::IntegrityVerified), "True/Verified");
     rig.hands.assert_tidy().await;
 }
 

@@ -224,18 +224,19 @@ fn recorded(record: &Option<MachineRecord>, uuid: &str) -> bool {
 fn subject(want: &Want, records: &Records, owned: &Owned<'_>) -> String {
     let version = |keys: &identity::Keys| keys.get(identity::VERSION).cloned();
     let known = |v: &String| records.versions.iter().any(|r| r.version == *v);
-    let on_pool = owned
-        .machines
-        .iter()
-        .map(|(_, m)| &m.other_config)
-        .chain(owned.works.iter().map(|(_, d)| &d.other_config))
-        .find_map(version);
+    let on_pool = || {
+        let machines = owned.machines.iter().map(|(_, m)| &m.other_config);
+        machines.chain(owned.works.iter().map(|(_, d)| &d.other_config)).filter_map(version)
+    };
     let unrecorded = || owned.frozen.iter().filter_map(|(_, d)| version(&d.other_config)).find(|v| !known(v));
     let lost = || {
         let of = records.disk.as_ref().map(|d| d.version.clone())?;
         (!known(&of) && !of.is_empty()).then_some(of)
     };
-    on_pool.or_else(unrecorded).or_else(lost).unwrap_or_else(|| want.version.clone())
+    // What is left of a finalized version, or came back of it, waits for its turn.
+    let left = || on_pool().next();
+    let in_work = on_pool().find(|v| !known(v));
+    in_work.or_else(unrecorded).or_else(lost).or_else(left).unwrap_or_else(|| want.version.clone())
 }
 
 /// All objects that are provably this layer's, by their keys or by its records.
@@ -333,6 +334,7 @@ fn scan_state(lens: &Lens<'_>, storage: &mut Storage, agent_start: &str) {
     }
     let (done, _) = memory.scans(&storage.uuid, agent_start, lens.now, lens.pace.in_flight);
     storage.scanned = done > 0;
+    storage.doubted = memory.is_doubted(&storage.uuid);
     storage.scanning = memory.scan_task(&storage.uuid).is_some();
 }
 

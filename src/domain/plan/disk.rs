@@ -2,7 +2,7 @@
 
 use super::super::gate::{self, BaseChoice};
 use super::super::making;
-use super::super::observed::{Disk, Making, Observed, OsDisk, Sight, Trouble};
+use super::super::observed::{Disk, Making, Observed, Sight, Trouble};
 use super::super::want::Want;
 use super::machine::with_machine;
 use super::{Next, Say, Step, Verdict, advance, cannot_tell, finish_operations};
@@ -33,7 +33,7 @@ pub(super) fn make_disk(want: &Want, seen: &Observed) -> Verdict {
     if !under_way && let Err(t) = gate::entry(want, seen) {
         return Verdict::trouble(t);
     }
-    if !seen.finalizer || seen.records.pool.is_none() {
+    if !seen.finalizer || seen.records.pool.as_ref() != Some(&seen.pool) {
         return Verdict::act(Step::Enter, Reason::FreezingOSDisk, "entering the pool");
     }
     if let Some(verdict) = finish_operations(seen) {
@@ -43,13 +43,13 @@ pub(super) fn make_disk(want: &Want, seen: &Observed) -> Verdict {
     match gate::choose_base(want, &seen.records.versions, base) {
         Err(t) => Verdict::trouble(t),
         Ok(BaseChoice::OsLayer) => from_os_layer(want, seen),
-        Ok(BaseChoice::Version { version, .. }) => from_version(seen, &version),
+        Ok(BaseChoice::Version { version, .. }) => from_version(want, seen, &version),
     }
 }
 
-fn from_version(seen: &Observed, version: &str) -> Verdict {
+fn from_version(want: &Want, seen: &Observed, version: &str) -> Verdict {
     match &seen.parent {
-        Some(Sight::Found(parent)) => clone_from(seen, parent),
+        Some(Sight::Found(parent)) => clone_from(want, seen, parent),
         Some(Sight::Lost) | Some(Sight::Absent) => Verdict::rest(Say::Stalled(
             Reason::DiskLost,
             format!("the disk of base version '{version}' is gone from the pool: restore it, or choose another base"),
@@ -58,7 +58,11 @@ fn from_version(seen: &Observed, version: &str) -> Verdict {
     }
 }
 
-fn clone_from(seen: &Observed, source: &Disk) -> Verdict {
+fn clone_from(want: &Want, seen: &Observed, source: &Disk) -> Verdict {
+    let under_way = seen.flight(Making::CloneDisk).is_some_and(|f| f.intent.is_some());
+    if !under_way && let Err(t) = fits(want, &source.name, &source.format, source.virtual_size) {
+        return Verdict::trouble(t);
+    }
     if source.paused {
         return Verdict::wait(
             Next::Capacity,
@@ -76,13 +80,12 @@ fn from_os_layer(want: &Want, seen: &Observed) -> Verdict {
             Reason::TaggingAgain,
             "the base snapshot lost its keys and gets them back",
         ),
-        Sight::Found(base) => clone_from(seen, base),
+        Sight::Found(base) => clone_from(want, seen, base),
         Sight::CannotLook | Sight::Lost => cannot_tell(seen, "the base snapshot"),
         Sight::Absent => {
-            let fit = seen
-                .os_disk
-                .clone()
-                .and_then(|os| gate::os_disk(&os, &seen.storage).and_then(|()| format_fits(want, &os)));
+            let fit = seen.os_disk.clone().and_then(|os| {
+                gate::os_disk(&os, &seen.storage).and_then(|()| fits(want, &os.name, &os.format, os.virtual_size))
+            });
             match fit {
                 Ok(()) => advance(seen, Making::SnapshotOsDisk, "taking a snapshot of the OS disk"),
                 // What was begun before the OS disk got in use is taken back, unclaimed.
@@ -100,26 +103,25 @@ fn from_os_layer(want: &Want, seen: &Observed) -> Verdict {
     }
 }
 
-fn format_fits(want: &Want, os: &OsDisk) -> Result<(), Trouble> {
-    match &want.format {
-        Some(f) if !os.format.is_empty() && *f != os.format => Err(Trouble::new(
+/// Can the packaging disk be a clone of this one? Sizes in bytes.
+fn fits(want: &Want, source: &str, format: &str, virtual_size: i64) -> Result<(), Trouble> {
+    if let Some(f) = want.format.as_ref().filter(|f| !format.is_empty() && *f != format) {
+        return Err(Trouble::new(
             Reason::FormatMismatch,
             format!(
-                "packagingDisk.format is {f}, but OS disk '{}' is {}, and a clone keeps its source's format: leave packagingDisk.format out",
-                os.name, os.format
+                "packagingDisk.format is {f}, but disk '{source}' is {format}, and a clone keeps its source's format: leave packagingDisk.format out"
             ),
-        )),
-        Some(_) | None => match want.size {
-            Some(size) if size < os.virtual_size => Err(Trouble::new(
-                Reason::DiskTooSmall,
-                format!(
-                    "packagingDisk.size is smaller than OS disk '{}' ({} bytes): a disk cannot shrink; leave packagingDisk.size out or make it larger",
-                    os.name, os.virtual_size
-                ),
-            )),
-            Some(_) | None => Ok(()),
-        },
+        ));
     }
+    if want.size.is_some_and(|size| size < virtual_size) {
+        return Err(Trouble::new(
+            Reason::DiskTooSmall,
+            format!(
+                "packagingDisk.size is smaller than disk '{source}' ({virtual_size} bytes): a disk cannot shrink; leave packagingDisk.size out or make it larger"
+            ),
+        ));
+    }
+    Ok(())
 }
 
 /// W is there: named, sized and recorded before anything is built on it.

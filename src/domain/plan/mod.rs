@@ -32,6 +32,8 @@ pub fn decide(want: &Want, seen: &Observed) -> Plan {
     let phase = match phase(seen) {
         // The record that is written with this very phase.
         Phase::Pending if step == Step::Record => Phase::DiskCreated,
+        // What came back of an older version is removed before the new one begins.
+        Phase::Finalized if seen.finalized(&want.version).is_none() => Phase::Pending,
         phase => phase,
     };
     Plan { phase, step, say, next }
@@ -42,7 +44,7 @@ pub fn phase(seen: &Observed) -> Phase {
     let worked = seen.records.disk.as_ref().is_some_and(|d| d.worked);
     // Found and not recorded, it may be forgotten by the pool, and made again.
     let work_there = seen.records.disk.as_ref().is_some_and(|d| d.version == seen.subject);
-    if seen.finalized(&seen.subject).is_some() && seen.work.found().is_none() && seen.machine.found().is_none() {
+    if seen.finalized(&seen.subject).is_some() && !removing(seen) {
         return Phase::Finalized;
     }
     if seen.frozen.found().is_some() || seen.finalized(&seen.subject).is_some() {
@@ -59,6 +61,14 @@ pub fn phase(seen: &Observed) -> Phase {
     }
 }
 
+/// Are the machine and W of the finalized version still on record? Once gone they may come back, with a pool that forgets: no version goes
+/// back for that.
+fn removing(seen: &Observed) -> bool {
+    let recorded =
+        seen.records.machine.is_some() || seen.records.disk.as_ref().is_some_and(|d| d.version == seen.subject);
+    recorded && (seen.work.found().is_some() || seen.machine.found().is_some())
+}
+
 /// Was it ever started since it was made? A machine that is not off was, whatever its metrics say yet: nothing that belongs before the
 /// first start may be done to it.
 pub fn ran(seen: &Observed, m: &Machine) -> bool {
@@ -72,7 +82,7 @@ fn next(want: &Want, seen: &Observed) -> Verdict {
     if want.suspend {
         return Verdict::rest(Say::Suspended { finalized: at_rest(want, seen) });
     }
-    if let Some(pool) = seen.records.pool.as_ref().filter(|p| **p != seen.pool) {
+    if let Some(pool) = another_pool(seen) {
         return Verdict::rest(pool_changed(pool, &seen.pool));
     }
     if let Some(verdict) = clear_leftover(seen) {
@@ -98,11 +108,18 @@ fn at_rest(want: &Want, seen: &Observed) -> bool {
     seen.finalized(&want.version).is_some() && phase(seen) == Phase::Finalized
 }
 
+/// The pool that the layer has something in, where it is not this one. Who has nothing there may still be led elsewhere.
+pub(in crate::domain) fn another_pool(seen: &Observed) -> Option<&str> {
+    let r = &seen.records;
+    let nothing = r.disk.is_none() && r.machine.is_none() && r.versions.is_empty() && r.operation.is_none();
+    r.pool.as_deref().filter(|pool| *pool != seen.pool && !nothing)
+}
+
 pub(in crate::domain) fn pool_changed(recorded: &str, now: &str) -> Say {
     Say::Stalled(
         Reason::PoolChanged,
         format!(
-            "the layer's disks are in pool {recorded}, but the Connector now leads to pool {now}: nothing is looked up or made there. Point the Connector back"
+            "the layer's disks are in pool {recorded}, but the Connector now leads to pool {now}: nothing is looked up or made there. Point the Connector, or spec.connectorRef, back"
         ),
     )
 }
@@ -140,10 +157,19 @@ pub(in crate::domain) fn take_stray_mark(seen: &Observed) -> Option<Verdict> {
     ))
 }
 
-/// F is recorded: the machine goes, then W; then the layer rests.
+/// F is recorded: the machine goes, then W; then the layer rests, and what comes back goes beside that.
 fn tidy(want: &Want, seen: &Observed) -> Verdict {
+    let verdict = tidying(want, seen);
+    match &verdict.say {
+        Say::Working(..) if seen.finalized(&want.version).is_some() && !removing(seen) => {
+            Verdict { say: Say::Finalized(format!("version '{}' is finalized", want.version)), ..verdict }
+        }
+        _any_other => verdict,
+    }
+}
+
+fn tidying(want: &Want, seen: &Observed) -> Verdict {
     const WHAT: &str = "the version is frozen; removing the packaging machine and its disk";
-    let act = |step| Verdict::act(step, Reason::RemovingMachine, WHAT);
     if let Some(verdict) = finish_operations(seen) {
         return verdict;
     }
@@ -174,14 +200,8 @@ fn tidy(want: &Want, seen: &Observed) -> Verdict {
                 ),
             ));
         }
-        if let Some(verdict) = held(w) {
-            return verdict;
-        }
-        return if w.busy {
-            Verdict::wait(Next::Task, Reason::RemovingMachine, WHAT)
-        } else {
-            act(Step::DestroyWork { disk: w.uuid.clone(), after_freeze: true })
-        };
+        let step = Step::DestroyWork { disk: w.uuid.clone(), after_freeze: true };
+        return destroy_disk(seen, w, step, Reason::RemovingMachine, WHAT);
     }
     if matches!(seen.work, Sight::CannotLook) || matches!(seen.machine, Sight::CannotLook) {
         return cannot_tell(seen, "what is left of the packaging machine");
@@ -203,12 +223,8 @@ fn tidy(want: &Want, seen: &Observed) -> Verdict {
                 ),
             ));
         }
-        // A finalized layer stays Ready while nobody can tell; what the scan shows is judged by the next pass.
-        Sight::CannotLook if seen.subject == want.version => {
-            let Verdict { step, next, .. } = cannot_tell(seen, "the frozen disk");
-            return Verdict { step, say: Say::Finalized(format!("version '{}' is finalized", want.version)), next };
-        }
-        Sight::Found(_) | Sight::Absent | Sight::CannotLook => {}
+        Sight::CannotLook => return cannot_tell(seen, "the frozen disk"),
+        Sight::Found(_) | Sight::Absent => {}
     }
     if seen.subject == want.version {
         return Verdict::rest(Say::Finalized(format!("version '{}' is finalized", want.version)));
@@ -223,6 +239,18 @@ pub(super) fn cannot_tell(seen: &Observed, what: &str) -> Verdict {
         Verdict::wait(Next::Capacity, Reason::WaitingForStorage, message)
     } else {
         Verdict::act(Step::ScanStorage, Reason::WaitingForStorage, message)
+    }
+}
+
+/// A row whose disk is gone, that a restart of xapi brought back, cannot be destroyed: a scan takes it away.
+pub(in crate::domain) fn destroy_disk(seen: &Observed, disk: &Disk, step: Step, why: Reason, what: &str) -> Verdict {
+    if let Some(verdict) = held(disk) {
+        return verdict;
+    }
+    match (disk.busy || seen.storage.scanning, seen.storage.doubted) {
+        (true, _) => Verdict::wait(Next::Task, why, what),
+        (false, true) => Verdict::act(Step::ScanStorage, why, what),
+        (false, false) => Verdict::act(step, why, what),
     }
 }
 

@@ -1,0 +1,171 @@
+//! The claim protocol's calls: mark, send, settle, claim, cancel, and what is undone.
+//!
+//! Called by `act` alone.
+
+use std::collections::BTreeSet;
+
+use super::super::inspect;
+use super::super::observe::{base_lineage, flights};
+use super::{Done, Failed, Hand, already, begun, gone_is_done, written};
+use crate::api::reason::Reason;
+use crate::domain::gate::{self, BaseChoice};
+use crate::domain::identity::{self, Keys, Lineage, Mark, NONCE, Opid, Role, TAG, TOKEN};
+use crate::domain::observed::{Making, Sent, TaskSight, Trouble};
+use crate::xapi::wire::Ref;
+
+impl Hand<'_, '_> {
+    pub(super) fn lineage_of(&self, making: Making, source: &str) -> Lineage {
+        match making {
+            Making::SnapshotOsDisk => base_lineage(self.lens, &self.scene.observed.storage.uuid, source),
+            Making::CloneDisk => self.lineage(Role::Work),
+            Making::CloneMachine | Making::StartMachine => self.lineage(Role::Machine),
+            Making::FreezeDisk => self.lineage(Role::Frozen),
+        }
+    }
+
+    pub(super) fn take_turn(&self, making: Making) -> Done {
+        let Some(f) = self.scene.observed.flight(making) else { return Err(Failed::Stale) };
+        if self.lens.pool.memory().take_turn(&f.source, &self.lens.want.uid) {
+            return Ok(None);
+        }
+        Err(Failed::Told(Trouble::new(Reason::WaitingForMark, "another layer is being made from the same disk")))
+    }
+
+    pub(super) async fn mark(&self, source: &str, mark: &Mark) -> Done {
+        let (client, r) = (&self.lens.pool.client, self.vdi(source)?);
+        // A refusal is seen at the next look: whose mark it is decides what follows.
+        already(
+            written(client.write().vdi_add_to_other_config(&r, identity::MAKING, &mark.to_string()).await),
+            "MAP_DUPLICATE_KEY",
+        )
+    }
+
+    pub(super) async fn unmark(&self, source: &str) -> Done {
+        let client = &self.lens.pool.client;
+        gone_is_done(written(client.write().vdi_remove_from_other_config(&self.vdi(source)?, identity::MAKING).await))
+    }
+
+    pub(super) async fn send(&self, making: Making) -> Done {
+        let f = self.scene.observed.flight(making).ok_or(Failed::Stale)?;
+        let client = &self.lens.pool.client;
+        if making == Making::StartMachine {
+            self.sync_database().await?;
+        }
+        let start = client.start(&f.opid.0);
+        self.lens.pool.memory().set_attempt(&f.opid, Sent::Once, None);
+        let sent = match making {
+            Making::SnapshotOsDisk | Making::FreezeDisk => start.vdi_snapshot(&self.vdi(&f.source)?).await,
+            Making::CloneDisk => start.vdi_clone(&self.vdi(&f.source)?).await,
+            Making::CloneMachine => start.vm_clone(&self.template()?, &flights::machine_working_name(&f.opid)).await,
+            Making::StartMachine => start.vm_start(&self.vm(&f.source)?).await,
+        };
+        match sent {
+            Ok(task) => {
+                self.lens.pool.memory().set_attempt(&f.opid, Sent::Once, Some(task));
+                Ok(None)
+            }
+            Err(e) => {
+                if !e.maybe_executed() {
+                    self.lens.pool.memory().set_attempt(&f.opid, Sent::Never, None);
+                }
+                Err(e.into())
+            }
+        }
+    }
+
+    pub(super) fn template(&self) -> Result<Ref, Failed> {
+        let found = inspect::template(self.lens.view, &self.lens.connector.spec.template);
+        found.map(|(r, _)| r).map_err(Failed::Told)
+    }
+
+    pub(super) async fn settle(&self, opid: &Opid) -> Done {
+        let f = self.scene.observed.flights.iter().chain(&self.scene.observed.leftover).find(|f| f.opid == *opid);
+        let attempt = self.lens.pool.memory().attempt(opid);
+        self.lens.pool.memory().set_attempt(opid, Sent::Over, None);
+        self.forget_tasks(opid, attempt.task.as_ref()).await;
+        match f.map(|f| &f.task) {
+            Some(TaskSight::Failed(t)) => Err(Failed::Told(t.clone())),
+            Some(_) | None => Ok(None),
+        }
+    }
+
+    /// A pool keeps few tasks, and others need the room. Whether it works does not matter: they go by themselves.
+    pub(super) async fn forget_tasks(&self, opid: &Opid, own: Option<&Ref>) {
+        for task in self.tasks(opid, own) {
+            if let Err(error) = self.lens.pool.client.write().task_destroy(&task).await {
+                tracing::debug!(error = %crate::telemetry::chain(&error), "a finished task stays until the pool collects it");
+            }
+        }
+    }
+
+    pub(super) fn tasks(&self, opid: &Opid, own: Option<&Ref>) -> BTreeSet<Ref> {
+        let tagged = self.lens.view.tasks.with(identity::TASK_TAG, &opid.0).map(|(r, _)| r);
+        tagged.chain(own).cloned().collect()
+    }
+
+    /// One write is the claim; tags follow. Names reach the storage and come as steps of their own.
+    pub(super) async fn claim(&self, making: Making, child: &str) -> Done {
+        let f = self.scene.observed.flight(making).ok_or(Failed::Stale)?;
+        let lineage = self.lineage_of(making, &f.source);
+        let client = &self.lens.pool.client;
+        if making == Making::CloneMachine {
+            let vm = self.vm(child)?;
+            let inherited = &self.vm_record(child)?.other_config;
+            let nonce = uuid::Uuid::new_v4().simple().to_string();
+            let token = self.lens.want.restart_token.clone().unwrap_or_default();
+            let mut keys: Keys = inherited
+                .iter()
+                .filter(|(k, _)| !k.starts_with(identity::PREFIX) && !matches!(k.as_str(), "disks" | "auto_poweron"))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect();
+            keys.extend(lineage.keys(child, None, &[(NONCE, &nonce), (TOKEN, &token)]));
+            client.write().vm_set_other_config(&vm, &keys).await?;
+        } else {
+            let vdi = self.vdi(child)?;
+            let base = self.base_of(making)?;
+            client.write().vdi_set_other_config(&vdi, &lineage.keys(child, base.as_deref(), &[])).await?;
+            client.write().vdi_set_tags(&vdi, &[TAG.to_owned()]).await?;
+        }
+        let task = self.lens.pool.memory().attempt(&f.opid).task;
+        self.lens.pool.memory().set_attempt(&f.opid, Sent::Over, None);
+        self.forget_tasks(&f.opid, task.as_ref()).await;
+        Ok(None)
+    }
+
+    /// uuid of the S that a new disk stands on.
+    pub(super) fn base_of(&self, making: Making) -> Result<Option<String>, Failed> {
+        let seen = &self.scene.observed;
+        match making {
+            Making::SnapshotOsDisk | Making::CloneMachine | Making::StartMachine => Ok(None),
+            Making::FreezeDisk => {
+                let work = seen.work.found().ok_or(Failed::Stale)?;
+                Ok(work.keys.get(identity::BASE).cloned())
+            }
+            Making::CloneDisk => {
+                let choice = gate::choose_base(
+                    self.lens.want,
+                    &seen.records.versions,
+                    seen.base.found().map(|b| b.uuid.as_str()),
+                );
+                let base = seen.base.found().map(|b| b.uuid.clone());
+                match choice {
+                    Ok(BaseChoice::OsLayer | BaseChoice::Version { .. }) => base.map(Some).ok_or(Failed::Stale),
+                    Err(t) => Err(Failed::Told(t)),
+                }
+            }
+        }
+    }
+
+    pub(super) async fn cancel(&self, opid: &Opid) -> Done {
+        let own = self.lens.pool.memory().attempt(opid).task;
+        for task in self.tasks(opid, own.as_ref()) {
+            gone_is_done(written(self.lens.pool.client.write().task_cancel(&task).await))?;
+        }
+        Ok(None)
+    }
+
+    pub(super) async fn destroy_unclaimed_machine(&self, uuid: &str) -> Done {
+        let op = self.lineage(Role::Machine).opid().aux("undo");
+        gone_is_done(begun(self.lens.pool.client.start(&op).vm_destroy(&self.vm(uuid)?).await))
+    }
+}
