@@ -12,7 +12,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::controller::Action;
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
-use tokio::sync::watch;
 
 use super::checks::{ANSWERS, Outcome};
 use super::connector_status::{Subject, compose};
@@ -23,7 +22,7 @@ use super::inspect;
 use super::link::{Link, Origin, Setup, deliver, wake_connector};
 use super::sweep::{Known, Swept, sweep};
 use super::wakes::Wakes;
-use crate::api::condition::ConditionType as C;
+use crate::api::condition::{ConditionType as C, find};
 use crate::api::connector::{AllowedNamespaces, ConnectorStatus, NamespacesFrom};
 use crate::api::reason::{Fault, Reason};
 use crate::api::{Connector, PlatformLayer, REQUESTED_AT};
@@ -37,9 +36,12 @@ pub struct Connectors {
     written: Mutex<HashMap<String, ConnectorStatus>>,
     /// Where each layer was last seen to belong, by uid, and whether it was being deleted.
     places: Mutex<HashMap<String, (ConnectorKey, bool)>>,
-    /// All layers are in the store. Not asked of the store itself, whose answer wakes only one of those who wait for it.
-    counted: watch::Sender<bool>,
+    /// What each Connector last told its layers, see [`word`].
+    words: Mutex<HashMap<ConnectorKey, Word>>,
 }
+
+/// What a layer shows of its Connector, or hangs on: the generation of its spec, and reason and message of Ready.
+type Word = (Option<i64>, Option<(String, String)>);
 
 /// Ends the links: with the reconciles, also where those are dropped in their midst.
 impl Drop for Connectors {
@@ -52,8 +54,8 @@ impl Drop for Connectors {
 
 impl Connectors {
     pub fn new(ctx: Arc<Context>) -> Arc<Self> {
-        let (links, written, places) = Default::default();
-        Arc::new(Self { ctx, links, written, places, counted: watch::Sender::new(false) })
+        let (links, written, places, words) = Default::default();
+        Arc::new(Self { ctx, links, written, places, words })
     }
 
     pub fn ctx(&self) -> &Context {
@@ -73,11 +75,7 @@ impl Connectors {
         let (layer, gone) = match event {
             Event::Apply(layer) | Event::InitApply(layer) => (layer, false),
             Event::Delete(layer) => (layer, true),
-            Event::Init => return,
-            Event::InitDone => {
-                self.counted.send_replace(true);
-                return;
-            }
+            Event::Init | Event::InitDone => return,
         };
         let Some(uid) = &layer.meta().uid else { return };
         let deleting = layer.meta().deletion_timestamp.is_some();
@@ -88,6 +86,26 @@ impl Connectors {
         };
         if before != place {
             [before, place].into_iter().flatten().for_each(|(key, _)| wake_connector(&self.ctx, &key));
+        }
+    }
+
+    /// To be told of each event of the Connectors' watch, after the store was. Wakes the layers where what they show of it changed: by the
+    /// watch and not by the write, since they read the store.
+    pub fn connector_event(&self, event: &Event<Guarded<Connector>>) {
+        let (guard, gone) = match event {
+            Event::Apply(guard) | Event::InitApply(guard) => (guard, false),
+            Event::Delete(guard) => (guard, true),
+            Event::Init | Event::InitDone => return,
+        };
+        let key: ConnectorKey = (guard.namespace().unwrap_or_default(), guard.name_any());
+        let changed = if gone {
+            lock(&self.words).remove(&key).is_some()
+        } else {
+            let word = word(guard);
+            lock(&self.words).insert(key.clone(), word.clone()) != Some(word)
+        };
+        if changed {
+            self.ctx.layers_of(&key).iter().for_each(|layer| self.ctx.wake(layer));
         }
     }
 
@@ -273,8 +291,8 @@ pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> 
     let key: ConnectorKey = (guard.namespace().unwrap_or_default(), guard.name_any());
     let (uid, deleting) = (guard.uid().unwrap_or_default(), guard.meta().deletion_timestamp.is_some());
     let connector = guard.0.as_ref().ok();
-    // Without the layers no Connector knows who needs it. The sender is ours: it cannot be gone.
-    let _told = hub.counted.subscribe().wait_for(|counted| *counted).await.is_ok();
+    // Without the layers no Connector knows who needs it.
+    hub.ctx.synced.both().await;
     let everybody = AllowedNamespaces { from: NamespacesFrom::All, selector: None };
     let layers = hub.users(&key, connector.map_or(&everybody, |c| &c.spec.allowed_namespaces));
     if deleting && layers.is_empty() {
@@ -311,6 +329,12 @@ pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> 
     announce(&hub.ctx, &guard, &old, &status).await;
     lock(&hub.written).insert(uid, status);
     Ok(Action::requeue(pause))
+}
+
+fn word(guard: &Guarded<Connector>) -> Word {
+    let status = guard.0.as_ref().ok().and_then(|connector| connector.status.as_ref());
+    let ready = status.and_then(|s| find(&s.conditions, C::Ready)).map(|c| (c.reason.clone(), c.message.clone()));
+    (guard.meta().generation, ready)
 }
 
 fn kind(fault: Fault) -> &'static str {

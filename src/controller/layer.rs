@@ -41,6 +41,8 @@ pub enum Error {
 /// One pass.
 pub async fn reconcile(stored: Arc<Guarded<PlatformLayer>>, ctx: Arc<Context>) -> Result<Action, Error> {
     ctx.metrics.reconcile("layer");
+    // A Connector that was not read yet would be told as missing.
+    ctx.synced.both().await;
     let layer = match &stored.0 {
         Ok(layer) => layer,
         Err(invalid) => {

@@ -41,11 +41,24 @@ pub const PACE: Pace = Pace {
 };
 
 /// A running controller; it dies with this, at whatever it is doing.
-pub struct Running(tokio::task::JoinHandle<()>);
+pub struct Running {
+    task: tokio::task::JoinHandle<()>,
+    metrics: Metrics,
+}
+
+impl Running {
+    /// How many statuses of this kind were written.
+    pub fn status_writes(&self, kind: &str) -> u64 {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.metrics.registry()).expect("metrics");
+        let series = format!("lamina_status_writes_total{{kind=\"{kind}\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |n| n.parse().expect("a number"))
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -98,17 +111,23 @@ impl Rig {
     /// Runs the controller with exactly the rights that `deploy/` gives it.
     pub async fn run(&self) -> Running {
         let client = super::client(Who::ServiceAccount { namespace: "lamina-system", name: "lamina" }).await;
-        let settings = Settings {
+        let settings = self.settings();
+        let metrics = settings.metrics.clone();
+        let task = tokio::spawn(async move {
+            controller::run(client, settings, CancellationToken::new()).await.expect("the controller runs")
+        });
+        Running { task, metrics }
+    }
+
+    pub fn settings(&self) -> Settings {
+        Settings {
             pace: PACE,
             identity: format!("test-{}", uuid::Uuid::new_v4()),
             namespace: Some(self.namespace.clone()),
             deadline: Deadline::none(),
             metrics: Metrics::default(),
             health: Health::default(),
-        };
-        Running(tokio::spawn(async move {
-            controller::run(client, settings, CancellationToken::new()).await.expect("the controller runs")
-        }))
+        }
     }
 
     pub fn layers(&self) -> Api<PlatformLayer> {

@@ -12,7 +12,7 @@ async fn a_packaging_layer_walks_all_phases_and_keeps_what_was_done() {
     let rig = Rig::new().await;
     rig.guest("walk", person::usual(false));
     rig.sim.pool.clock.hold("guest/reported");
-    let _controller = rig.run().await;
+    let controller = rig.run().await;
     rig.layer("walk", json!({"comment": "first", "packagingDisk": {"fileName": "walk.vhd", "size": "120Gi"}})).await;
     rig.until_phase("walk", Phase::MachineRunning).await;
     let found = rig.until_reason("walk", "FixIntegrity").await;
@@ -63,6 +63,7 @@ async fn a_packaging_layer_walks_all_phases_and_keeps_what_was_done() {
     assert_eq!(rig.hands.bases().await.len(), 1);
     rig.hands.assert_tidy().await;
     assert_eq!(rig.calls("Async.VM.start"), 1, "the guest rebooted by itself");
+    eprintln!("WRITES {}", controller.status_writes("layer"));
 
     let phases: Vec<_> = s.history.iter().map(|h| h.phase).collect();
     let walk = [Phase::Pending, Phase::DiskCreated, Phase::MachineRunning, Phase::AwaitingFinalize, Phase::Finalized];
