@@ -19,6 +19,7 @@ use super::connector_write::{Error, announce, publish, set_finalizer};
 use super::context::{ConnectorKey, Context, Guarded, connector_of};
 use super::credentials::Reader;
 use super::inspect;
+use super::layer;
 use super::link::{Link, Origin, Setup, deliver, wake_connector};
 use super::sweep::{Known, Swept, sweep};
 use super::wakes::Wakes;
@@ -72,18 +73,21 @@ impl Connectors {
 
     /// To be told of each event of the layers' watch, after the store was. Wakes the Connectors whose users changed.
     pub fn layer_event(&self, event: &Event<Guarded<PlatformLayer>>) {
-        let (layer, gone) = match event {
-            Event::Apply(layer) | Event::InitApply(layer) => (layer, false),
-            Event::Delete(layer) => (layer, true),
+        let (guard, gone) = match event {
+            Event::Apply(guard) | Event::InitApply(guard) => (guard, false),
+            Event::Delete(guard) => (guard, true),
             Event::Init | Event::InitDone => return,
         };
-        let Some(uid) = &layer.meta().uid else { return };
-        let deleting = layer.meta().deletion_timestamp.is_some();
-        let place = layer.0.as_ref().ok().filter(|_| !gone).map(|layer| (connector_of(layer), deleting));
+        let Some(uid) = &guard.meta().uid else { return };
+        let deleting = guard.meta().deletion_timestamp.is_some();
+        let place = guard.0.as_ref().ok().filter(|_| !gone).map(|layer| (connector_of(layer), deleting));
         let before = match place.clone() {
             Some(place) => lock(&self.places).insert(uid.clone(), place),
             None => lock(&self.places).remove(uid),
         };
+        if gone {
+            layer::forget(&self.ctx, uid, before.as_ref().map(|(key, _)| key));
+        }
         if before != place {
             [before, place].into_iter().flatten().for_each(|(key, _)| wake_connector(&self.ctx, &key));
         }

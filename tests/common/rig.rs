@@ -47,12 +47,12 @@ pub struct Running {
 }
 
 impl Running {
-    /// How many statuses of this kind were written.
-    pub fn status_writes(&self, kind: &str) -> u64 {
+    /// The present value of a series, named as Prometheus does; 0 for one that is not there.
+    pub fn metric(&self, series: &str) -> u64 {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.metrics.registry()).expect("metrics");
-        let series = format!("lamina_status_writes_total{{kind=\"{kind}\"}} ");
-        text.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |n| n.parse().expect("a number"))
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0, |n| n.parse().expect("a number"))
     }
 }
 
@@ -110,8 +110,11 @@ impl Rig {
 
     /// Runs the controller with exactly the rights that `deploy/` gives it.
     pub async fn run(&self) -> Running {
+        self.run_with(self.settings()).await
+    }
+
+    pub async fn run_with(&self, settings: Settings) -> Running {
         let client = super::client(Who::ServiceAccount { namespace: "lamina-system", name: "lamina" }).await;
-        let settings = self.settings();
         let metrics = settings.metrics.clone();
         let task = tokio::spawn(async move {
             controller::run(client, settings, CancellationToken::new()).await.expect("the controller runs")
