@@ -56,7 +56,7 @@ async fn not_ready_while_a_kind_cannot_be_read_and_stopped_at_once() {
         prometheus_client::encoding::text::encode(&mut text, &metrics.registry()).expect("metrics");
         text.contains("lamina_reconciles_total{kind=\"connector\"} 1").then_some(())
     };
-    eventually("the Connector is looked at", reconciles).await;
+    eventually("a look at the Connector waits for the layers", reconciles).await;
     stop.cancel();
     let ended = tokio::time::timeout(Duration::from_secs(5), running).await;
     ended.expect("it stops at once").expect("no panic").expect("a clean end");

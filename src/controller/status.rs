@@ -47,7 +47,10 @@ pub fn compose(o: &Outcome<'_>) -> PlatformLayerStatus {
         None => old.clone(),
     };
     new.observed_generation = o.layer.metadata.generation;
-    new.phase = Some(o.seen.map_or(old.phase.unwrap_or(Phase::Pending), |(_, plan)| plan.phase));
+    // A removal takes the walk's objects away, which is no way back: how far the version was stays to be read.
+    let kept = o.layer.metadata.deletion_timestamp.as_ref().and(old.phase);
+    let seen = o.seen.map_or(old.phase.unwrap_or(Phase::Pending), |(_, plan)| plan.phase);
+    new.phase = Some(kept.unwrap_or(seen));
     // A step that failed recorded nothing.
     let say = say(o, &old);
     let drafts = conditions(o, &old, &say);
@@ -302,7 +305,7 @@ fn disk(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, step: &Step) 
         format: format(w),
         storage_repository: Some(seen.storage.name.clone()),
         virtual_size: Some(w.virtual_size),
-        utilisation: if at_rest { Some(w.utilisation) } else { before.filter(|_| known).and_then(|d| d.utilisation) },
+        utilisation: at_rest.then_some(w.utilisation),
         // What it was made from is settled when it is recorded.
         base: before.filter(|_| known).and_then(|d| d.base.clone()).or_else(|| Some(base())),
         version: seen.subject.clone(),
@@ -386,7 +389,7 @@ fn integrity(want: &Want, m: &Machine) -> Option<IntegrityStatus> {
     let Judgement { counts, findings } = gate::judge(want, m);
     let findings = if counts.is_ok() { findings } else { Vec::new() };
     Some(IntegrityStatus {
-        source: Some("xenstore".to_owned()),
+        source: Some("GuestReport".to_owned()),
         boot_id: m.key(identity::BOOT).map(str::to_owned),
         findings: findings
             .into_iter()

@@ -16,12 +16,18 @@ async fn a_packaging_layer_walks_all_phases_and_keeps_what_was_done() {
     rig.layer("walk", json!({"comment": "first", "packagingDisk": {"fileName": "walk.vhd", "size": "120Gi"}})).await;
     rig.until_phase("walk", Phase::MachineRunning).await;
     let found = rig.until_reason("walk", "FixIntegrity").await;
-    assert_eq!(status(&found).integrity.expect("a verdict").findings[0].reason, "RebootPending");
+    let verdict = status(&found).integrity.expect("a verdict");
+    assert_eq!(
+        (verdict.source.as_deref(), verdict.findings[0].reason.as_str()),
+        (Some("GuestReport"), "RebootPending")
+    );
+    assert_eq!(status(&found).disk.expect("a disk").utilisation, None, "it moves while the machine writes");
     rig.sim.pool.clock.unhold("guest/reported");
     let halted = rig.until_reason("walk", "ApproveFinalize").await;
     let (work, vm, uid) = (disk(&halted), machine(&halted), uid(&halted));
     assert_eq!(says(&halted, ConditionType::IntegrityVerified), "True/Verified");
     let w = rig.hands.disk(&work).await.expect("W");
+    assert_eq!(status(&halted).disk.expect("a disk").utilisation, w.row["physical_utilisation"].as_i64());
     assert_eq!((w.text("name_label"), w.row["virtual_size"].as_i64()), ("walk.vhd", Some(120 << 30)));
     let base = w.key("base").expect("W names S").to_owned();
     let bytes = rig.sim.pool.digest(&work).expect("W's bytes");
@@ -63,7 +69,6 @@ async fn a_packaging_layer_walks_all_phases_and_keeps_what_was_done() {
     assert_eq!(rig.hands.bases().await.len(), 1);
     rig.hands.assert_tidy().await;
     assert_eq!(rig.calls("Async.VM.start"), 1, "the guest rebooted by itself");
-    eprintln!("WRITES {}", controller.status_writes("layer"));
 
     let phases: Vec<_> = s.history.iter().map(|h| h.phase).collect();
     let walk = [Phase::Pending, Phase::DiskCreated, Phase::MachineRunning, Phase::AwaitingFinalize, Phase::Finalized];
