@@ -12,6 +12,7 @@ pub mod connector_status;
 pub mod connector_write;
 pub mod context;
 pub mod credentials;
+pub mod history;
 pub mod inspect;
 pub mod layer;
 pub mod lease;

@@ -28,8 +28,10 @@ pub async fn transition(ctx: &Context, layer: &PlatformLayer, status: &PlatformL
         audit::transition(layer, phase, &now.reason);
     }
     if another_phase {
-        publish(ctx, layer, EventType::Normal, phase, &now.message).await;
-    } else if another_reason {
+        let meaning = status.history.last().and_then(|entry| entry.message.as_deref());
+        publish(ctx, layer, EventType::Normal, phase, meaning.unwrap_or(&now.message)).await;
+    }
+    if another_reason && now.reason != phase {
         let fault = Reason::parse(&now.reason).and_then(Reason::fault);
         let kind = if fault == Some(Fault::Stalled) || fault == Some(Fault::Retry) {
             EventType::Warning

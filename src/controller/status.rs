@@ -10,13 +10,14 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::{Resource, ResourceExt};
 use serde_json::json;
 
+use super::history;
 use super::observe::Scene;
 use super::pace::Pace;
 use crate::api::condition::{Draft, Truth, merge};
 use crate::api::layer::DiskFormat;
 use crate::api::layer_status::{
-    BaseKind, BaseTaken, CurrentVersion, DiskStatus, Finding, FrozenVersion, HistoryEntry, IntegrityStatus,
-    MAX_FINDINGS, MAX_HISTORY, MachineStatus, Operation, ToolsStatus,
+    BaseKind, BaseTaken, CurrentVersion, DiskStatus, Finding, FrozenVersion, IntegrityStatus, MAX_FINDINGS,
+    MachineStatus, Operation, ToolsStatus,
 };
 use crate::api::reason::{Fault, Reason};
 use crate::api::{ConditionType, FIELD_MANAGER, Phase, PlatformLayer, PlatformLayerStatus};
@@ -54,21 +55,10 @@ pub fn compose(o: &Outcome<'_>) -> PlatformLayerStatus {
     // A step that failed recorded nothing.
     let say = say(o, &old);
     let drafts = conditions(o, &old, &say);
-    let ready = drafts.first().map(|d| (d.reason, d.message.clone()));
+    let reason = drafts.first().map(|d| d.reason);
     new.conditions = merge(&old.conditions, drafts, o.layer.metadata.generation, &o.now);
-    if old.phase != new.phase
-        && let (Some(phase), Some((reason, message))) = (new.phase, ready)
-    {
-        let comment = o.layer.spec.comment.clone();
-        new.history.push(HistoryEntry {
-            at: o.now.clone(),
-            phase,
-            reason: reason.as_str().to_owned(),
-            message: Some(message),
-            comment,
-        });
-        let surplus = new.history.len().saturating_sub(MAX_HISTORY);
-        new.history.drain(..surplus);
+    if let Some(reason) = reason {
+        history::note(o.layer, old.phase, &mut new, reason, &o.now);
     }
     new
 }

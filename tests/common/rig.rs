@@ -193,6 +193,15 @@ impl Rig {
         self.until(name, phase.as_str(), |l| l.status.as_ref().is_some_and(|s| s.phase == Some(phase))).await
     }
 
+    /// Waits until the Connector leads to its pool.
+    pub async fn connector_ready(&self) {
+        super::until(self.connectors(), "lab", "ready", |c: Option<&Connector>| {
+            let ready = c.and_then(|c| condition::find(&c.status.as_ref()?.conditions, ConditionType::Ready));
+            ready.is_some_and(|ready| ready.status == "True")
+        })
+        .await;
+    }
+
     /// Waits until Ready says this.
     pub async fn until_reason(&self, name: &str, reason: &str) -> PlatformLayer {
         self.until(name, reason, |l| ready(l).is_some_and(|(r, _)| r == reason)).await

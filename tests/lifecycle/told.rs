@@ -85,3 +85,39 @@ async fn a_deletion_keeps_the_phase() {
     let of = |reason: &str| (Some(Phase::AwaitingFinalize), reason.to_owned(), length);
     assert_eq!(seen, [of("ApproveFinalize"), of("Deleting")]);
 }
+
+/// A life without trouble: a status rests while a stage lasts, and no stage comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn reasons_do_not_flicker() {
+    let rig = Rig::new().await;
+    rig.guest("calm", quick());
+    let controller = rig.run().await;
+    rig.connector_ready().await;
+    let writes = || controller.metric("lamina_status_writes_total{kind=\"layer\"}");
+    let seen = Mutex::new(Vec::new());
+    rig.layer("calm", json!({"finalize": {"approved": "1"}})).await;
+    rig.until("calm", "finalized", |l| {
+        let told = ready(l).unwrap_or_default();
+        seen.lock().expect("no panic").push(told.clone());
+        told.0 == "Finalized"
+    })
+    .await;
+    let mut seen = seen.into_inner().expect("no panic");
+    seen.dedup();
+    let at_work =
+        |(reason, _): &&(String, String)| !["", "InstallSoftware", "ShutDownGuest"].contains(&reason.as_str());
+    let stages: Vec<_> = seen.iter().filter(at_work).map(|(reason, _)| reason.as_str()).collect();
+    let walk = [
+        "FreezingOSDisk",
+        "CreatingDisk",
+        "CreatingMachine",
+        "SettingUpMachine",
+        "StartingMachine",
+        "FreezingDisk",
+        "RemovingMachine",
+        "Finalized",
+    ];
+    assert_eq!(stages, walk, "each once, with one message: {seen:#?}");
+    eprintln!("WRITES {}", writes());
+    assert!(writes() <= 30, "{} status writes", writes());
+}

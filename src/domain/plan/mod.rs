@@ -14,10 +14,12 @@
 mod disk;
 mod machine;
 mod step;
+mod words;
 
 pub use self::disk::description;
 pub(super) use self::step::Verdict;
 pub use self::step::{Next, Plan, Say, Step};
+pub(super) use self::words::told;
 
 use super::identity::{BOOT, START_BEFORE};
 use super::making;
@@ -34,7 +36,7 @@ pub fn decide(want: &Want, seen: &Observed) -> Plan {
         Phase::Pending if step == Step::Record => Phase::DiskCreated,
         phase => phase,
     };
-    Plan { phase, step, say, next }
+    Plan { phase, step, say: told(want, seen, say), next }
 }
 
 /// Derived from what is there. Within a version it never goes back, but between running and halted.
