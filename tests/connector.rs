@@ -380,6 +380,7 @@ async fn what_belongs_to_no_layer_is_told_and_left_alone() {
         told(c, C::Unclaimed).0 == "True" && told(c, C::Unclaimed).2.contains("1 disk of a deleted")
     })
     .await;
+    assert!(has(&found, C::Unclaimed, "UnclaimedObjects"));
     let message = told(&found, C::Unclaimed).2;
     assert!(message.contains(lost) && message.contains("3 GiB") && message.contains("first seen"), "{message}");
     assert!(!message.contains(kept), "{message}");

@@ -10,20 +10,18 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::controller::Action;
-use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
 
 use super::checks::{ANSWERS, Outcome};
 use super::connector_status::{Subject, compose};
 use super::connector_write::{Error, announce, publish, set_finalizer};
-use super::context::{ConnectorKey, Context, Guarded, connector_of};
+use super::context::{ConnectorKey, Context, Guarded};
 use super::credentials::Reader;
 use super::inspect;
-use super::layer;
-use super::link::{Link, Origin, Setup, deliver, wake_connector};
+use super::link::{Link, Origin, Setup, deliver};
 use super::sweep::{Known, Swept, sweep};
 use super::wakes::Wakes;
-use crate::api::condition::{ConditionType as C, find};
+use crate::api::condition::ConditionType as C;
 use crate::api::connector::{AllowedNamespaces, ConnectorStatus, NamespacesFrom};
 use crate::api::reason::{Fault, Reason};
 use crate::api::{Connector, PlatformLayer, REQUESTED_AT};
@@ -35,14 +33,7 @@ pub struct Connectors {
     links: Mutex<HashMap<ConnectorKey, Arc<Link>>>,
     /// The statuses as last written, by uid: a watch may lag behind our own writes, and times must not move for that.
     written: Mutex<HashMap<String, ConnectorStatus>>,
-    /// Where each layer was last seen to belong, by uid, and whether it was being deleted.
-    places: Mutex<HashMap<String, (ConnectorKey, bool)>>,
-    /// What each Connector last told its layers, see [`word`].
-    words: Mutex<HashMap<ConnectorKey, Word>>,
 }
-
-/// What a layer shows of its Connector, or hangs on: the generation of its spec, and reason and message of Ready.
-type Word = (Option<i64>, Option<(String, String)>);
 
 /// Ends the links: with the reconciles, also where those are dropped in their midst.
 impl Drop for Connectors {
@@ -55,8 +46,8 @@ impl Drop for Connectors {
 
 impl Connectors {
     pub fn new(ctx: Arc<Context>) -> Arc<Self> {
-        let (links, written, places, words) = Default::default();
-        Arc::new(Self { ctx, links, written, places, words })
+        let (links, written) = Default::default();
+        Arc::new(Self { ctx, links, written })
     }
 
     pub fn ctx(&self) -> &Context {
@@ -68,48 +59,6 @@ impl Connectors {
         let links: Vec<_> = lock(&self.links).values().cloned().collect();
         for link in links {
             link.pool.client.logout().await;
-        }
-    }
-
-    /// To be told of each event of the layers' watch, after the store was. Wakes the Connectors whose users changed.
-    pub fn layer_event(&self, event: &Event<Guarded<PlatformLayer>>) {
-        let (guard, gone) = match event {
-            Event::Apply(guard) | Event::InitApply(guard) => (guard, false),
-            Event::Delete(guard) => (guard, true),
-            Event::Init | Event::InitDone => return,
-        };
-        let Some(uid) = &guard.meta().uid else { return };
-        let deleting = guard.meta().deletion_timestamp.is_some();
-        let place = guard.0.as_ref().ok().filter(|_| !gone).map(|layer| (connector_of(layer), deleting));
-        let before = match place.clone() {
-            Some(place) => lock(&self.places).insert(uid.clone(), place),
-            None => lock(&self.places).remove(uid),
-        };
-        if gone {
-            layer::forget(&self.ctx, uid, before.as_ref().map(|(key, _)| key));
-        }
-        if before != place {
-            [before, place].into_iter().flatten().for_each(|(key, _)| wake_connector(&self.ctx, &key));
-        }
-    }
-
-    /// To be told of each event of the Connectors' watch, after the store was. Wakes the layers where what they show of it changed: by the
-    /// watch and not by the write, since they read the store.
-    pub fn connector_event(&self, event: &Event<Guarded<Connector>>) {
-        let (guard, gone) = match event {
-            Event::Apply(guard) | Event::InitApply(guard) => (guard, false),
-            Event::Delete(guard) => (guard, true),
-            Event::Init | Event::InitDone => return,
-        };
-        let key: ConnectorKey = (guard.namespace().unwrap_or_default(), guard.name_any());
-        let changed = if gone {
-            lock(&self.words).remove(&key).is_some()
-        } else {
-            let word = word(guard);
-            lock(&self.words).insert(key.clone(), word.clone()) != Some(word)
-        };
-        if changed {
-            self.ctx.layers_of(&key).iter().for_each(|layer| self.ctx.wake(layer));
         }
     }
 
@@ -333,12 +282,6 @@ pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> 
     announce(&hub.ctx, &guard, &old, &status).await;
     lock(&hub.written).insert(uid, status);
     Ok(Action::requeue(pause))
-}
-
-fn word(guard: &Guarded<Connector>) -> Word {
-    let status = guard.0.as_ref().ok().and_then(|connector| connector.status.as_ref());
-    let ready = status.and_then(|s| find(&s.conditions, C::Ready)).map(|c| (c.reason.clone(), c.message.clone()));
-    (guard.meta().generation, ready)
 }
 
 fn kind(fault: Fault) -> &'static str {

@@ -124,3 +124,32 @@ fn draft(check: C, outcome: &Outcome) -> Draft {
         (None, Some((None, _)) | None) => Draft::new(check, Truth::Unknown, Reason::NotChecked, "not checked yet"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::observed::Trouble;
+
+    fn told(outcome: Outcome) -> Vec<(String, String)> {
+        let subject = Subject { generation: Some(1), deleting: false, insecure: false, users: &[] };
+        let status = compose(&subject, &ConnectorStatus::default(), outcome, None, &Time(jiff::Timestamp::UNIX_EPOCH));
+        status.conditions.into_iter().map(|c| (format!("{}={}/{}", c.type_, c.status, c.reason), c.message)).collect()
+    }
+
+    #[test]
+    fn before_the_first_answer_nothing_is_claimed() {
+        let told = told(Outcome::default());
+        assert_eq!((told[0].0.as_str(), told[1].0.as_str()), ("Ready=False/Connecting", "Reconciling=True/Connecting"));
+        assert!(told[2..].iter().all(|(word, _)| word.ends_with("=Unknown/NotChecked")), "{told:?}");
+    }
+
+    #[test]
+    fn a_check_that_was_not_made_says_for_want_of_which() {
+        let mut outcome = Outcome::default();
+        outcome.fail(C::Authenticated, Trouble::new(Reason::CredentialsNotFound, "no Secret"));
+        let told = told(outcome);
+        let of = |type_: &str| told.iter().find(|(word, _)| word.starts_with(type_)).map(|(_, text)| text.as_str());
+        assert_eq!(of("Reachable"), Some("cannot be told without Authenticated"));
+        assert_eq!(of("StorageReady"), Some("not checked, since Authenticated is False"));
+    }
+}

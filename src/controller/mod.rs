@@ -29,6 +29,7 @@ pub mod status;
 pub mod sweep;
 pub mod trouble;
 pub mod wakes;
+pub mod watched;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -50,6 +51,7 @@ use self::lease::Deadline;
 use self::metrics::Metrics;
 use self::pace::Pace;
 use self::slots::Slots;
+use self::watched::Watched;
 use crate::api::{Connector, FIELD_MANAGER, PlatformLayer};
 use crate::telemetry::{Alive, Health, chain};
 
@@ -116,19 +118,18 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         backoff: Mutex::new(Backoff::default()),
     });
     let pools = Connectors::new(Arc::clone(&ctx));
-    let (told, came) = (Arc::clone(&pools), health.clone());
+    let watched = Arc::new(Watched::new(Arc::clone(&ctx)));
+    let (told, came) = (Arc::clone(&watched), health.clone());
     let layer_events = layer_events.inspect_ok(move |event| {
         told.layer_event(event);
         if matches!(event, Event::InitDone) {
-            told.ctx().synced.layers.send_replace(true);
             came.came(LAYERS);
         }
     });
-    let (told, came) = (Arc::clone(&pools), health.clone());
+    let (told, came) = (watched, health.clone());
     let connector_events = connector_events.inspect_ok(move |event| {
         told.connector_event(event);
         if matches!(event, Event::InitDone) {
-            told.ctx().synced.connectors.send_replace(true);
             came.came(CONNECTORS);
         }
     });

@@ -77,18 +77,24 @@ fn say(o: &Outcome<'_>, old: &PlatformLayerStatus) -> Say {
         }
         // What is finalized stays so while nobody can look.
         if o.seen.is_none() && is_finalized(o, old) {
-            return Say::Finalized(format!("version '{}' is finalized", o.want.version));
+            return Say::Finalized(finalized(o, old));
         }
-        return if stuck {
-            Say::Stalled(t.reason, t.message.clone())
-        } else {
-            Say::Working(t.reason, t.message.clone())
+        // A call names no objects: what it was for does.
+        let message = match o.seen {
+            Some((_, Plan { say: Say::Working(_, what), .. })) => format!("{}. Held up: {what}", t.message),
+            Some(_) | None => t.message.clone(),
         };
+        return if stuck { Say::Stalled(t.reason, message) } else { Say::Working(t.reason, message) };
     }
     match o.seen {
         Some((_, plan)) => plan.say.clone(),
-        None => Say::Working(Reason::Observing, "the pool is being looked at".to_owned()),
+        None => Say::Working(Reason::ConnectorNotReady, "the pool was not looked at yet".to_owned()),
     }
+}
+
+fn finalized(o: &Outcome<'_>, old: &PlatformLayerStatus) -> String {
+    let frozen = old.versions.iter().find(|v| v.version == o.want.version);
+    plan::finalized(&o.want.version, frozen.map(|v| v.disk.as_str()))
 }
 
 fn is_finalized(o: &Outcome<'_>, old: &PlatformLayerStatus) -> bool {
@@ -103,10 +109,10 @@ fn conditions(o: &Outcome<'_>, old: &PlatformLayerStatus, say: &Say) -> Vec<Draf
         Say::Person(r, m) => vec![draft(T::Ready, Truth::False, *r, m), draft(T::ActionRequired, Truth::True, *r, m)],
         Say::Stalled(r, m) => vec![draft(T::Ready, Truth::False, *r, m), draft(T::Stalled, Truth::True, *r, m)],
         Say::Finalized(m) => vec![draft(T::Ready, Truth::True, Reason::Finalized, m)],
-        Say::Suspended { finalized } => {
+        Say::Suspended { finalized: done } => {
             let text = "spec.suspend is true: nothing is done to the pool; set it to false to go on";
-            let ready = if *finalized {
-                draft(T::Ready, Truth::True, Reason::Finalized, &format!("version '{}' is finalized", o.want.version))
+            let ready = if *done {
+                draft(T::Ready, Truth::True, Reason::Finalized, &finalized(o, old))
             } else {
                 draft(T::Ready, Truth::False, Reason::Suspended, text)
             };

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::OnceCell;
 
 /// Far beyond what anything takes on a loaded machine: who meets it has found a bug.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Installs the TLS provider that `main` installs, for tests that make an HTTP client of their own.
 pub fn tls() {

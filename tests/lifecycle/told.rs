@@ -118,6 +118,5 @@ async fn reasons_do_not_flicker() {
         "Finalized",
     ];
     assert_eq!(stages, walk, "each once, with one message: {seen:#?}");
-    eprintln!("WRITES {}", writes());
     assert!(writes() <= 30, "{} status writes", writes());
 }

@@ -19,6 +19,7 @@ mod words;
 pub use self::disk::description;
 pub(super) use self::step::Verdict;
 pub use self::step::{Next, Plan, Say, Step};
+pub use self::words::finalized;
 pub(super) use self::words::told;
 
 use super::identity::{BOOT, START_BEFORE};
@@ -208,19 +209,29 @@ fn tidy(want: &Want, seen: &Observed) -> Verdict {
         // A finalized layer stays Ready while nobody can tell; what the scan shows is judged by the next pass.
         Sight::CannotLook if seen.subject == want.version => {
             let Verdict { step, next, .. } = cannot_tell(seen, "the frozen disk");
-            return Verdict { step, say: Say::Finalized(format!("version '{}' is finalized", want.version)), next };
+            return Verdict {
+                step,
+                say: Say::Finalized(finalized(&want.version, seen.finalized(&want.version).map(|v| v.disk.as_str()))),
+                next,
+            };
         }
         Sight::Found(_) | Sight::Absent | Sight::CannotLook => {}
     }
     if seen.subject == want.version {
-        return Verdict::rest(Say::Finalized(format!("version '{}' is finalized", want.version)));
+        return Verdict::rest(Say::Finalized(finalized(
+            &want.version,
+            seen.finalized(&want.version).map(|v| v.disk.as_str()),
+        )));
     }
     Verdict::wait(Next::Now, Reason::RemovingMachine, WHAT)
 }
 
 /// Not to be told from loss or absence yet: a scan of the storage repository decides, where one can be had.
 pub(super) fn cannot_tell(seen: &Observed, what: &str) -> Verdict {
-    let message = format!("cannot tell about {what} yet: looking at storage repository '{}' again", seen.storage.name);
+    let message = format!(
+        "{what} cannot be told from a lost one yet: nothing is made until storage repository '{}' was scanned. If this stays, check its connection to the hosts",
+        seen.storage.name
+    );
     if seen.storage.scanned || seen.storage.scanning {
         Verdict::wait(Next::Capacity, Reason::WaitingForStorage, message)
     } else {
@@ -234,12 +245,12 @@ pub(in crate::domain) fn held(disk: &Disk) -> Option<Verdict> {
         Holder::ControlDomain { leaked: true } => Some(Verdict::act(
             Step::FreeFromDom0 { vbd: a.vbd.clone() },
             Reason::HeldByDom0,
-            format!("disk {} was left attached to a control domain and is taken off it", disk.uuid),
+            format!("disk {} was left attached to a control domain by an export or copy that died, and is taken off it", disk.uuid),
         )),
         Holder::ControlDomain { leaked: false } => Some(Verdict::wait(
             Next::Capacity,
             Reason::HeldByDom0,
-            format!("disk {} is held by a control domain: an export or copy is at work on it, or was; it is freed after 10 minutes", disk.uuid),
+            format!("disk {} is held by a control domain: an export or copy is at work on it, or died there. Lamina waits; what is left over is freed after 10 minutes", disk.uuid),
         )),
         Holder::Machine | Holder::Other { .. } => None,
     })
@@ -312,3 +323,6 @@ fn work_in_hand(want: &Want, seen: &Observed) -> Verdict {
         Sight::Found(w) => disk::with_disk(want, seen, w),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -93,6 +93,13 @@ fn words(want: &Want, seen: &Observed, stage: Reason) -> Option<String> {
     })
 }
 
+/// What a version is that is done. `disk`: its uuid.
+pub fn finalized(version: &str, disk: Option<&str>) -> String {
+    let disk = disk
+        .map_or(String::new(), |disk| format!(": it is disk {disk}, a snapshot. Clone or copy that to build images"));
+    format!("version '{version}' is finalized{disk}")
+}
+
 /// A machine that is not claimed yet bears the name of its operation.
 fn machine(want: &Want, seen: &Observed) -> String {
     let named = seen.machine.found().filter(|m| !m.template).map(|m: &Machine| m.name.clone());
