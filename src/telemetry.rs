@@ -128,14 +128,14 @@ impl Drop for Alive {
     }
 }
 
-/// An error with all its causes, `outer: middle: inner`. A cause is left out where the text before it already ends with it, as with libraries
+/// An error with all its causes, `outer: middle: inner`. A cause is left out where the text before it already has it, as with libraries
 /// that print their source themselves.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         let next = error.to_string();
-        if !text.ends_with(&next) {
+        if !text.contains(&next) {
             text.push_str(": ");
             text.push_str(&next);
         }
@@ -157,5 +157,8 @@ mod tests {
         let inner = Layered("no route", None);
         let middle = Layered("connect: no route", Some(Box::new(inner)));
         assert_eq!(chain(&Layered("log-in failed", Some(Box::new(middle)))), "log-in failed: connect: no route");
+        let inner = Layered("no such file", None);
+        let outer = Layered("no config (in-cluster: no; kubeconfig: (no such file))", Some(Box::new(inner)));
+        assert_eq!(chain(&outer), outer.to_string());
     }
 }

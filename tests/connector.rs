@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::common;
-use crate::common::rig::Rig;
+use crate::common::rig::{self, Rig};
 
 /// A condition's status, reason and message.
 fn told(connector: &Connector, type_: C) -> (String, String, String) {
@@ -377,9 +377,10 @@ async fn what_belongs_to_no_layer_is_told_and_left_alone() {
     let row = disk(lost, false);
     disk(kept, true);
     let found = until(&rig, "told", |c| {
-        told(c, C::Unclaimed).0 == "True" && told(c, C::Unclaimed).2.contains("1 disks of deleted")
+        told(c, C::Unclaimed).0 == "True" && told(c, C::Unclaimed).2.contains("1 disk of a deleted")
     })
     .await;
+    assert!(has(&found, C::Unclaimed, "UnclaimedObjects"));
     let message = told(&found, C::Unclaimed).2;
     assert!(message.contains(lost) && message.contains("3 GiB") && message.contains("first seen"), "{message}");
     assert!(!message.contains(kept), "{message}");
@@ -390,4 +391,51 @@ async fn what_belongs_to_no_layer_is_told_and_left_alone() {
     assert!(told(&found, C::Ready).2.contains("kept there by deletionPolicy Retain"));
     let destroyed = rig.sim.pool.log.counts().into_iter().any(|(method, _)| method.contains("destroy"));
     assert!(!destroyed, "nothing is deleted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_goes_ends_no_session_and_holds_a_removal_only_after_a_restart() {
+    let rig = Rig::new().await;
+    let controller = rig.run().await;
+    for name in ["first", "second"] {
+        rig.layer(name, json!({"machine": {"powerOn": false}, "deletionPolicy": "Delete"})).await;
+        rig.until_reason(name, "StartMachine").await;
+    }
+    secrets(&rig).delete("lab", &DeleteParams::default()).await.expect("deleted");
+    rig.delete("first").await;
+    rig.until_gone("first").await;
+    assert_eq!(told(&ready(&rig).await, C::Authenticated).0, "True");
+
+    drop(controller);
+    rig.delete("second").await;
+    let _controller = rig.run().await;
+    let found = fails(&rig, C::Authenticated, "CredentialsGone", &["'lab'", "restore it", "Orphan"]).await;
+    let (_, _, why) = told(&found, C::Reachable);
+    assert!(why.contains("cannot be told without"), "{why}");
+    let held =
+        rig.until("second", "told why", |l| rig::ready(l).is_some_and(|(_, m)| m.contains("'lab' is gone"))).await;
+    assert_eq!(held.metadata.deletion_timestamp.is_some(), true);
+    rig.patch("second", json!({"deletionPolicy": "Orphan"})).await;
+    rig.until_gone("second").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_on_a_connector_is_an_event() {
+    let rig = Rig::new().await;
+    patch(&rig, json!({"tls": {"fingerprintsSHA256": null, "insecureSkipVerify": true}})).await;
+    rig.sim.pool.accounts.put(Account {
+        name: "root".into(),
+        password: "secret".into(),
+        role: Some("vm-power-admin".into()),
+    });
+    let _controller = rig.run().await;
+    ready(&rig).await;
+    let coordinator = named(&rig.sim, "host", "host1");
+    set(&rig.sim, "host", &coordinator, "name_label", json!("host9"));
+    until(&rig, "told", |c| told(c, C::Ready).2.contains("host9")).await;
+    for word in ["Connected: ", "VerificationOff: ", "PoolOperatorMissing: ", "CoordinatorChanged: "] {
+        common::eventually(word, async || rig.events("lab").await.into_iter().find(|e| e.starts_with(word))).await;
+    }
+    let changed = rig.events("lab").await.into_iter().find(|e| e.starts_with("CoordinatorChanged")).expect("an event");
+    assert!(changed.contains("host1 (127.0.0.1)") && changed.contains("host9 (127.0.0.1)"), "{changed}");
 }

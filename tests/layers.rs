@@ -1,8 +1,11 @@
 //! The house rules that no compiler knows: who may see whom, what stays pure, and how long a file may be without an excuse.
 //!
 //! Reads the source as text. A line that breaks a rule is printed as `file:line: text`.
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use lamina::api::Reason;
 
 /// Who may see whom: a room, and what its files may name after `crate::`. A room that is not here may see everything.
 ///
@@ -67,6 +70,11 @@ impl Source {
 }
 
 fn sources() -> Vec<Source> {
+    files("src").into_iter().map(|(path, text)| Source::read(path, text)).collect()
+}
+
+/// The Rust files below a directory of the project, with their text.
+fn files(below: &str) -> Vec<(PathBuf, String)> {
     fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").path()) {
             if entry.is_dir() {
@@ -78,16 +86,13 @@ fn sources() -> Vec<Source> {
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
-    walk(&root.join("src"), &mut found);
+    walk(&root.join(below), &mut found);
     found.sort();
     let rust = found.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
-    rust.map(|path| {
-        Source::read(
-            path.strip_prefix(root).expect("below the root").to_owned(),
-            fs::read_to_string(&path).expect("text"),
-        )
-    })
-    .collect()
+    let read = |path: PathBuf| {
+        (path.strip_prefix(root).expect("below the root").to_owned(), fs::read_to_string(&path).expect("text"))
+    };
+    rust.map(read).collect()
 }
 
 fn none(broken: Vec<String>) {
@@ -258,4 +263,31 @@ fn a_long_file_gives_its_reason_at_the_head() {
 fn every_module_says_what_it_is() {
     let silent = sources().into_iter().filter(|source| !source.text.starts_with("//!"));
     none(silent.map(|source| format!("{}: begins without `//!`", source.path.display())).collect());
+}
+
+/// A reason that nothing sets, or that no test has seen, is a word that users look up in vain.
+#[test]
+fn every_reason_is_set_by_the_code_and_seen_by_a_test() {
+    let (mut code, mut tests) = (String::new(), String::new());
+    for Source { path, text, .. } in sources() {
+        let is_test = path.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with("tests"));
+        let (before, after) = text.split_once("\nmod tests {").unwrap_or((&text, ""));
+        match is_test {
+            true => tests += &text,
+            // The table itself proves nothing.
+            false if path.ends_with("api/reason.rs") => {}
+            false => (code, tests) = (code + before, tests + after),
+        }
+    }
+    tests.extend(files("tests").into_iter().map(|(_, text)| text));
+    let seen: HashSet<_> = tests.split(|c: char| !is_name(c)).collect();
+    let set: HashSet<_> = ["Reason::", "R::"]
+        .into_iter()
+        .flat_map(|path| code.split(path).skip(1))
+        .map(|rest| rest.split(|c: char| !is_name(c)).next().unwrap_or_default())
+        .collect();
+    let words = || Reason::ALL.iter().map(|reason| reason.as_str());
+    let unset = words().filter(|word| !set.contains(word)).map(|word| format!("{word} is never set"));
+    let unseen = words().filter(|word| !seen.contains(word)).map(|word| format!("no test has seen {word}"));
+    none(unset.chain(unseen).collect());
 }

@@ -13,4 +13,5 @@ mod midway;
 mod objects;
 mod removal;
 mod storage;
+mod told;
 mod versions;

@@ -5,6 +5,7 @@ mod common;
 mod connector;
 mod crash;
 mod crds;
+mod health;
 mod http;
 mod layers;
 mod lease;

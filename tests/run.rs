@@ -6,11 +6,12 @@ use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
 use lamina::controller::lease::NAME;
 use lamina::local::Who;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStderr, Command};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::sync::Mutex;
 
+use crate::common::rig::{Rig, uid};
 use crate::common::{cluster, installed, tls, until};
 
 const NAMESPACE: &str = "lamina-system";
@@ -20,17 +21,24 @@ static TURN: Mutex<()> = Mutex::const_new(());
 struct Running {
     child: Child,
     logs: Lines<BufReader<ChildStderr>>,
+    audit: Lines<BufReader<ChildStdout>>,
     url: String,
 }
 
 async fn start(identity: &str) -> Running {
+    // The layers of other tests have a controller of their own: two would make two of each disk.
+    start_for(identity, NAMESPACE).await
+}
+
+/// A controller that looks after the layers of `watched` alone.
+async fn start_for(identity: &str, watched: &str) -> Running {
     let account = Who::ServiceAccount { namespace: NAMESPACE, name: "lamina" };
     let kubeconfig = cluster().await.kubeconfig(account).await.unwrap();
     let mut child = Command::new(env!("CARGO_BIN_EXE_lamina"))
         .args(["run", "--listen=127.0.0.1:0", "--namespace", NAMESPACE, "--identity", identity])
-        // The layers of other tests have a controller of their own: two would make two of each disk.
-        .args(["--watch-namespace", NAMESPACE, "--kubeconfig"])
+        .args(["--watch-namespace", watched, "--kubeconfig"])
         .arg(kubeconfig)
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
@@ -38,7 +46,8 @@ async fn start(identity: &str) -> Running {
     let mut logs = BufReader::new(child.stderr.take().unwrap()).lines();
     let starting = line(&mut logs, "starting").await;
     let url = format!("http://{}", starting["listen"].as_str().unwrap());
-    Running { child, logs, url }
+    let audit = BufReader::new(child.stdout.take().unwrap()).lines();
+    Running { child, logs, audit, url }
 }
 
 /// The next log line with this message; each line before it must be JSON too.
@@ -109,4 +118,41 @@ async fn a_lost_lease_ends_the_process_and_says_why() {
     assert_eq!(why["error"], "another controller may lead by now: the lease was taken over by usurper");
     assert_eq!(running.child.wait().await.unwrap().code(), Some(1));
     leases(&client).delete(NAME, &DeleteParams::default()).await.unwrap();
+}
+
+/// Whoever lost a disk reads these lines first: a reference is of no use to them, and dies with xapi.
+#[tokio::test(flavor = "multi_thread")]
+async fn audit_lines_say_who_did_what_to_which_object() {
+    let _turn = TURN.lock().await;
+    let rig = Rig::new().await;
+    let mut running = start_for("auditor", &rig.namespace).await;
+    rig.layer("watched", json!({"machine": {"powerOn": false}, "deletionPolicy": "Delete"})).await;
+    let made = rig.until_reason("watched", "StartMachine").await;
+    let objects: Vec<_> = rig.hands.of_layer(&uid(&made)).await.iter().map(|t| t.uuid().to_owned()).collect();
+    rig.delete("watched").await;
+    rig.until_gone("watched").await;
+    running.signal("-TERM").await;
+    let (mut calls, mut transitions) = (Vec::new(), Vec::new());
+    while let Some(line) = running.audit.next_line().await.unwrap() {
+        let line: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(
+            (line["layer"].as_str(), line["version"].as_str()),
+            (Some(&*format!("{}/watched", rig.namespace)), Some("1"))
+        );
+        if line["message"] == "call" { calls.push(line) } else { transitions.push(line) }
+    }
+    for call in &calls {
+        let object = call["object"].as_str().unwrap();
+        assert!(object.is_empty() || uuid::Uuid::parse_str(object).is_ok(), "{call}");
+        assert!(call["outcome"].is_string() && call["milliseconds"].is_u64(), "{call}");
+    }
+    for object in objects {
+        assert!(
+            calls.iter().any(|c| c["object"] == *object && c["call"].as_str().unwrap().ends_with(".destroy")),
+            "{object}: {calls:#?}"
+        );
+    }
+    assert!(calls.iter().any(|c| c["call"] == "Async.VDI.clone" && c["op"].as_str().is_some_and(|op| !op.is_empty())));
+    let reasons: Vec<_> = transitions.iter().map(|t| t["reason"].as_str().unwrap()).collect();
+    assert!(reasons.contains(&"StartMachine") && reasons.last() == Some(&"Deleting"), "{reasons:?}");
 }

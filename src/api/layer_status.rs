@@ -357,11 +357,11 @@ pub struct HistoryEntry {
     /// Ready's reason at the time.
     pub reason: String,
 
-    /// Ready's message at the time.
+    /// What that means.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 
-    /// spec.comment of the version.
+    /// spec.comment, with the first entry of the version that it came with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
 }

@@ -83,25 +83,20 @@ reasons! {
     Finalized - [Ready] "version <version> is frozen as disk <uuid>", "";
     Suspended - [Ready Suspended] "spec.suspend is true: nothing is done to the pool", "Set spec.suspend to false to go on.";
     Deleting - [Ready Reconciling] "what the layer has in the pool is being removed", "";
-    Observing - [Ready Reconciling] "the pool is being looked at", "";
-    FreezingOSDisk - [Ready Reconciling] "the shared base is being made of OS disk <name>", "";
+    FreezingOSDisk - [Ready Reconciling] "the base that all layers of an OS layer share is being made: a snapshot of OS disk <name>", "";
     CreatingDisk - [Ready Reconciling] "the packaging disk is being made", "";
-    ResizingDisk - [Ready Reconciling] "the packaging disk is being enlarged", "";
     CreatingMachine - [Ready Reconciling] "the packaging machine is being made", "";
-    AttachingDisk - [Ready Reconciling] "disk and DVD drive are being put into machine <machine>", "";
-    InsertingTools - [Ready Reconciling] "the guest tools ISO is being inserted into machine <machine>", "";
     StartingMachine - [Ready Reconciling] "machine <machine> is being started", "";
-    EjectingTools - [Ready Reconciling] "the guest tools ISO is being ejected from machine <machine>", "";
     FreezingDisk - [Ready Reconciling] "version <version> is being frozen", "";
     RemovingMachine - [Ready Reconciling] "version <version> is frozen; machine and work disk are being removed", "";
-    SettingUpMachine - [Ready Reconciling] "machine <machine> is being set up", "";
+    SettingUpMachine - [Ready Reconciling] "machine <machine> gets its disk, DVD drive, guest tools and settings", "";
     TaggingAgain - [Ready Reconciling] "an object that lost its keys, or has none yet, gets them", "";
     ClearingUp - [Ready Reconciling] "an operation that is not wanted any more is being taken back", "";
     Discarding - [Ready Reconciling] "version <version> is being thrown away, as spec.discard says", "";
 
     // A person's turn.
     StartMachine - [Ready ActionRequired] "machine <machine> is ready and spec.machine.powerOn is false", "Start the machine, or set spec.machine.powerOn to true.";
-    InstallSoftware - [Ready ActionRequired] "machine <machine> runs: software is to be installed", "Open the machine's console, install the platform's software, run the check and shut down for finalize.";
+    InstallSoftware - [Ready ActionRequired] "machine <machine> runs: software is to be installed", "Open the machine's console, install the guest tools and the platform's software, run the check and shut down for finalize.";
     ShutDownGuest - [Ready ActionRequired] "machine <machine> runs and its check found nothing", "Shut the machine down for finalize.";
     ResumeMachine - [Ready ActionRequired] "machine <machine> is paused or suspended", "Resume the machine, then shut it down from inside.";
     FixIntegrity - [Ready ActionRequired] "machine <machine> was shut down, but its Windows is not at rest or was not checked", "Set spec.machine.restartToken to a new value, mend what status.integrity.findings lists, run the check, shut down for finalize.";
@@ -113,8 +108,6 @@ reasons! {
     WaitingForSlot Wait [Ready Reconciling] "the Connector's limits.machines are in use, by <layers>", "Finalize or discard a layer that awaits a person, or raise limits.machines.";
     WaitingForMark Wait [Ready Reconciling] "another operation holds disk <name>", "";
     WaitingForInFlight Wait [Ready Reconciling] "an earlier call to the pool may still be under way: looked at twice, 60 s apart", "";
-    WaitingForScan Wait [Ready Reconciling] "the pool's service was restarted: storage is scanned, twice 60 s apart, before anything is made again", "";
-    WaitingForTask Wait [Ready Reconciling] "the pool works on <step>", "";
     WaitingForCapacity Wait [Ready Reconciling] "no host has room for machine <machine>", "Free memory on a host that sees disk, ISO and networks, or lower spec.machine.memory.";
     WaitingForStorage Wait [Ready Reconciling] "storage repository <name> does not answer", "Check its connection to the hosts.";
     WaitingForDisk Wait [Ready Reconciling] "disk <name> is in use", "Detach it from <user>.";
@@ -163,7 +156,7 @@ reasons! {
 
     // Stalled: the pool.
     StorageFull Stalled [Ready Stalled StorageReady] "storage repository <name> has no room", "Free room in it. Nothing is lost.";
-    PermissionDenied Stalled [Ready Stalled PermissionsSufficient] "the account may not do <permission>", "Give the account the role vm-admin, better pool-operator.";
+    PermissionDenied Stalled [Ready Stalled PermissionsSufficient] "the account may not do <permission>", "Give the account the role vm-power-admin, better pool-operator.";
     OperationBlocked Stalled [Ready Stalled] "somebody has blocked <operation> on <object>", "Take the block off (blocked_operations).";
     FeatureMissing Stalled [Ready Stalled] "the pool cannot do <what>: version or licence", "Use a pool of a supported version and edition.";
 

@@ -5,15 +5,36 @@ use kube::ResourceExt;
 
 use crate::api::PlatformLayer;
 use crate::xapi::client::CallRecord;
+use crate::xapi::view::View;
+use crate::xapi::wire::Ref;
 
 tokio::task_local! {
-    static WHOSE: (String, String);
+    static STEP: Step;
 }
 
-/// Runs a step; calls in it are told as this layer's.
-pub async fn scope<T>(layer: &PlatformLayer, version: &str, step: impl Future<Output = T>) -> T {
-    let name = format!("{}/{}", layer.namespace().unwrap_or_default(), layer.name_any());
-    WHOSE.scope((name, version.to_owned()), step).await
+/// Whose calls are made, and the pool that they were decided on.
+#[derive(Clone, Default)]
+struct Step {
+    layer: String,
+    version: String,
+    view: View,
+}
+
+impl Step {
+    /// The uuid of an object that a call names: references die with xapi, and say nothing to a person.
+    fn uuid<'a>(&'a self, object: &'a str) -> &'a str {
+        let (r, v) = (Ref(object.to_owned()), &self.view);
+        let disk = v.vdis.get(&r).map(|row| &row.uuid).or_else(|| v.vms.get(&r).map(|row| &row.uuid));
+        let part = || v.vbds.get(&r).map(|row| &row.uuid).or_else(|| v.vifs.get(&r).map(|row| &row.uuid));
+        let other = || v.srs.get(&r).map(|row| &row.uuid).or_else(|| v.tasks.get(&r).map(|row| &row.uuid));
+        disk.or_else(part).or_else(other).map_or(object, String::as_str)
+    }
+}
+
+/// Runs a step; calls in it are told as this layer's. `view`: what the step was decided on.
+pub async fn scope<T>(layer: &PlatformLayer, version: &str, view: &View, step: impl Future<Output = T>) -> T {
+    let whose = Step { layer: name(layer), version: version.to_owned(), view: view.clone() };
+    STEP.scope(whose, step).await
 }
 
 /// One call, as the client saw it end.
@@ -21,14 +42,14 @@ pub fn call(record: &CallRecord<'_>) {
     if !record.mutating {
         return;
     }
-    let (layer, version) = WHOSE.try_with(Clone::clone).unwrap_or_default();
+    let step = STEP.try_with(Clone::clone).unwrap_or_default();
     let outcome = record.error.map_or("ok", |e| e.kind());
     tracing::info!(
         target: "audit",
-        layer,
-        version,
+        layer = step.layer,
+        version = step.version,
         call = record.method,
-        object = record.object.unwrap_or_default(),
+        object = step.uuid(record.object.unwrap_or_default()),
         op = record.op.unwrap_or_default(),
         outcome,
         milliseconds = u64::try_from(record.duration.as_millis()).unwrap_or(u64::MAX),
@@ -36,8 +57,11 @@ pub fn call(record: &CallRecord<'_>) {
     );
 }
 
-/// One transition of a layer.
+/// A layer is in another phase, or shows another reason.
 pub fn transition(layer: &PlatformLayer, phase: &str, reason: &str) {
-    let name = format!("{}/{}", layer.namespace().unwrap_or_default(), layer.name_any());
-    tracing::info!(target: "audit", layer = name, version = layer.spec.version, phase, reason, "transition");
+    tracing::info!(target: "audit", layer = name(layer), version = layer.spec.version, phase, reason, "transition");
+}
+
+fn name(layer: &PlatformLayer) -> String {
+    format!("{}/{}", layer.namespace().unwrap_or_default(), layer.name_any())
 }

@@ -10,17 +10,15 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::controller::Action;
-use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
-use tokio::sync::watch;
 
 use super::checks::{ANSWERS, Outcome};
 use super::connector_status::{Subject, compose};
 use super::connector_write::{Error, announce, publish, set_finalizer};
-use super::context::{ConnectorKey, Context, Guarded, connector_of};
+use super::context::{ConnectorKey, Context, Guarded};
 use super::credentials::Reader;
 use super::inspect;
-use super::link::{Link, Origin, Setup, deliver, wake_connector};
+use super::link::{Link, Origin, Setup, deliver};
 use super::sweep::{Known, Swept, sweep};
 use super::wakes::Wakes;
 use crate::api::condition::ConditionType as C;
@@ -35,10 +33,6 @@ pub struct Connectors {
     links: Mutex<HashMap<ConnectorKey, Arc<Link>>>,
     /// The statuses as last written, by uid: a watch may lag behind our own writes, and times must not move for that.
     written: Mutex<HashMap<String, ConnectorStatus>>,
-    /// Where each layer was last seen to belong, by uid, and whether it was being deleted.
-    places: Mutex<HashMap<String, (ConnectorKey, bool)>>,
-    /// All layers are in the store. Not asked of the store itself, whose answer wakes only one of those who wait for it.
-    counted: watch::Sender<bool>,
 }
 
 /// Ends the links: with the reconciles, also where those are dropped in their midst.
@@ -52,8 +46,8 @@ impl Drop for Connectors {
 
 impl Connectors {
     pub fn new(ctx: Arc<Context>) -> Arc<Self> {
-        let (links, written, places) = Default::default();
-        Arc::new(Self { ctx, links, written, places, counted: watch::Sender::new(false) })
+        let (links, written) = Default::default();
+        Arc::new(Self { ctx, links, written })
     }
 
     pub fn ctx(&self) -> &Context {
@@ -65,29 +59,6 @@ impl Connectors {
         let links: Vec<_> = lock(&self.links).values().cloned().collect();
         for link in links {
             link.pool.client.logout().await;
-        }
-    }
-
-    /// To be told of each event of the layers' watch, after the store was. Wakes the Connectors whose users changed.
-    pub fn layer_event(&self, event: &Event<Guarded<PlatformLayer>>) {
-        let (layer, gone) = match event {
-            Event::Apply(layer) | Event::InitApply(layer) => (layer, false),
-            Event::Delete(layer) => (layer, true),
-            Event::Init => return,
-            Event::InitDone => {
-                self.counted.send_replace(true);
-                return;
-            }
-        };
-        let Some(uid) = &layer.meta().uid else { return };
-        let deleting = layer.meta().deletion_timestamp.is_some();
-        let place = layer.0.as_ref().ok().filter(|_| !gone).map(|layer| (connector_of(layer), deleting));
-        let before = match place.clone() {
-            Some(place) => lock(&self.places).insert(uid.clone(), place),
-            None => lock(&self.places).remove(uid),
-        };
-        if before != place {
-            [before, place].into_iter().flatten().for_each(|(key, _)| wake_connector(&self.ctx, &key));
         }
     }
 
@@ -283,8 +254,8 @@ pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> 
     let key: ConnectorKey = (guard.namespace().unwrap_or_default(), guard.name_any());
     let (uid, deleting) = (guard.uid().unwrap_or_default(), guard.meta().deletion_timestamp.is_some());
     let connector = guard.0.as_ref().ok();
-    // Without the layers no Connector knows who needs it. The sender is ours: it cannot be gone.
-    let _told = hub.counted.subscribe().wait_for(|counted| *counted).await.is_ok();
+    // Without the layers no Connector knows who needs it.
+    hub.ctx.synced.both().await;
     let everybody = AllowedNamespaces { from: NamespacesFrom::All, selector: None };
     let layers = hub.users(&key, connector.map_or(&everybody, |c| &c.spec.allowed_namespaces));
     if deleting && layers.is_empty() {

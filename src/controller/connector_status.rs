@@ -72,8 +72,8 @@ fn ready(subject: &Subject<'_>, outcome: &Outcome, swept: Option<&Swept>) -> Dra
         let more =
             if users.len() > some.len() { format!(" and {} more", users.len() - some.len()) } else { String::new() };
         let text = format!(
-            "the Connector is being deleted, but {} layers use it ({}{more}): delete those first",
-            users.len(),
+            "the Connector is being deleted, but {} ({}{more}): delete those layers first",
+            if users.len() == 1 { "1 layer uses it".to_owned() } else { format!("{} layers use it", users.len()) },
             some.join(", ")
         );
         return Draft::new(C::Ready, Truth::False, Reason::LayersExist, text);
@@ -86,6 +86,7 @@ fn ready(subject: &Subject<'_>, outcome: &Outcome, swept: Option<&Swept>) -> Dra
             let pool = outcome.seen.as_ref().map(|s| format!(" at {}", s.coordinator)).unwrap_or_default();
             let retained = match swept.map_or(0, |s| s.retained) {
                 0 => String::new(),
+                1 => "; 1 disk of a deleted layer is kept there by deletionPolicy Retain".to_owned(),
                 n => format!("; {n} disks of deleted layers are kept there by deletionPolicy Retain"),
             };
             Draft::new(C::Ready, Truth::True, Reason::Connected, format!("the pool{pool} can be used{retained}"))
@@ -108,8 +109,47 @@ fn draft(check: C, outcome: &Outcome) -> Draft {
         }
         Some(_) | None => {}
     }
-    match outcome.passed.iter().find(|(passed, _)| *passed == check) {
-        Some((_, words)) => Draft::new(check, Truth::True, Reason::Passed, words),
-        None => Draft::new(check, Truth::Unknown, Reason::NotChecked, "not checked yet, or an earlier check failed"),
+    let words = outcome.passed.iter().find(|(passed, _)| *passed == check).map(|(_, words)| words);
+    match (words, &outcome.failed) {
+        (Some(words), _) => Draft::new(check, Truth::True, Reason::Passed, words),
+        (None, Some((Some(failed), _))) => {
+            let order = |check: C| C::CHECKS.iter().position(|c| *c == check);
+            let words = if order(*failed) < order(check) {
+                format!("not checked, since {failed} is False")
+            } else {
+                format!("cannot be told without {failed}")
+            };
+            Draft::new(check, Truth::Unknown, Reason::NotChecked, words)
+        }
+        (None, Some((None, _)) | None) => Draft::new(check, Truth::Unknown, Reason::NotChecked, "not checked yet"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::observed::Trouble;
+
+    fn told(outcome: Outcome) -> Vec<(String, String)> {
+        let subject = Subject { generation: Some(1), deleting: false, insecure: false, users: &[] };
+        let status = compose(&subject, &ConnectorStatus::default(), outcome, None, &Time(jiff::Timestamp::UNIX_EPOCH));
+        status.conditions.into_iter().map(|c| (format!("{}={}/{}", c.type_, c.status, c.reason), c.message)).collect()
+    }
+
+    #[test]
+    fn before_the_first_answer_nothing_is_claimed() {
+        let told = told(Outcome::default());
+        assert_eq!((told[0].0.as_str(), told[1].0.as_str()), ("Ready=False/Connecting", "Reconciling=True/Connecting"));
+        assert!(told[2..].iter().all(|(word, _)| word.ends_with("=Unknown/NotChecked")), "{told:?}");
+    }
+
+    #[test]
+    fn a_check_that_was_not_made_says_for_want_of_which() {
+        let mut outcome = Outcome::default();
+        outcome.fail(C::Authenticated, Trouble::new(Reason::CredentialsNotFound, "no Secret"));
+        let told = told(outcome);
+        let of = |type_: &str| told.iter().find(|(word, _)| word.starts_with(type_)).map(|(_, text)| text.as_str());
+        assert_eq!(of("Reachable"), Some("cannot be told without Authenticated"));
+        assert_eq!(of("StorageReady"), Some("not checked, since Authenticated is False"));
     }
 }

@@ -1,5 +1,6 @@
 //! What is written on a Connector: status, finalizer, events. Called by `connector` alone; one field manager, one verb.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource, ResourceExt};
@@ -65,26 +66,36 @@ async fn apply(ctx: &Context, guard: &Guarded<Connector>, subresource: Option<&s
     }
 }
 
-/// Tells what became of Ready, and of what the sweeper found, as events. Fails nothing.
+/// Tells what changed, as events: Ready, what is told beside it, and where the pool is led from. Fails nothing.
 pub async fn announce(ctx: &Context, guard: &Guarded<Connector>, old: &ConnectorStatus, new: &ConnectorStatus) {
-    for type_ in [C::Ready, C::Unclaimed] {
+    for type_ in [C::Ready, C::PermissionsSufficient, C::TLSInsecure, C::Unclaimed] {
         let Some(now) = find(&new.conditions, type_) else { continue };
-        if find(&old.conditions, type_).is_some_and(|before| before.reason == now.reason) {
+        let same = |before: &Condition| (&before.status, &before.reason) == (&now.status, &now.reason);
+        // A check that is as it should be, or was not made, is no news beside Ready; one that Ready stands on was told with it.
+        let told = type_ == C::PermissionsSufficient
+            && (now.status != "False"
+                || find(&new.conditions, C::Ready).is_some_and(|ready| ready.reason == now.reason));
+        if told || find(&old.conditions, type_).is_some_and(same) {
             continue;
         }
-        let reason = Reason::parse(&now.reason);
-        let trouble = type_ == C::Unclaimed || reason.and_then(Reason::fault).is_some();
-        let event = Event {
-            type_: if trouble { EventType::Warning } else { EventType::Normal },
-            reason: now.reason.clone(),
-            note: Some(now.message.chars().take(LONGEST_NOTE).collect()),
-            action: "Check".to_owned(),
-            secondary: None,
-        };
-        match tokio::time::timeout(ctx.pace.write, ctx.recorder.publish(&event, &guard.object_ref(&()))).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(error = %crate::telemetry::chain(&error), "an event was not recorded"),
-            Err(_elapsed) => tracing::warn!(reason = event.reason, "an event was not recorded in time"),
-        }
+        let trouble = type_ != C::Ready || Reason::parse(&now.reason).and_then(Reason::fault).is_some();
+        tell(ctx, guard, if trouble { EventType::Warning } else { EventType::Normal }, &now.reason, &now.message).await;
+    }
+    if let (Some(before), Some(now)) = (&old.coordinator, &new.coordinator)
+        && before != now
+    {
+        let note = format!("the pool's coordinator is {now} now, it was {before}");
+        tell(ctx, guard, EventType::Normal, "CoordinatorChanged", &note).await;
+    }
+}
+
+async fn tell(ctx: &Context, guard: &Guarded<Connector>, type_: EventType, reason: &str, note: &str) {
+    let note = note.chars().take(LONGEST_NOTE).collect();
+    let event =
+        Event { type_, reason: reason.to_owned(), note: Some(note), action: "Check".to_owned(), secondary: None };
+    match tokio::time::timeout(ctx.pace.write, ctx.recorder.publish(&event, &guard.object_ref(&()))).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(error = %crate::telemetry::chain(&error), "an event was not recorded"),
+        Err(_elapsed) => tracing::warn!(reason, "an event was not recorded in time"),
     }
 }

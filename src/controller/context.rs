@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use kube::core::DeserializeGuard;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::backoff::Backoff;
 use super::lease::Deadline;
@@ -38,6 +38,7 @@ pub struct Context {
     pub recorder: Recorder,
     pub layers: Store<Guarded<PlatformLayer>>,
     pub connectors: Store<Guarded<Connector>>,
+    pub synced: Synced,
     /// Layers to be looked at now.
     pub wake_layer: mpsc::UnboundedSender<ObjectRef<Guarded<PlatformLayer>>>,
     /// Connectors to be looked at now.
@@ -45,6 +46,23 @@ pub struct Context {
     pub pools: Pools,
     pub slots: Mutex<Slots>,
     pub backoff: Mutex<Backoff>,
+}
+
+/// Whether the stores hold all there is. Not asked of the stores themselves, whose answer wakes only one of those who wait for it.
+#[derive(Default)]
+pub struct Synced {
+    pub layers: watch::Sender<bool>,
+    pub connectors: watch::Sender<bool>,
+}
+
+impl Synced {
+    /// Until both do. Whoever decides earlier takes what was not read yet for missing.
+    pub async fn both(&self) {
+        for store in [&self.layers, &self.connectors] {
+            // The sender is ours: it cannot be gone.
+            let _told = store.subscribe().wait_for(|synced| *synced).await.is_ok();
+        }
+    }
 }
 
 /// The pools that Connectors lead to. `None`: it was tried, and leads to none.

@@ -242,7 +242,9 @@ pub fn os_disk(view: &View, sr: &Ref, wanted: &DiskRef) -> Result<(Ref, Arc<Vdi>
         Pick::One((reference, vdi)) => Ok((reference.clone(), vdi.clone())),
         // A copy bears its source's name until it gets one of its own: not the time to judge.
         Pick::Many(_) if view.srs.get(sr).is_some_and(|sr| !sr.current_operations.is_empty()) => {
-            let text = format!("a disk is being copied in storage repository '{repository}'");
+            let text = format!(
+                "a disk is being copied in storage repository '{repository}', and several are named '{name}' until that is over: looked at again by itself"
+            );
             Err(Trouble::new(Reason::WaitingForDisk, text))
         }
         Pick::Many(uuids) => {
@@ -271,7 +273,7 @@ pub fn os_disk_facts(view: &View, vdi: &Vdi) -> OsDisk {
         .filter_map(|vbd| match view.vms.get(&vbd.vm) {
             Some(vm) if vm.power_state == PowerState::Halted => None,
             Some(vm) => Some(format!("machine '{}'", vm.name_label)),
-            None => Some(format!("an unknown machine ({})", vbd.vm)),
+            None => Some("a machine that cannot be seen".to_owned()),
         })
         .collect();
     OsDisk {

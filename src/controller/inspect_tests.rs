@@ -291,6 +291,7 @@ fn networks_are_found_in_the_order_asked_for() {
     let find = |names: &[&str]| networks(&view, &names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>());
     assert_eq!(find(&["DMZ", "n1", "DMZ"]).unwrap(), [r("n2"), r("n1"), r("n2")]);
     assert_eq!(reason(find(&["LAN", "Twice"])).0, Reason::NetworkAmbiguous);
+    assert_eq!(reason(find(&["lan"])).0, Reason::NetworkNotFound);
     assert!(reason(find(&["lan"])).1.contains("did you mean 'LAN'?"));
 }
 

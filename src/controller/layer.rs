@@ -14,7 +14,7 @@ use kube::{Api, ResourceExt};
 
 use super::act::{self, act};
 use super::audit;
-use super::context::{Context, Guarded, connector_of};
+use super::context::{ConnectorKey, Context, Guarded, connector_of};
 use super::live;
 use super::observe::{Lens, Scene, observe};
 use super::report as tell;
@@ -44,6 +44,8 @@ pub enum Error {
 /// One pass.
 pub async fn reconcile(stored: Arc<Guarded<PlatformLayer>>, ctx: Arc<Context>) -> Result<Action, Error> {
     ctx.metrics.reconcile("layer");
+    // A Connector that was not read yet would be told as missing.
+    ctx.synced.both().await;
     let layer = match &stored.0 {
         Ok(layer) => layer,
         Err(invalid) => {
@@ -54,14 +56,14 @@ pub async fn reconcile(stored: Arc<Guarded<PlatformLayer>>, ctx: Arc<Context>) -
     let want = Want::of(layer);
     let deleting = layer.metadata.deletion_timestamp.is_some();
     if deleting && !layer.finalizers().iter().any(|f| f == FINALIZER) {
-        forget(&ctx, layer);
+        forget(&ctx, &layer.uid().unwrap_or_default(), Some(&connector_of(layer)));
         return Ok(Action::await_change());
     }
     if deleting && may_go_blind(layer, &want) {
         return let_go(&ctx, layer).await;
     }
     // A process that has just begun knows nothing of the pool: what was said before stands until it does.
-    if ctx.connectors.wait_until_ready().await.is_err() || is_connecting(&ctx, layer) {
+    if is_connecting(&ctx, layer) {
         return Ok(Action::requeue(ctx.pace.task));
     }
     match site(&ctx, layer).await {
@@ -82,17 +84,17 @@ fn is_connecting(ctx: &Context, layer: &PlatformLayer) -> bool {
 
 async fn let_go(ctx: &Context, layer: &PlatformLayer) -> Result<Action, Error> {
     status::set_finalizer(&api(ctx, layer), &ctx.pace, layer, false).await.map_err(Error::Status)?;
-    forget(ctx, layer);
+    forget(ctx, &layer.uid().unwrap_or_default(), Some(&connector_of(layer)));
     Ok(Action::await_change())
 }
 
-fn forget(ctx: &Context, layer: &PlatformLayer) {
-    let uid = layer.uid().unwrap_or_default();
-    ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).give_back(&uid);
-    ctx.backoff.lock().unwrap_or_else(PoisonError::into_inner).succeeded(&uid);
-    ctx.metrics.forget_layer(&uid);
-    if let Some(pool) = ctx.pools.get(&connector_of(layer)) {
-        let next = pool.memory().leave_sources(&uid);
+/// What this process keeps of a layer goes with it. Called for each that is gone: one that never was in a pool goes without a last look.
+pub fn forget(ctx: &Context, uid: &str, connector: Option<&ConnectorKey>) {
+    ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).give_back(uid);
+    ctx.backoff.lock().unwrap_or_else(PoisonError::into_inner).succeeded(uid);
+    ctx.metrics.forget_layer(uid);
+    if let Some(pool) = connector.and_then(|key| ctx.pools.get(key)) {
+        let next = pool.memory().leave_sources(uid);
         wake_next(ctx, &next);
     }
 }
@@ -271,7 +273,7 @@ async fn carry_out(
     }
     let acted = {
         let lens = lens(ctx, layer, want, site, view, live, scene.observed.slot.clone());
-        let result = audit::scope(layer, &scene.observed.subject, act(&lens, &scene, &plan.step)).await;
+        let result = audit::scope(layer, &scene.observed.subject, view, act(&lens, &scene, &plan.step)).await;
         if let Ok(task) = &result {
             site.pool.memory().did(&uid, &plan.step, task.clone(), ctx.pace.now());
         }

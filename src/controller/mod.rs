@@ -12,6 +12,7 @@ pub mod connector_status;
 pub mod connector_write;
 pub mod context;
 pub mod credentials;
+pub mod history;
 pub mod inspect;
 pub mod layer;
 pub mod lease;
@@ -28,6 +29,7 @@ pub mod status;
 pub mod sweep;
 pub mod trouble;
 pub mod wakes;
+pub mod watched;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -36,6 +38,7 @@ use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
@@ -43,16 +46,21 @@ use tokio_util::sync::CancellationToken;
 
 use self::backoff::Backoff;
 use self::connector::Connectors;
-use self::context::{Context, Guarded, Pools};
+use self::context::{Context, Guarded, Pools, Synced};
 use self::lease::Deadline;
 use self::metrics::Metrics;
 use self::pace::Pace;
 use self::slots::Slots;
+use self::watched::Watched;
 use crate::api::{Connector, FIELD_MANAGER, PlatformLayer};
-use crate::telemetry::{Health, chain};
+use crate::telemetry::{Alive, Health, chain};
 
 /// Reconciles at work at the same time, per kind. Each waits for the network most of the time.
 const CONCURRENCY: u16 = 16;
+/// What the probes wait for, and whose loops they watch.
+const KINDS: [&str; 2] = [LAYERS, CONNECTORS];
+const LAYERS: &str = "layers";
+const CONNECTORS: &str = "connectors";
 
 /// What differs between a cluster and a test.
 pub struct Settings {
@@ -76,6 +84,8 @@ pub enum Error {
 
 /// Reconciles until `stop`. What is under way then is brought to its end; whatever was begun on a pool is found again by the next process.
 pub async fn run(client: Client, settings: Settings, stop: CancellationToken) -> Result<(), Error> {
+    let health = settings.health;
+    KINDS.iter().for_each(|kind| health.awaits(kind));
     let home = Api::<Namespace>::all(client.clone()).get("kube-system").await.map_err(Error::Cluster)?;
     let cluster = home.uid().ok_or(Error::Nameless)?;
     let namespace = settings.namespace.as_deref();
@@ -84,9 +94,11 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
     let quiet = watcher::Config::default();
     let config = Config::default().concurrency(CONCURRENCY);
     let (layer_store, layer_writer) = reflector::store();
+    let (connector_store, connector_writer) = reflector::store();
     let layer_events =
         watcher(api::<PlatformLayer>(&client, namespace), quiet.clone()).default_backoff().reflect(layer_writer);
-    let connectors = Controller::new(api::<Connector>(&client, namespace), quiet).with_config(config.clone());
+    let connector_events =
+        watcher(api::<Connector>(&client, namespace), quiet).default_backoff().reflect(connector_writer);
     let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(settings.identity.clone()) };
     let ctx = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
@@ -97,7 +109,8 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         deadline: settings.deadline,
         metrics: settings.metrics,
         layers: layer_store.clone(),
-        connectors: connectors.store(),
+        connectors: connector_store.clone(),
+        synced: Synced::default(),
         wake_layer,
         wake_connector,
         pools: Pools::default(),
@@ -105,21 +118,49 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         backoff: Mutex::new(Backoff::default()),
     });
     let pools = Connectors::new(Arc::clone(&ctx));
-    let told = Arc::clone(&pools);
-    let layer_events = layer_events.inspect_ok(move |event| told.layer_event(event)).touched_objects();
-    let layers = Controller::for_stream(layer_events, layer_store)
-        .with_config(config)
+    let watched = Arc::new(Watched::new(Arc::clone(&ctx)));
+    let (told, came) = (Arc::clone(&watched), health.clone());
+    let layer_events = layer_events.inspect_ok(move |event| {
+        told.layer_event(event);
+        if matches!(event, Event::InitDone) {
+            came.came(LAYERS);
+        }
+    });
+    let (told, came) = (watched, health.clone());
+    let connector_events = connector_events.inspect_ok(move |event| {
+        told.connector_event(event);
+        if matches!(event, Event::InitDone) {
+            came.came(CONNECTORS);
+        }
+    });
+    let layers = Controller::for_stream(layer_events.touched_objects(), layer_store)
+        .with_config(config.clone())
         .reconcile_on(received(layer_wakes))
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(layer::reconcile, |l, e, c| retry("layer", &l.meta().uid, e, &c), Arc::clone(&ctx));
-    let connectors = connectors
+    let connectors = Controller::for_stream(connector_events.touched_objects(), connector_store)
+        .with_config(config)
         .reconcile_on(received(connector_wakes))
-        .graceful_shutdown_on(stop.cancelled_owned())
+        .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(connector::reconcile, |c, e, all| retry("connector", &c.meta().uid, e, all.ctx()), Arc::clone(&pools));
-    let metrics = ctx.metrics.clone();
-    tokio::join!(drain("layer", layers, &metrics), drain("connector", connectors, &metrics));
+    let (layers, connectors) = (
+        drain(LAYERS, layers, &ctx.metrics, health.alive(LAYERS)),
+        drain(CONNECTORS, connectors, &ctx.metrics, health.alive(CONNECTORS)),
+    );
+    tokio::select! {
+        _ended = async { tokio::join!(layers, connectors) } => {}
+        // Nothing was begun yet, and what is awaited may never come.
+        () = stopped_unsynced(&stop, &ctx.synced) => {}
+    }
     pools.log_out().await;
     Ok(())
+}
+
+/// Ends when `stop` comes before all objects were read, else never.
+async fn stopped_unsynced(stop: &CancellationToken, synced: &Synced) {
+    if stop.run_until_cancelled(synced.both()).await.is_some() {
+        std::future::pending().await
+    }
 }
 
 fn api<K>(client: &Client, namespace: Option<&str>) -> Api<Guarded<K>>
@@ -150,6 +191,7 @@ async fn drain<T, E: std::error::Error + 'static>(
     kind: &'static str,
     results: impl Stream<Item = Result<T, E>>,
     metrics: &Metrics,
+    _alive: Alive,
 ) {
     futures::pin_mut!(results);
     while let Some(result) = results.next().await {

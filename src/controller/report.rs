@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::events::{Event, EventType};
+use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 
 use super::audit;
@@ -21,10 +22,16 @@ pub async fn transition(ctx: &Context, layer: &PlatformLayer, status: &PlatformL
     let ready = |s: &PlatformLayerStatus| find(&s.conditions, ConditionType::Ready).cloned();
     let Some(now) = ready(status) else { return };
     let phase = status.phase.map_or("", Phase::as_str);
-    if old.and_then(|s| s.phase) != status.phase {
+    let another_phase = old.and_then(|s| s.phase) != status.phase;
+    let another_reason = old.and_then(ready).is_none_or(|before| before.reason != now.reason);
+    if another_phase || another_reason {
         audit::transition(layer, phase, &now.reason);
-        publish(ctx, layer, EventType::Normal, phase, &now.message).await;
-    } else if old.and_then(ready).is_none_or(|before| before.reason != now.reason) {
+    }
+    if another_phase {
+        let meaning = status.history.last().and_then(|entry| entry.message.as_deref());
+        publish(ctx, layer, EventType::Normal, phase, meaning.unwrap_or(&now.message)).await;
+    }
+    if another_reason && now.reason != phase {
         let fault = Reason::parse(&now.reason).and_then(Reason::fault);
         let kind = if fault == Some(Fault::Stalled) || fault == Some(Fault::Retry) {
             EventType::Warning
@@ -86,8 +93,12 @@ pub async fn invalid(ctx: &Context, meta: &ObjectMeta, error: &str) {
     tell(ctx, &event, &about).await;
 }
 
-/// Gauges of phases and waits.
+/// Gauges of phases and waits. Not of a layer that went while it was looked at: nobody would take it off them again.
 pub fn measure(ctx: &Context, layer: &PlatformLayer, status: &PlatformLayerStatus) {
+    let stored = ctx.layers.get(&ObjectRef::new(&layer.name_any()).within(&layer.namespace().unwrap_or_default()));
+    if stored.is_none_or(|stored| stored.meta().uid != layer.meta().uid) {
+        return;
+    }
     let phase = status.phase.map_or("", Phase::as_str);
     ctx.metrics.layer(&layer.uid().unwrap_or_default(), phase, status::wait(status).map(Reason::as_str));
 }

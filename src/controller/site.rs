@@ -1,5 +1,6 @@
 //! Where a layer is made: its Connector and that Connector's pool, or why there is none.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Namespace;
@@ -9,7 +10,7 @@ use kube::{Api, ResourceExt};
 use super::context::{Context, connector_of};
 use super::pool::Pool;
 use crate::api::condition::{ConditionType, find};
-use crate::api::connector::NamespacesFrom;
+use crate::api::connector::{AllowedNamespaces, NamespacesFrom};
 use crate::api::reason::Reason;
 use crate::api::{Connector, PlatformLayer};
 use crate::domain::observed::Trouble;
@@ -50,25 +51,61 @@ pub async fn site(ctx: &Context, layer: &PlatformLayer) -> Result<Site, Trouble>
 
 /// Does the Connector let this namespace in?
 async fn admitted(ctx: &Context, connector: &Connector, namespace: &str) -> Result<(), Trouble> {
-    let home = connector.namespace().unwrap_or_default();
     let allowed = &connector.spec.allowed_namespaces;
-    let admits = match (allowed.from, &allowed.selector) {
-        _ if namespace == home => true,
+    if connector.namespace().is_some_and(|home| home == namespace) {
+        return Ok(());
+    }
+    let labels = if allowed.from == NamespacesFrom::Selector {
+        let unread = |_| Trouble::new(Reason::APIServerError, format!("namespace '{namespace}' could not be read"));
+        Api::<Namespace>::all(ctx.client.clone()).get(namespace).await.map_err(unread)?.labels().clone()
+    } else {
+        BTreeMap::new()
+    };
+    if lets_in(allowed, &labels) { Ok(()) } else { Err(not_allowed(connector, namespace)) }
+}
+
+/// Another namespace than the Connector's own, by its labels. A selector that cannot be read lets nobody in.
+fn lets_in(allowed: &AllowedNamespaces, labels: &BTreeMap<String, String>) -> bool {
+    match (allowed.from, &allowed.selector) {
         (NamespacesFrom::All, _) => true,
         (NamespacesFrom::Same, _) | (NamespacesFrom::Selector, None) => false,
         (NamespacesFrom::Selector, Some(selector)) => {
-            let unread = || Trouble::new(Reason::APIServerError, format!("namespace '{namespace}' could not be read"));
-            let found = Api::<Namespace>::all(ctx.client.clone()).get(namespace).await.map_err(|_| unread())?;
-            // A selector that cannot be read lets nobody in.
-            Selector::try_from(selector.clone()).is_ok_and(|s| s.matches(found.labels()))
+            Selector::try_from(selector.clone()).is_ok_and(|s| s.matches(labels))
         }
-    };
-    if admits {
-        return Ok(());
     }
+}
+
+fn not_allowed(connector: &Connector, namespace: &str) -> Trouble {
     let text = format!(
-        "Connector '{home}/{}' does not let namespace '{namespace}' in: have it added to the Connector's allowedNamespaces, or use another Connector",
+        "Connector '{}/{}' does not let namespace '{namespace}' in: have it added to the Connector's spec.allowedNamespaces, or use another Connector",
+        connector.namespace().unwrap_or_default(),
         connector.name_any()
     );
-    Err(Trouble::new(Reason::NamespaceNotAllowed, text))
+    Trouble::new(Reason::NamespaceNotAllowed, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn namespaces_are_let_in_by_name_or_label() {
+        let labels = [("team".to_owned(), "vdi".to_owned())].into();
+        for (allowed, in_) in [
+            (json!({}), false),
+            (json!({"from": "All"}), true),
+            (json!({"from": "Selector", "selector": {"matchLabels": {"team": "vdi"}}}), true),
+            (json!({"from": "Selector", "selector": {"matchLabels": {"team": "other"}}}), false),
+            (json!({"from": "Selector", "selector": {"matchExpressions": [{"key": "a", "operator": "?"}]}}), false),
+        ] {
+            assert_eq!(lets_in(&serde_json::from_value(allowed.clone()).expect("a rule"), &labels), in_, "{allowed}");
+        }
+        let connector = json!({"apiVersion": "lamina.dev/v1alpha1", "kind": "Connector", "metadata": {"name": "lab", "namespace": "home"},
+            "spec": {"endpoints": ["https://x"], "credentialsSecretRef": {"name": "lab"}, "template": "t", "storageRepository": "s"}});
+        let told = not_allowed(&serde_json::from_value(connector).expect("a Connector"), "guests");
+        assert_eq!(told.reason, Reason::NamespaceNotAllowed);
+        assert!(told.message.contains("'home/lab'") && told.message.contains("'guests'"), "{}", told.message);
+    }
 }

@@ -10,13 +10,14 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::{Resource, ResourceExt};
 use serde_json::json;
 
+use super::history;
 use super::observe::Scene;
 use super::pace::Pace;
 use crate::api::condition::{Draft, Truth, merge};
 use crate::api::layer::DiskFormat;
 use crate::api::layer_status::{
-    BaseKind, BaseTaken, CurrentVersion, DiskStatus, Finding, FrozenVersion, HistoryEntry, IntegrityStatus,
-    MAX_FINDINGS, MAX_HISTORY, MachineStatus, Operation, ToolsStatus,
+    BaseKind, BaseTaken, CurrentVersion, DiskStatus, Finding, FrozenVersion, IntegrityStatus, MAX_FINDINGS,
+    MachineStatus, Operation, ToolsStatus,
 };
 use crate::api::reason::{Fault, Reason};
 use crate::api::{ConditionType, FIELD_MANAGER, Phase, PlatformLayer, PlatformLayerStatus};
@@ -47,25 +48,17 @@ pub fn compose(o: &Outcome<'_>) -> PlatformLayerStatus {
         None => old.clone(),
     };
     new.observed_generation = o.layer.metadata.generation;
-    new.phase = Some(o.seen.map_or(old.phase.unwrap_or(Phase::Pending), |(_, plan)| plan.phase));
+    // A removal takes the walk's objects away, which is no way back: how far the version was stays to be read.
+    let kept = o.layer.metadata.deletion_timestamp.as_ref().and(old.phase);
+    let seen = o.seen.map_or(old.phase.unwrap_or(Phase::Pending), |(_, plan)| plan.phase);
+    new.phase = Some(kept.unwrap_or(seen));
     // A step that failed recorded nothing.
     let say = say(o, &old);
     let drafts = conditions(o, &old, &say);
-    let ready = drafts.first().map(|d| (d.reason, d.message.clone()));
+    let reason = drafts.first().map(|d| d.reason);
     new.conditions = merge(&old.conditions, drafts, o.layer.metadata.generation, &o.now);
-    if old.phase != new.phase
-        && let (Some(phase), Some((reason, message))) = (new.phase, ready)
-    {
-        let comment = o.layer.spec.comment.clone();
-        new.history.push(HistoryEntry {
-            at: o.now.clone(),
-            phase,
-            reason: reason.as_str().to_owned(),
-            message: Some(message),
-            comment,
-        });
-        let surplus = new.history.len().saturating_sub(MAX_HISTORY);
-        new.history.drain(..surplus);
+    if let Some(reason) = reason {
+        history::note(o.layer, old.phase, &mut new, reason, &o.now);
     }
     new
 }
@@ -84,18 +77,24 @@ fn say(o: &Outcome<'_>, old: &PlatformLayerStatus) -> Say {
         }
         // What is finalized stays so while nobody can look.
         if o.seen.is_none() && is_finalized(o, old) {
-            return Say::Finalized(format!("version '{}' is finalized", o.want.version));
+            return Say::Finalized(finalized(o, old));
         }
-        return if stuck {
-            Say::Stalled(t.reason, t.message.clone())
-        } else {
-            Say::Working(t.reason, t.message.clone())
+        // A call names no objects: what it was for does.
+        let message = match o.seen {
+            Some((_, Plan { say: Say::Working(_, what), .. })) => format!("{}. Held up: {what}", t.message),
+            Some(_) | None => t.message.clone(),
         };
+        return if stuck { Say::Stalled(t.reason, message) } else { Say::Working(t.reason, message) };
     }
     match o.seen {
         Some((_, plan)) => plan.say.clone(),
-        None => Say::Working(Reason::Observing, "the pool is being looked at".to_owned()),
+        None => Say::Working(Reason::ConnectorNotReady, "the pool was not looked at yet".to_owned()),
     }
+}
+
+fn finalized(o: &Outcome<'_>, old: &PlatformLayerStatus) -> String {
+    let frozen = old.versions.iter().find(|v| v.version == o.want.version);
+    plan::finalized(&o.want.version, frozen.map(|v| v.disk.as_str()))
 }
 
 fn is_finalized(o: &Outcome<'_>, old: &PlatformLayerStatus) -> bool {
@@ -110,10 +109,10 @@ fn conditions(o: &Outcome<'_>, old: &PlatformLayerStatus, say: &Say) -> Vec<Draf
         Say::Person(r, m) => vec![draft(T::Ready, Truth::False, *r, m), draft(T::ActionRequired, Truth::True, *r, m)],
         Say::Stalled(r, m) => vec![draft(T::Ready, Truth::False, *r, m), draft(T::Stalled, Truth::True, *r, m)],
         Say::Finalized(m) => vec![draft(T::Ready, Truth::True, Reason::Finalized, m)],
-        Say::Suspended { finalized } => {
+        Say::Suspended { finalized: done } => {
             let text = "spec.suspend is true: nothing is done to the pool; set it to false to go on";
-            let ready = if *finalized {
-                draft(T::Ready, Truth::True, Reason::Finalized, &format!("version '{}' is finalized", o.want.version))
+            let ready = if *done {
+                draft(T::Ready, Truth::True, Reason::Finalized, &finalized(o, old))
             } else {
                 draft(T::Ready, Truth::False, Reason::Suspended, text)
             };
@@ -307,7 +306,7 @@ fn disk(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, step: &Step) 
         format: format(w),
         storage_repository: Some(seen.storage.name.clone()),
         virtual_size: Some(w.virtual_size),
-        utilisation: if at_rest { Some(w.utilisation) } else { before.filter(|_| known).and_then(|d| d.utilisation) },
+        utilisation: at_rest.then_some(w.utilisation),
         // What it was made from is settled when it is recorded.
         base: before.filter(|_| known).and_then(|d| d.base.clone()).or_else(|| Some(base())),
         version: seen.subject.clone(),
@@ -390,7 +389,7 @@ fn integrity(want: &Want, m: &Machine) -> Option<IntegrityStatus> {
     // One that does not count found nothing that could be told.
     let Judgement { counts: Ok(()), findings } = gate::judge(want, m) else { return None };
     Some(IntegrityStatus {
-        source: Some("xenstore".to_owned()),
+        source: Some("GuestReport".to_owned()),
         boot_id: m.key(identity::BOOT).map(str::to_owned),
         findings: findings
             .into_iter()

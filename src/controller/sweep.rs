@@ -219,6 +219,7 @@ impl Swept {
         let more = if more > 0 { format!("; and {more} more") } else { String::new() };
         let retained = match self.retained {
             0 => String::new(),
+            1 => ". Apart from these, 1 disk of a deleted layer is kept by deletionPolicy Retain".to_owned(),
             n => format!(". Apart from these, {n} disks of deleted layers are kept by deletionPolicy Retain"),
         };
         format!(

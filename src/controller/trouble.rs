@@ -31,7 +31,7 @@ pub fn of_failure(failure: &Failure) -> Trouble {
     let code = failure.code.as_str();
     let (reason, meaning) = match code {
         "SR_FULL" | "SR_BACKEND_FAILURE_44" => {
-            (Reason::StorageFull, "the storage repository has no room: free some; nothing is lost")
+            (Reason::StorageFull, "the storage repository has no room: free some, nothing is lost")
         }
         "SR_HAS_NO_PBDS" | "SR_NOT_ATTACHED" | "SR_BACKEND_FAILURE_46" | "SR_BACKEND_FAILURE_47" => {
             (Reason::WaitingForStorage, "the storage repository does not answer: check its connection to the hosts")
@@ -47,21 +47,61 @@ pub fn of_failure(failure: &Failure) -> Trouble {
         "OPERATION_BLOCKED" => {
             (Reason::OperationBlocked, "somebody has blocked this operation on the object: take the block off")
         }
-        "NO_HOSTS_AVAILABLE" | "HOST_NOT_ENOUGH_FREE_MEMORY" | "HOST_DISABLED" => {
-            (Reason::WaitingForCapacity, "no host can start the machine: free memory, or enable a host")
-        }
+        "NO_HOSTS_AVAILABLE" | "HOST_NOT_ENOUGH_FREE_MEMORY" | "HOST_DISABLED" => (
+            Reason::WaitingForCapacity,
+            "no host can start the machine: free memory on one, enable one, or lower spec.machine.memory",
+        ),
         "HA_OPERATION_WOULD_BREAK_FAILOVER_PLAN" => {
             (Reason::WaitingForCapacity, "the pool's high availability plan leaves no room for the machine")
         }
         "LICENCE_RESTRICTION" | "FEATURE_RESTRICTED" | "SR_OPERATION_NOT_SUPPORTED" | "UNIMPLEMENTED_IN_SM_BACKEND" => {
             (Reason::FeatureMissing, "the pool cannot do this: version, licence or storage driver")
         }
-        "VDI_IN_USE" | "OTHER_OPERATION_IN_PROGRESS" => (Reason::WaitingForDisk, "the object is busy; this passes"),
-        _ if code.starts_with("SR_BACKEND_FAILURE_") => (Reason::StorageError, "the storage failed; it is tried again"),
+        "VDI_IN_USE" | "OTHER_OPERATION_IN_PROGRESS" => {
+            (Reason::WaitingForDisk, "a disk or machine is in use by another operation: asked again by itself")
+        }
+        _ if code.starts_with("SR_BACKEND_FAILURE_") => (
+            Reason::StorageError,
+            "the storage failed, and is asked again with growing pauses; if this stays, check the storage repository, and SMlog on the coordinator",
+        ),
         _ => match fault_of(failure) {
-            Fault::Wait => (Reason::WaitingForPool, "the pool is busy"),
-            Fault::Retry | Fault::Stalled => (Reason::PoolError, "the pool refused a call; it is tried again"),
+            Fault::Wait => {
+                (Reason::WaitingForPool, "the pool is busy, starting or being upgraded: asked again by itself")
+            }
+            Fault::Retry | Fault::Stalled => (
+                Reason::PoolError,
+                "the pool refused a call, and is asked again with growing pauses; if this stays, see xensource.log on the coordinator",
+            ),
         },
     };
     Trouble::new(reason, format!("{meaning} ({code})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_of_xapi_are_told_in_our_words() {
+        use Reason as R;
+        for (code, reason) in [
+            ("SR_FULL", R::StorageFull),
+            ("SR_BACKEND_FAILURE_44", R::StorageFull),
+            ("SR_BACKEND_FAILURE_47", R::WaitingForStorage),
+            ("SR_BACKEND_FAILURE_109", R::OSDiskChainTooDeep),
+            ("SR_BACKEND_FAILURE_81", R::StorageError),
+            ("RBAC_PERMISSION_DENIED", R::PermissionDenied),
+            ("OPERATION_BLOCKED", R::OperationBlocked),
+            ("NO_HOSTS_AVAILABLE", R::WaitingForCapacity),
+            ("LICENCE_RESTRICTION", R::FeatureMissing),
+            ("VDI_IN_USE", R::WaitingForDisk),
+            ("HOST_STILL_BOOTING", R::WaitingForPool),
+            ("INTERNAL_ERROR", R::PoolError),
+        ] {
+            let told = of_failure(&Failure::new(code, ["upstream text"]));
+            assert_eq!(told.reason, reason, "{code}");
+            assert!(told.message.contains(code) && !told.message.contains("upstream"), "{}", told.message);
+        }
+        assert_eq!(of(&Error::NotLeading).reason, R::APIServerError);
+    }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use kube::api::{Patch, PatchParams};
+use kube::runtime::wait::await_condition;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
@@ -21,7 +22,7 @@ use self::chronicle::Chronicle;
 use self::cluster::Cluster;
 use crate::api::condition::{ConditionType, find};
 use crate::api::reason::Reason;
-use crate::api::{APPROVAL_MANAGER, PlatformLayer};
+use crate::api::{APPROVAL_MANAGER, Connector, PlatformLayer};
 use crate::controller::lease::Deadline;
 use crate::controller::metrics::Metrics;
 use crate::controller::pace::Pace;
@@ -80,6 +81,8 @@ async fn walk(args: &Args, cluster: &Cluster, stop: CancellationToken) -> anyhow
     let controller = controller::run(cluster.controller.clone(), settings(), stop.child_token());
     let controller = tokio::spawn(controller);
     manifests::apply(&cluster.person, NAMESPACE, &connector(&sim)).await.context("the Connector")?;
+    let found = tokio::time::timeout(BOUND, usable(&cluster.person)).await.context("the Connector is not ready")??;
+    println!("Connector lab is ready: {found}");
     for layer in LAYERS {
         manifests::apply(&cluster.person, NAMESPACE, layer).await.context("an example layer")?;
     }
@@ -124,11 +127,18 @@ fn connector(sim: &Sim) -> String {
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "lab"}, "type": "kubernetes.io/basic-auth",
         "stringData": {"username": "root", "password": "secret"}});
     let connector = json!({"apiVersion": "lamina.dev/v1alpha1", "kind": "Connector", "metadata": {"name": "lab"}, "spec": {
-        "endpoints": sim.urls().first(), "credentialsSecretRef": {"name": "lab"}, "tls": {"fingerprintsSHA256": fingerprints},
+        "endpoints": sim.urls().first().into_iter().collect::<Vec<_>>(), "credentialsSecretRef": {"name": "lab"}, "tls": {"fingerprintsSHA256": fingerprints},
         "template": "packaging", "storageRepository": "Shared storage"}});
-    let mut connector = connector;
-    connector["spec"]["endpoints"] = json!(sim.urls().first().into_iter().collect::<Vec<_>>());
     format!("{secret}\n---\n{connector}\n")
+}
+
+/// Waits as a user would, `kubectl wait connector/lab --for condition=Ready`; returns what Ready says.
+async fn usable(client: &Client) -> anyhow::Result<String> {
+    let ready = |c: &Connector| find(&c.status.as_ref()?.conditions, ConditionType::Ready).cloned();
+    let api = Api::<Connector>::namespaced(client.clone(), NAMESPACE);
+    let is_ready = |c: Option<&Connector>| c.and_then(ready).is_some_and(|ready| ready.status == "True");
+    let found = await_condition(api, "lab", is_ready).await.context("the watch of the Connector")?;
+    Ok(found.as_ref().and_then(ready).map(|ready| ready.message).unwrap_or_default())
 }
 
 /// Prints every transition until all layers are finalized, and approves as a person would.

@@ -51,7 +51,7 @@ fn versions_left(_: &Want, seen: &Observed) -> Result<(), Trouble> {
 
 fn slot_is_ours(seen: &Observed) -> Result<(), Trouble> {
     seen.slot.clone().map_err(|holders| {
-        Trouble::new(Reason::WaitingForSlot, format!("all machine slots of the Connector are taken by {holders}; finalize one of them, or raise limits.machines"))
+        Trouble::new(Reason::WaitingForSlot, format!("all machine slots of the Connector (spec.limits.machines) are taken by {holders}: this layer goes on when one of them is finalized, discarded or deleted, or when limits.machines is raised"))
     })
 }
 
@@ -272,8 +272,10 @@ pub fn approval(want: &Want, version: &str, judgement: &Judgement) -> Result<(),
     Err(Trouble::new(
         Reason::ApproveFinalize,
         format!(
-            "version '{version}' is ready to be frozen{unchecked}{stale}: approve it with: {}",
-            want.approve_command(version)
+            "machine '{}' is off and version '{version}' can be frozen{unchecked}{stale}; to freeze it: {}; to go on installing instead: {}",
+            want.machine_name(),
+            want.approve_command(version),
+            want.restart_command()
         ),
     ))
 }
@@ -286,7 +288,8 @@ fn report_satisfies(want: &Want, judgement: &Judgement) -> Result<(), Trouble> {
         return Err(Trouble::new(
             Reason::FixIntegrity,
             format!(
-                "nothing proves that Windows is at rest, {why}: start the machine ({}), run Shutdown For Finalize in it again",
+                "machine '{}' is off, but nothing proves that its Windows is at rest: {why}. Start it again ({}) and run Shutdown For Finalize in it",
+                want.machine_name(),
                 want.restart_command()
             ),
         ));
@@ -303,7 +306,8 @@ fn report_satisfies(want: &Want, judgement: &Judgement) -> Result<(), Trouble> {
     Err(Trouble::new(
         Reason::FixIntegrity,
         format!(
-            "{}. Start the machine ({}), mend this, run Shutdown For Finalize again",
+            "machine '{}' is off, but its last check found: {}. Start it again ({}), mend this in its console, and run Shutdown For Finalize",
+            want.machine_name(),
             blocking.join("; "),
             want.restart_command()
         ),
@@ -313,30 +317,57 @@ fn report_satisfies(want: &Want, judgement: &Judgement) -> Result<(), Trouble> {
 /// Before the freeze, and again on the live pool before the frozen disk is claimed.
 pub fn freeze(seen: &Observed, machine: &Machine) -> Result<(), Trouble> {
     if machine.power != Power::Halted || machine.busy {
-        return Err(Trouble::new(Reason::WaitingForMachine, format!("machine '{}' is not at rest", machine.name)));
+        return Err(Trouble::new(
+            Reason::WaitingForMachine,
+            format!("machine '{}' is not at rest yet: its disk is frozen when it is", machine.name),
+        ));
     }
     if machine.key(BOOT).and_then(|b| b.split_once('@')).is_some_and(|(_, started)| started != machine.start_time) {
         return Err(Trouble::new(
             Reason::FixIntegrity,
-            format!("machine '{}' was started once more: run Shutdown For Finalize in it again", machine.name),
+            format!(
+                "machine '{}' was started once more after its last check: start it with a new spec.machine.restartToken and run Shutdown For Finalize in it",
+                machine.name
+            ),
         ));
     }
     let Some(work) = seen.work.found() else {
-        return Err(Trouble::new(Reason::WaitingForStorage, "the packaging disk cannot be looked at"));
+        return Err(Trouble::new(
+            Reason::WaitingForStorage,
+            format!(
+                "packaging disk of version '{}' cannot be looked at in storage repository '{}': it is frozen when it can",
+                seen.subject, seen.storage.name
+            ),
+        ));
     };
     if work.paused {
-        return Err(Trouble::new(Reason::WaitingForStorage, "the packaging disk is paused by its storage"));
+        return Err(Trouble::new(
+            Reason::WaitingForStorage,
+            format!(
+                "packaging disk '{}' ({}) is paused by its storage repository: it is frozen when that is over",
+                work.name, work.uuid
+            ),
+        ));
     }
     for a in &work.attachments {
         match &a.holder {
             Holder::Machine if !a.attached => {}
             Holder::Machine => {
-                return Err(Trouble::new(Reason::WaitingForMachine, "the packaging disk is still attached"));
+                return Err(Trouble::new(
+                    Reason::WaitingForMachine,
+                    format!(
+                        "packaging disk '{}' ({}) is still attached to its machine: it is frozen when that is over",
+                        work.name, work.uuid
+                    ),
+                ));
             }
             Holder::ControlDomain { .. } => {
                 return Err(Trouble::new(
                     Reason::HeldByDom0,
-                    format!("disk {} is held by a control domain: an export or a copy is at work on it", work.uuid),
+                    format!(
+                        "packaging disk {} is held by a control domain, as an export or a copy does: it is frozen when that is over",
+                        work.uuid
+                    ),
                 ));
             }
             Holder::Other { name, .. } => {

@@ -203,3 +203,48 @@ fn clean(s: &str, most: usize) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The vendor's words, in the order of the bits; what nobody described blocks all the same.
+    #[test]
+    fn each_bit_is_a_finding_with_a_cure_and_a_cut_is_told() {
+        let all = bits_of((1 << 14) - 1);
+        let reasons: Vec<_> = all.iter().map(|f| f.reason.as_str()).collect();
+        let known = [
+            "BypassEnabled",
+            "RebootPending",
+            "InstallerBusy",
+            "NGenRunning",
+            "RunOncePending",
+            "WindowsUpgradeUnfinished",
+            "NGenNeeded",
+            "SCCMClientIdentity",
+            "FSLogixAltitude",
+            "WEMKeyFile",
+            "TokensLeft",
+            "KMSDirectoryMissing",
+            "KMSPolicyMissing",
+            "Bit8192",
+        ];
+        assert_eq!(reasons, known);
+        assert!(all.iter().all(|f| !f.remedy.is_empty()));
+        let report = Report {
+            nonce: String::new(),
+            boot: String::new(),
+            domid: String::new(),
+            block_finalize: Some(0),
+            findings: Vec::new(),
+            more_findings: 3,
+            rearms_before: None,
+            rearms_left: None,
+            rearmed: false,
+            sealed: true,
+        };
+        let [more] = report.judge().try_into().expect("one finding");
+        assert_eq!((more.reason.as_str(), more.detail.as_str()), ("MoreFindings", "3 more"));
+        assert_eq!(all.iter().filter(|f| f.always).map(|f| f.reason.as_str()).collect::<Vec<_>>(), ["BypassEnabled"]);
+    }
+}

@@ -69,6 +69,11 @@ impl Want {
         }
     }
 
+    /// Name of the packaging machine: what a person looks for.
+    pub fn machine_name(&self) -> String {
+        format!("{} {} packaging", self.layer_name, self.version)
+    }
+
     /// The command that approves a version, as a person would type it.
     pub fn approve_command(&self, version: &str) -> String {
         format!(

@@ -41,11 +41,24 @@ pub const PACE: Pace = Pace {
 };
 
 /// A running controller; it dies with this, at whatever it is doing.
-pub struct Running(tokio::task::JoinHandle<()>);
+pub struct Running {
+    task: tokio::task::JoinHandle<()>,
+    metrics: Metrics,
+}
+
+impl Running {
+    /// The present value of a series, named as Prometheus does; 0 for one that is not there.
+    pub fn metric(&self, series: &str) -> u64 {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.metrics.registry()).expect("metrics");
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0, |n| n.parse().expect("a number"))
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -97,18 +110,27 @@ impl Rig {
 
     /// Runs the controller with exactly the rights that `deploy/` gives it.
     pub async fn run(&self) -> Running {
+        self.run_with(self.settings()).await
+    }
+
+    pub async fn run_with(&self, settings: Settings) -> Running {
         let client = super::client(Who::ServiceAccount { namespace: "lamina-system", name: "lamina" }).await;
-        let settings = Settings {
+        let metrics = settings.metrics.clone();
+        let task = tokio::spawn(async move {
+            controller::run(client, settings, CancellationToken::new()).await.expect("the controller runs")
+        });
+        Running { task, metrics }
+    }
+
+    pub fn settings(&self) -> Settings {
+        Settings {
             pace: PACE,
             identity: format!("test-{}", uuid::Uuid::new_v4()),
             namespace: Some(self.namespace.clone()),
             deadline: Deadline::none(),
             metrics: Metrics::default(),
             health: Health::default(),
-        };
-        Running(tokio::spawn(async move {
-            controller::run(client, settings, CancellationToken::new()).await.expect("the controller runs")
-        }))
+        }
     }
 
     pub fn layers(&self) -> Api<PlatformLayer> {
@@ -169,6 +191,15 @@ impl Rig {
 
     pub async fn until_phase(&self, name: &str, phase: Phase) -> PlatformLayer {
         self.until(name, phase.as_str(), |l| l.status.as_ref().is_some_and(|s| s.phase == Some(phase))).await
+    }
+
+    /// Waits until the Connector leads to its pool.
+    pub async fn connector_ready(&self) {
+        super::until(self.connectors(), "lab", "ready", |c: Option<&Connector>| {
+            let ready = c.and_then(|c| condition::find(&c.status.as_ref()?.conditions, ConditionType::Ready));
+            ready.is_some_and(|ready| ready.status == "True")
+        })
+        .await;
     }
 
     /// Waits until Ready says this.

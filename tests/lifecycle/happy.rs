@@ -16,12 +16,18 @@ async fn a_packaging_layer_walks_all_phases_and_keeps_what_was_done() {
     rig.layer("walk", json!({"comment": "first", "packagingDisk": {"fileName": "walk.vhd", "size": "120Gi"}})).await;
     rig.until_phase("walk", Phase::MachineRunning).await;
     let found = rig.until_reason("walk", "FixIntegrity").await;
-    assert_eq!(status(&found).integrity.expect("a verdict").findings[0].reason, "RebootPending");
+    let verdict = status(&found).integrity.expect("a verdict");
+    assert_eq!(
+        (verdict.source.as_deref(), verdict.findings[0].reason.as_str()),
+        (Some("GuestReport"), "RebootPending")
+    );
+    assert_eq!(status(&found).disk.expect("a disk").utilisation, None, "it moves while the machine writes");
     rig.sim.pool.clock.unhold("guest/reported");
     let halted = rig.until_reason("walk", "ApproveFinalize").await;
     let (work, vm, uid) = (disk(&halted), machine(&halted), uid(&halted));
     assert_eq!(says(&halted, ConditionType::IntegrityVerified), "True/Verified");
     let w = rig.hands.disk(&work).await.expect("W");
+    assert_eq!(status(&halted).disk.expect("a disk").utilisation, w.row["physical_utilisation"].as_i64());
     assert_eq!((w.text("name_label"), w.row["virtual_size"].as_i64()), ("walk.vhd", Some(120 << 30)));
     let base = w.key("base").expect("W names S").to_owned();
     let bytes = rig.sim.pool.digest(&work).expect("W's bytes");
@@ -67,6 +73,19 @@ async fn a_packaging_layer_walks_all_phases_and_keeps_what_was_done() {
     let phases: Vec<_> = s.history.iter().map(|h| h.phase).collect();
     let walk = [Phase::Pending, Phase::DiskCreated, Phase::MachineRunning, Phase::AwaitingFinalize, Phase::Finalized];
     assert_eq!(phases, walk);
+    let texts: Vec<_> = s.history.iter().map(|h| h.message.clone().unwrap_or_default()).collect();
+    let means = [
+        "version '1' was begun; it has no packaging disk yet".to_owned(),
+        format!(
+            "packaging disk 'walk.vhd' ({work}) of version '1' was made in storage repository 'Shared storage'; nothing is installed on it yet"
+        ),
+        format!("machine 'walk 1 packaging' ({vm}) was started: software can be installed in version '1'"),
+        format!("machine 'walk 1 packaging' ({vm}) was switched off: version '1' can be checked, approved and frozen"),
+        format!("version '1' is frozen as disk {}; its machine and packaging disk are removed", version.disk),
+    ];
+    assert_eq!(texts, means);
+    let comments: Vec<_> = s.history.iter().filter_map(|h| h.comment.as_deref()).collect();
+    assert_eq!(comments, ["first"], "once, with the version it came with");
     let events = rig.events("walk").await;
     for phase in &walk[1..] {
         assert!(events.iter().any(|e| e.starts_with(phase.as_str())), "{phase:?} has no event: {events:#?}");

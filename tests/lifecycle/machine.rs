@@ -1,7 +1,7 @@
 //! The packaging machine: started once, restarted when asked, counted.
 
 use kube::api::{Patch, PatchParams};
-use lamina::api::{ConditionType, Phase};
+use lamina::api::{ConditionType, Phase, PlatformLayer};
 use lamina::demo::person::{Deed, person};
 use lamina::sim::restart;
 use serde_json::json;
@@ -231,6 +231,8 @@ async fn tools_that_do_not_show_get_their_own_reason() {
     rig.guest("bare", person(vec![vec![Deed::Stay]]));
     let _controller = rig.run().await;
     rig.layer("bare", json!({})).await;
+    let awaited = |l: &PlatformLayer| says(l, ConditionType::GuestToolsReady) == "False/ToolsAwaited";
+    rig.until("bare", "awaited", awaited).await;
     let told = rig.until("bare", "overdue", |l| says(l, ConditionType::GuestToolsReady) == "False/ToolsNotSeen").await;
     assert!(ready(&told).is_some_and(|(r, m)| r == "InstallSoftware" && m.contains("firmware")), "{told:?}");
 }

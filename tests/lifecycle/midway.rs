@@ -105,7 +105,7 @@ async fn a_deletion_during_a_call_leaves_nothing() {
         rig.delete("cut").await;
         let going = rig.until("cut", "being deleted", |l| {
             l.metadata.deletion_timestamp.is_some()
-                && ready(l).is_some_and(|(_, m)| m.contains("removing") || m.contains("earlier attempt"))
+                && ready(l).is_some_and(|(_, m)| m.contains("are removed") || m.contains("earlier attempt"))
         });
         let uid = uid(&going.await);
         rig.sim.pool.clock.unhold(stage);

@@ -185,11 +185,6 @@ fn guards(vm: &Vm) -> Vec<Setting> {
     wrong
 }
 
-/// Name of the packaging machine: what a person looks for.
-pub fn machine_name(want: &Want) -> String {
-    format!("{} {} packaging", want.layer_name, want.version)
-}
-
 /// What the guest is told before its first start: these keys and no other.
 pub fn xenstore(want: &Want, nonce: &str) -> Keys {
     let keys = [
@@ -218,7 +213,7 @@ fn drift(
     };
     let spec = &layer.spec.machine;
     want_that(!vm.is_a_template, Setting::NotTemplate);
-    want_that(vm.name_label == machine_name(want), Setting::Name(machine_name(want)));
+    want_that(vm.name_label == want.machine_name(), Setting::Name(want.machine_name()));
     want_that(vm.name_description == plan::description(want), Setting::Description(plan::description(want)));
     let ours = [TAG, "packaging machine", want.layer_name.as_str()];
     let tags: Vec<String> = vm

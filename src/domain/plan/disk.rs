@@ -67,7 +67,10 @@ fn clone_from(want: &Want, seen: &Observed, source: &Disk) -> Verdict {
         return Verdict::wait(
             Next::Capacity,
             Reason::WaitingForStorage,
-            format!("disk {} is paused by its storage", source.uuid),
+            format!(
+                "disk {} is paused by its storage repository: the packaging disk is made of it when that is over",
+                source.uuid
+            ),
         );
     }
     advance(seen, Making::CloneDisk, "making the packaging disk")

@@ -56,7 +56,10 @@ pub(super) fn with_machine(want: &Want, seen: &Observed, w: &Disk, m: &Machine) 
         Power::Unknown => Verdict::wait(
             Next::Capacity,
             Reason::WaitingForMachine,
-            format!("machine '{}' is in a power state that Lamina does not know", m.name),
+            format!(
+                "machine '{}' is in a power state that Lamina does not know: nothing is done until it is running or off",
+                m.name
+            ),
         ),
     }
 }
@@ -100,7 +103,7 @@ fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
         return Verdict::rest(Say::Person(
             Reason::StartMachine,
             format!(
-                "machine '{}' is ready, and machine.powerOn is false: start it (xe vm-start uuid={})",
+                "machine '{}' is ready and spec.machine.powerOn is false: start it (xe vm-start uuid={}), or set powerOn to true, to install software",
                 m.name, m.uuid
             ),
         ));
@@ -141,7 +144,10 @@ fn start(seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
         return Verdict::wait(
             Next::Capacity,
             Reason::WaitingForCapacity,
-            format!("no host can start machine '{}': {why}", m.name),
+            format!(
+                "no host can start machine '{}' now ({why}): free memory on one that sees its disk, ISO and networks, or lower spec.machine.memory; tried again every minute",
+                m.name
+            ),
         );
     }
     advance(seen, Making::StartMachine, "starting the packaging machine")
@@ -149,9 +155,9 @@ fn start(seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
 
 /// Where the machine is, for a person.
 fn place(m: &Machine) -> String {
-    let host = m.host.as_ref().map(|h| format!(" on host '{h}'")).unwrap_or_default();
+    let host = m.host.as_ref().map(|h| format!(", on host '{h}'")).unwrap_or_default();
     let address = m.address.as_ref().map(|a| format!(", address {a}")).unwrap_or_default();
-    format!("machine '{}'{host}{address}", m.name)
+    format!("machine '{}' ({}{host}{address})", m.name, m.uuid)
 }
 
 /// What is done to a running machine is done beside a person's turn: what to tell does not wait for it.
@@ -180,31 +186,38 @@ fn instruction(want: &Want, m: &Machine) -> Say {
         return if findings.is_empty() {
             Say::Person(
                 Reason::ShutDownGuest,
-                format!("the check in {} found nothing that blocks; let Shutdown For Finalize switch it off", place(m)),
+                format!(
+                    "the check in {} found nothing that blocks: have Shutdown For Finalize switch it off, or shut Windows down; then version '{}' can be approved",
+                    place(m),
+                    want.version
+                ),
             )
         } else {
             Say::Person(
                 Reason::FixIntegrity,
                 format!(
-                    "the last check in {} found: {}. Mend this, then run Shutdown For Finalize again",
+                    "the last check in {} found: {}. Mend this in its console, then run Shutdown For Finalize again",
                     place(m),
                     findings.join("; ")
                 ),
             )
         };
     }
+    // In the order in which it is to be done.
     let tools = if m.tools.ready {
-        ""
+        "install"
     } else if m.tools.overdue {
-        " Guest tools have not been seen for 10 minutes: the machine may not boot (firmware), the OS layer may lack the tools, or their drivers do not fit."
+        "see why its guest tools were not seen for 10 minutes (firmware other than the OS disk was installed with, no tools in the OS layer, a driver \
+         that fails) and install them from its DVD drive; then install"
     } else {
-        " Install the guest tools from its DVD drive first."
+        "install the guest tools from its DVD drive, if they do not come up by themselves; then install"
     };
-    let kms = if want.kms_rearm { " As the very last thing rearm Windows (slmgr /rearm)." } else { "" };
+    let kms = if want.kms_rearm { ", rearms it (spec.kms)" } else { "" };
     Say::Person(
         Reason::InstallSoftware,
         format!(
-            "open the console of {}, install the platform software, then run Shutdown For Finalize.{tools}{kms}",
+            "{} runs: open its console, {tools} the platform software; at last run Shutdown For Finalize in it, which checks Windows{kms} and \
+             switches the machine off",
             place(m)
         ),
     )

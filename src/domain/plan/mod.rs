@@ -14,10 +14,13 @@
 mod disk;
 mod machine;
 mod step;
+mod words;
 
 pub use self::disk::description;
 pub(super) use self::step::Verdict;
 pub use self::step::{Next, Plan, Say, Step};
+pub use self::words::finalized;
+pub(super) use self::words::told;
 
 use super::identity::{BOOT, START_BEFORE};
 use super::making;
@@ -36,7 +39,7 @@ pub fn decide(want: &Want, seen: &Observed) -> Plan {
         Phase::Finalized if seen.finalized(&want.version).is_none() => Phase::Pending,
         phase => phase,
     };
-    Plan { phase, step, say, next }
+    Plan { phase, step, say: told(want, seen, say), next }
 }
 
 /// Derived from what is there. Within a version it never goes back, but between running and halted.
@@ -162,10 +165,14 @@ fn tidy(want: &Want, seen: &Observed) -> Verdict {
     let verdict = tidying(want, seen);
     match &verdict.say {
         Say::Working(..) if seen.finalized(&want.version).is_some() && !removing(seen) => {
-            Verdict { say: Say::Finalized(format!("version '{}' is finalized", want.version)), ..verdict }
+            Verdict { say: said_finalized(want, seen), ..verdict }
         }
         _any_other => verdict,
     }
+}
+
+fn said_finalized(want: &Want, seen: &Observed) -> Say {
+    Say::Finalized(finalized(&want.version, seen.finalized(&want.version).map(|v| v.disk.as_str())))
 }
 
 fn tidying(want: &Want, seen: &Observed) -> Verdict {
@@ -227,14 +234,17 @@ fn tidying(want: &Want, seen: &Observed) -> Verdict {
         Sight::Found(_) | Sight::Absent => {}
     }
     if seen.subject == want.version {
-        return Verdict::rest(Say::Finalized(format!("version '{}' is finalized", want.version)));
+        return Verdict::rest(said_finalized(want, seen));
     }
     Verdict::wait(Next::Now, Reason::RemovingMachine, WHAT)
 }
 
 /// Not to be told from loss or absence yet: a scan of the storage repository decides, where one can be had.
 pub(super) fn cannot_tell(seen: &Observed, what: &str) -> Verdict {
-    let message = format!("cannot tell about {what} yet: looking at storage repository '{}' again", seen.storage.name);
+    let message = format!(
+        "{what} cannot be told from a lost one yet: nothing is made until storage repository '{}' was scanned. If this stays, check its connection to the hosts",
+        seen.storage.name
+    );
     if seen.storage.scanned || seen.storage.scanning {
         Verdict::wait(Next::Capacity, Reason::WaitingForStorage, message)
     } else {
@@ -260,12 +270,12 @@ pub(in crate::domain) fn held(disk: &Disk) -> Option<Verdict> {
         Holder::ControlDomain { leaked: true } => Some(Verdict::act(
             Step::FreeFromDom0 { vbd: a.vbd.clone() },
             Reason::HeldByDom0,
-            format!("disk {} was left attached to a control domain and is taken off it", disk.uuid),
+            format!("disk {} was left attached to a control domain by an export or copy that died, and is taken off it", disk.uuid),
         )),
         Holder::ControlDomain { leaked: false } => Some(Verdict::wait(
             Next::Capacity,
             Reason::HeldByDom0,
-            format!("disk {} is held by a control domain: an export or copy is at work on it, or was; it is freed after 10 minutes", disk.uuid),
+            format!("disk {} is held by a control domain: an export or copy is at work on it, or died there. Lamina waits; what is left over is freed after 10 minutes", disk.uuid),
         )),
         Holder::Machine | Holder::Other { .. } => None,
     })
@@ -338,3 +348,6 @@ fn work_in_hand(want: &Want, seen: &Observed) -> Verdict {
         Sight::Found(w) => disk::with_disk(want, seen, w),
     }
 }
+
+#[cfg(test)]
+mod tests;

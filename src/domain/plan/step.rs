@@ -261,12 +261,14 @@ impl Verdict {
             Move::Wait(Waiting::Turn) => Self::wait(
                 Next::Capacity,
                 Reason::WaitingForMark,
-                format!("{what}: another layer is being made from the same disk"),
+                format!("{what}: another layer is being made from the same disk, and this one goes on after it"),
             ),
             Move::Wait(Waiting::Mark) => Self::wait(
                 Next::Capacity,
                 Reason::WaitingForMark,
-                format!("{what}: the disk is marked by somebody else at the moment"),
+                format!(
+                    "{what}: the disk bears another operation's mark, and this layer goes on when that is off; told anew after 10 minutes"
+                ),
             ),
             Move::Stop(trouble) => Self::trouble(trouble),
         }

@@ -1,0 +1,242 @@
+//! Decisions that a whole life meets seldom, or too shortly to be read: each told with its reason, its objects and what to do.
+
+use serde_json::json;
+
+use super::*;
+use crate::api::PlatformLayer;
+use crate::api::reason::Reason as R;
+use crate::domain::gate;
+use crate::domain::identity::{Keys, Mark, Opid};
+use crate::domain::observed::*;
+use crate::domain::want::Want;
+
+fn want(more: serde_json::Value) -> Want {
+    let mut layer = json!({
+        "apiVersion": "lamina.dev/v1alpha1", "kind": "PlatformLayer", "metadata": {"name": "pvs", "namespace": "lab"},
+        "spec": {"version": "1", "purpose": "Packaging", "connectorRef": {"name": "lab"},
+            "osLayer": {"name": "Windows 11", "version": "24H2", "disk": {"name": "win11"}}},
+    });
+    for (key, value) in more.as_object().into_iter().flatten() {
+        layer["spec"][key] = value.clone();
+    }
+    Want::of(&serde_json::from_value::<PlatformLayer>(layer).expect("a layer"))
+}
+
+fn os_disk() -> OsDisk {
+    OsDisk {
+        uuid: "os".into(),
+        name: "win11".into(),
+        managed: true,
+        missing: false,
+        snapshot: false,
+        sharable: false,
+        persist: true,
+        kind: "user".into(),
+        depth: 1,
+        virtual_size: 1,
+        format: "vhd".into(),
+        paused: false,
+        writers: Vec::new(),
+    }
+}
+
+fn disk(uuid: &str) -> Disk {
+    Disk { uuid: uuid.into(), name: "pvs".into(), keyed: true, tagged: true, ..Disk::default() }
+}
+
+/// Set up, never started.
+fn machine() -> Machine {
+    Machine {
+        uuid: "m".into(),
+        name: "pvs 1 packaging".into(),
+        keys: Keys::new(),
+        keyed: true,
+        template: false,
+        power: Power::Halted,
+        domid: -1,
+        start_time: "never".into(),
+        host: None,
+        address: None,
+        drift: Vec::new(),
+        guard_drift: Vec::new(),
+        disk: Some("vbd".into()),
+        disk_attached: false,
+        dvd: Dvd::ToolsIn { vbd: "dvd".into() },
+        tools: Tools::default(),
+        report: None,
+        guest_boot: None,
+        start_blocked: false,
+        destroy_blocked: false,
+        busy: false,
+        cannot_boot: None,
+    }
+}
+
+/// A layer that has just entered the pool.
+fn entered() -> Observed {
+    Observed {
+        subject: "1".into(),
+        cluster: "c".into(),
+        pool: "p".into(),
+        agent_start: "0".into(),
+        records: Records { pool: Some("p".into()), ..Records::default() },
+        storage: Storage { uuid: "sr".into(), name: "fast".into(), free: 9, scanned: true, ..Storage::default() },
+        os_disk: Ok(os_disk()),
+        machine_source: Ok(()),
+        base: Sight::Absent,
+        parent: None,
+        work: Sight::Absent,
+        machine: Sight::Absent,
+        frozen: Sight::Absent,
+        flights: Vec::new(),
+        leftover: None,
+        stray_marks: Vec::new(),
+        unclaimed: Vec::new(),
+        idle_bases: Vec::new(),
+        slot: Ok(()),
+        name_taken_by: None,
+        finalizer: true,
+    }
+}
+
+/// Disk and machine are made and recorded.
+fn made(m: Machine) -> Observed {
+    let mut seen = entered();
+    seen.base = Sight::Found(disk("s"));
+    seen.work = Sight::Found(disk("w"));
+    seen.records.disk = Some(DiskRecord { uuid: "w".into(), version: "1".into(), worked: false });
+    seen.records.machine =
+        Some(MachineRecord { uuid: m.uuid.clone(), restart_token: None, agent_start: Some("0".into()) });
+    seen.machine = Sight::Found(m);
+    seen
+}
+
+fn intent(step: Making) -> Intent {
+    Intent { step, opid: Opid("op".into()), source: "s".into(), agent_start: "0".into() }
+}
+
+/// Reason and message.
+fn told(want: &Want, seen: &Observed) -> (R, String) {
+    match decide(want, seen).say {
+        Say::Working(r, m) | Say::Person(r, m) | Say::Stalled(r, m) => (r, m),
+        other @ (Say::Finalized(_) | Say::Suspended { .. } | Say::Deleting { .. }) => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_keeps_a_step_from_being_taken_is_told_with_its_objects() {
+    let w = want(json!({}));
+    let cases: [(R, Observed, &[&str]); 7] = [
+        (
+            R::WaitingForCapacity,
+            made(Machine { cannot_boot: Some("h1: HOST_NOT_ENOUGH_FREE_MEMORY".into()), ..machine() }),
+            &["pvs 1 packaging", "h1", "spec.machine.memory"],
+        ),
+        (R::WaitingForMachine, made(Machine { power: Power::Unknown, ..machine() }), &["pvs 1 packaging"]),
+        (R::WaitingForStorage, Observed { work: Sight::CannotLook, ..made(machine()) }, &["packaging disk", "'fast'"]),
+        (
+            R::SettingUpMachine,
+            made(Machine { power: Power::Running, guard_drift: vec![Setting::NoHa], ..machine() }),
+            &["pvs 1 packaging", "restart"],
+        ),
+        (R::TaggingAgain, made(Machine { keyed: false, ..machine() }), &["written again"]),
+        (
+            R::ClearingUp,
+            Observed {
+                stray_marks: vec![("s".into(), Mark { cluster: "c".into(), owner: "l".into(), op: "op".into() })],
+                ..entered()
+            },
+            &["not wanted any more"],
+        ),
+        (R::VersionChanged, Observed { subject: "0".into(), ..made(machine()) }, &["'0'", "'1'", "spec.discard"]),
+    ];
+    for (reason, seen, words) in cases {
+        let (told, message) = told(&w, &seen);
+        assert_eq!(told, reason, "{message}");
+        for word in words {
+            assert!(message.contains(word), "{word:?} is not in {message:?}");
+        }
+    }
+}
+
+#[test]
+fn an_os_disk_that_cannot_be_frozen_is_told_with_the_cure() {
+    for (reason, os, cure) in [
+        (R::OSDiskUnsuitable, OsDisk { sharable: true, ..os_disk() }, "ordinary disk"),
+        (R::OSDiskUnsuitable, OsDisk { persist: false, ..os_disk() }, "on-boot=persist"),
+        (R::OSDiskChainTooDeep, OsDisk { depth: 20, ..os_disk() }, "xe vdi-copy"),
+    ] {
+        let (told, message) = told(&want(json!({})), &Observed { os_disk: Ok(os), ..entered() });
+        assert_eq!(told, reason);
+        assert!(message.contains("'win11' (os)") && message.contains(cure), "{message}");
+    }
+}
+
+/// The keys that follow a claim are its tail; the same keys, lost later, are news.
+#[test]
+fn the_tail_of_an_operation_is_told_as_its_stage() {
+    let w = want(json!({}));
+    let mut seen = made(Machine { keyed: false, ..machine() });
+    seen.records.operation = Some(intent(Making::CloneMachine));
+    assert_eq!(told(&w, &seen).0, R::SettingUpMachine);
+    seen.records.machine = None;
+    assert_eq!(told(&w, &seen).0, R::CreatingMachine);
+    seen.records.operation = Some(intent(Making::CloneDisk));
+    seen.work = Sight::Found(Disk { tagged: false, ..disk("w") });
+    let (reason, message) = told(&w, &seen);
+    assert_eq!(reason, R::CreatingDisk);
+    assert!(message.contains("'pvs' of version '1'") && message.contains("'fast'"), "{message}");
+}
+
+#[test]
+fn what_is_thrown_away_is_named() {
+    let (w, seen) = (want(json!({"version": "2", "discard": "1"})), made(machine()));
+    let (reason, message) = told(&w, &seen);
+    assert_eq!(reason, R::Discarding);
+    assert!(message.contains("version '1'") && message.contains("'2' begins"), "{message}");
+}
+
+/// The only proof that F holds what W holds is gone: neither is touched.
+#[test]
+fn a_frozen_disk_without_its_proof_stops_the_removal_of_the_packaging_disk() {
+    let mut seen = made(machine());
+    seen.records.versions = vec![VersionRecord { version: "1".into(), disk: "f".into(), base: "s".into() }];
+    (seen.machine, seen.frozen) = (Sight::Absent, Sight::Found(disk("f")));
+    let plan = decide(&want(json!({})), &seen);
+    assert_eq!(plan.step, Step::Nothing);
+    let (reason, message) = told(&want(json!({})), &seen);
+    assert_eq!(reason, R::SnapshotUnproven);
+    assert!(message.contains('w') && message.contains('f'), "{message}");
+    seen.frozen = Sight::Found(Disk { snapshot_of: Some("w".into()), ..disk("f") });
+    let (reason, message) = told(&want(json!({})), &seen);
+    assert_eq!(reason, R::RemovingMachine);
+    assert!(message.contains("frozen as disk f"), "{message}");
+}
+
+/// A person reads one line, in the order in which it is to be done.
+#[test]
+fn a_running_machine_says_what_to_do_in_order() {
+    let running = |tools: Tools| Machine {
+        power: Power::Running,
+        host: Some("h1".into()),
+        keys: [(BOOT.to_owned(), "-1@never".to_owned())].into(),
+        tools,
+        ..machine()
+    };
+    let message = |tools: Tools, more| told(&want(more), &made(running(tools))).1;
+    let fresh = message(Tools::default(), json!({}));
+    let at = |word: &str| fresh.find(word).unwrap_or_else(|| panic!("no {word:?} in {fresh:?}"));
+    let order =
+        ["'pvs 1 packaging' (m, on host 'h1')", "console", "guest tools", "platform software", "Shutdown For Finalize"];
+    assert!(order.map(at).is_sorted(), "{fresh}");
+    assert!(message(Tools { overdue: true, ..Tools::default() }, json!({})).contains("firmware"));
+    let ready = message(Tools { ready: true, ..Tools::default() }, json!({}));
+    assert!(!ready.contains("guest tools") && !ready.contains("rearm"), "{ready}");
+}
+
+#[test]
+fn a_freeze_waits_for_a_machine_at_rest() {
+    let (seen, m) = (made(machine()), Machine { busy: true, ..machine() });
+    let why = gate::freeze(&seen, &m).expect_err("not at rest");
+    assert_eq!(why.reason, R::WaitingForMachine);
+}

@@ -1,0 +1,107 @@
+//! What is told while Lamina is at work: by the stage that a version is in and not by the step, so that a status rests while a stage lasts.
+//!
+//! Pure; asked last by `plan::decide` and `removal::decide_removal`. Troubles, waits and a person's turn come with words of their own and
+//! pass through untouched.
+
+use super::super::observed::{Machine, Making, Observed};
+use super::super::want::{DeletionPolicy, Want};
+use super::{Say, ran, working_reason};
+use crate::api::reason::Reason;
+
+/// What was decided, in the words of its stage.
+pub(in crate::domain) fn told(want: &Want, seen: &Observed, say: Say) -> Say {
+    let Say::Working(reason, message) = say else { return say };
+    let stage = stage(seen, reason);
+    Say::Working(stage, words(want, seen, stage).unwrap_or(message))
+}
+
+/// The stage that a step belongs to. As long as an operation is recorded the steps around it (keys, marks, tags) are its tail.
+fn stage(seen: &Observed, reason: Reason) -> Reason {
+    let recorded = seen.records.machine.as_ref().map(|m| m.uuid.as_str());
+    let set_up = seen.machine.found().is_some_and(|m| recorded == Some(m.uuid.as_str()));
+    match (reason, seen.records.operation.as_ref().map(|intent| intent.step)) {
+        (Reason::CreatingMachine | Reason::SettingUpMachine | Reason::TaggingAgain, Some(Making::CloneMachine)) => {
+            if set_up {
+                Reason::SettingUpMachine
+            } else {
+                Reason::CreatingMachine
+            }
+        }
+        (Reason::TaggingAgain, Some(making)) => working_reason(making),
+        // The first word of a version that needs no new base.
+        (Reason::FreezingOSDisk, None) if seen.base.found().is_some() => Reason::CreatingDisk,
+        (reason, _) => reason,
+    }
+}
+
+fn words(want: &Want, seen: &Observed, stage: Reason) -> Option<String> {
+    let (storage, version) = (&seen.storage.name, &seen.subject);
+    let machine = machine(want, seen);
+    let disk = &want.file_name;
+    Some(match stage {
+        Reason::FreezingOSDisk => {
+            let os = seen.os_disk.as_ref().map_or(String::new(), |os| format!(" '{}' ({})", os.name, os.uuid));
+            format!(
+                "a base is being made: a snapshot of OS disk{os}, shared by all layers of OS layer '{}' {}. The packaging disk of version '{version}' is made from it next",
+                want.os_name, want.os_version
+            )
+        }
+        Reason::CreatingDisk => format!(
+            "packaging disk '{disk}' of version '{version}' is being made in storage repository '{storage}'. Its machine is made next"
+        ),
+        Reason::CreatingMachine => format!(
+            "packaging machine {machine} is being made of the Connector's template, for disk '{disk}'. It is set up next"
+        ),
+        Reason::SettingUpMachine => match seen.machine.found().filter(|m| ran(seen, m)) {
+            Some(m) => format!(
+                "the pool was told to restart machine '{}' by itself (HA or auto power-on): that is being switched off again, or it would run while its disk is frozen",
+                m.name
+            ),
+            None => format!(
+                "machine {machine} is being set up: packaging disk '{disk}', a DVD drive with the guest tools, its settings. {}",
+                if want.power_on { "It is started next" } else { "Then it awaits its start by a person" }
+            ),
+        },
+        Reason::StartingMachine => {
+            format!("machine {machine} is being started. Software can be installed when it runs")
+        }
+        Reason::FreezingDisk => format!(
+            "version '{version}' is being frozen: a snapshot of packaging disk '{disk}' is made, which is what is kept. Machine {machine} stays off meanwhile"
+        ),
+        Reason::RemovingMachine => {
+            let frozen = seen.finalized(version).map_or(String::new(), |v| format!(" as disk {}", v.disk));
+            format!(
+                "version '{version}' is frozen{frozen}. Its machine and packaging disk are not needed any more and are being removed"
+            )
+        }
+        Reason::TaggingAgain => {
+            "the pool lost what Lamina had written on this layer's objects (a restored database, storage that was forgotten): it is being written again".to_owned()
+        }
+        Reason::ClearingUp => {
+            "an operation that is not wanted any more, since spec changed or the pool was restarted, is being taken back. What is wanted now goes on after it".to_owned()
+        }
+        Reason::Discarding => format!(
+            "version '{version}' is being thrown away with its machine and disk, as spec.discard says. Version '{}' begins after it",
+            want.version
+        ),
+        Reason::Deleting => match want.deletion {
+            DeletionPolicy::Delete => "the layer is being deleted: its machine and all its disks in the pool, finalized ones too, are removed (spec.deletionPolicy Delete)".to_owned(),
+            DeletionPolicy::Retain => "the layer is being deleted: its machine and its disk in work are removed from the pool, its finalized disks stay there (spec.deletionPolicy Retain)".to_owned(),
+            DeletionPolicy::Orphan => "the layer is being deleted: what it has in the pool stays as it is (spec.deletionPolicy Orphan)".to_owned(),
+        },
+        _no_stage => return None,
+    })
+}
+
+/// What a version is that is done. `disk`: its uuid.
+pub fn finalized(version: &str, disk: Option<&str>) -> String {
+    let disk = disk
+        .map_or(String::new(), |disk| format!(": it is disk {disk}, a snapshot. Clone or copy that to build images"));
+    format!("version '{version}' is finalized{disk}")
+}
+
+/// A machine that is not claimed yet bears the name of its operation.
+fn machine(want: &Want, seen: &Observed) -> String {
+    let named = seen.machine.found().filter(|m| !m.template).map(|m: &Machine| m.name.clone());
+    format!("'{}'", named.unwrap_or_else(|| want.machine_name()))
+}

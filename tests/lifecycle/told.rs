@@ -1,0 +1,122 @@
+//! What users read of a layer beside its way: in time, steady, and gone with it.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use lamina::api::{Phase, PlatformLayer};
+use lamina::controller::Settings;
+use lamina::controller::pace::Pace;
+use serde_json::json;
+
+use crate::common;
+use crate::common::rig::{PACE, Rig, quick, ready, status};
+
+/// Waits so long that only a wake can help.
+fn asleep(rig: &Rig) -> Settings {
+    let never = Duration::from_secs(3600);
+    Settings { pace: Pace { capacity: never, rest: never, ..PACE }, ..rig.settings() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_show_what_their_connector_says_now() {
+    let rig = Rig::new().await;
+    let secrets = Api::<Secret>::namespaced(rig.client.clone(), &rig.namespace);
+    secrets.delete("lab", &DeleteParams::default()).await.expect("deleted");
+    rig.layer("waits", json!({})).await;
+    let _controller = rig.run_with(asleep(&rig)).await;
+    let says = async |words: &str| {
+        rig.until("waits", words, |l| ready(l).is_some_and(|(r, m)| r == "ConnectorNotReady" && m.contains(words)))
+            .await
+    };
+    says("Secret 'lab' does not exist").await;
+    let set_password = async |password: &str| {
+        let account = json!({"username": "root", "password": password});
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "lab"}, "stringData": account});
+        rig.apply(&secret.to_string()).await;
+    };
+    set_password("wrong").await;
+    says("the pool refused the account").await;
+    let point_at = async |url: &str| {
+        let patch = Patch::Merge(json!({"spec": {"endpoints": [url]}}));
+        rig.connectors().patch("lab", &PatchParams::default(), &patch).await.expect("a patch");
+    };
+    point_at("https://127.0.0.1:1").await;
+    says("no endpoint answers").await;
+    set_password("secret").await;
+    point_at(&rig.sim.urls()[0]).await;
+    rig.until_phase("waits", Phase::DiskCreated).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_never_was_in_a_pool_leaves_the_metrics() {
+    let rig = Rig::new().await;
+    let controller = rig.run().await;
+    rig.layer("nothing", json!({"connectorRef": {"name": "nowhere"}})).await;
+    rig.until_reason("nothing", "ConnectorNotFound").await;
+    let pending = |n: u64| controller.metric("lamina_layers{phase=\"Pending\"}") == n;
+    common::eventually("it is counted", async || pending(1).then_some(())).await;
+    rig.delete("nothing").await;
+    rig.until_gone("nothing").await;
+    common::eventually("it is counted no more", async || pending(0).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_keeps_the_phase() {
+    let rig = Rig::new().await;
+    rig.guest("going", quick());
+    let _controller = rig.run().await;
+    rig.layer("going", json!({"deletionPolicy": "Delete"})).await;
+    let before = rig.until_reason("going", "ApproveFinalize").await;
+    let seen = Mutex::new(Vec::new());
+    rig.delete("going").await;
+    common::until(rig.layers(), "going", "gone", |l: Option<&PlatformLayer>| {
+        if let Some(l) = l {
+            seen.lock().expect("no panic").push((status(l).phase, ready(l).expect("Ready").0, status(l).history.len()));
+        }
+        l.is_none()
+    })
+    .await;
+    let mut seen = seen.into_inner().expect("no panic");
+    seen.dedup();
+    let length = status(&before).history.len();
+    let of = |reason: &str| (Some(Phase::AwaitingFinalize), reason.to_owned(), length);
+    assert_eq!(seen, [of("ApproveFinalize"), of("Deleting")]);
+}
+
+/// A life without trouble: a status rests while a stage lasts, and no stage comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn reasons_do_not_flicker() {
+    let rig = Rig::new().await;
+    rig.guest("calm", quick());
+    let controller = rig.run().await;
+    rig.connector_ready().await;
+    let writes = || controller.metric("lamina_status_writes_total{kind=\"layer\"}");
+    let seen = Mutex::new(Vec::new());
+    rig.layer("calm", json!({"finalize": {"approved": "1"}})).await;
+    rig.until("calm", "finalized", |l| {
+        let told = ready(l).unwrap_or_default();
+        seen.lock().expect("no panic").push(told.clone());
+        told.0 == "Finalized"
+    })
+    .await;
+    let mut seen = seen.into_inner().expect("no panic");
+    seen.dedup();
+    let at_work =
+        |(reason, _): &&(String, String)| !["", "InstallSoftware", "ShutDownGuest"].contains(&reason.as_str());
+    let stages: Vec<_> = seen.iter().filter(at_work).map(|(reason, _)| reason.as_str()).collect();
+    let walk = [
+        "FreezingOSDisk",
+        "CreatingDisk",
+        "CreatingMachine",
+        "SettingUpMachine",
+        "StartingMachine",
+        "FreezingDisk",
+        "RemovingMachine",
+        "Finalized",
+    ];
+    assert_eq!(stages, walk, "each once, with one message: {seen:#?}");
+    assert!(writes() <= 30, "{} status writes", writes());
+}
