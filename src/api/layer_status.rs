@@ -140,6 +140,10 @@ pub struct Operation {
     /// When the pool's coordinator had started its management service; another value later means that it was restarted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_start: Option<String>,
+
+    /// Of a freeze: the boot of the machine whose end is frozen. If it ran again since, the freeze is taken back.
+    #[serde(default, rename = "bootID", skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
 }
 
 /// The packaging disk of the version in work.
@@ -164,6 +168,10 @@ pub struct DiskStatus {
     /// Name of the storage repository it is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_repository: Option<String>,
+
+    /// Uuid of that storage repository: the disk is only called lost where it was looked for there.
+    #[serde(default, rename = "storageRepositoryUUID", skip_serializing_if = "Option::is_none")]
+    pub storage_repository_uuid: Option<String>,
 
     /// Size that the guest sees, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -325,6 +333,10 @@ pub struct FrozenVersion {
     /// The version of the OS layer it was made on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub os_version: Option<String>,
+
+    /// Uuid of its storage repository: the disk is only called lost where it was looked for there.
+    #[serde(default, rename = "storageRepositoryUUID", skip_serializing_if = "Option::is_none")]
+    pub storage_repository_uuid: Option<String>,
 
     /// Size that a guest sees, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -16,7 +16,7 @@ use super::act::{self, act};
 use super::audit;
 use super::context::{ConnectorKey, Context, Guarded, connector_of};
 use super::live;
-use super::observe::{Lens, Scene, observe};
+use super::observe::{Around, Lens, Scene, observe};
 use super::report as tell;
 use super::site::{Site, site};
 use super::status::{self, Outcome, WriteError};
@@ -168,21 +168,6 @@ fn lens<'a>(
 ) -> Lens<'a> {
     let siblings = ctx.layers_of(&connector_of(layer));
     let deleting = layer.metadata.deletion_timestamp.is_some();
-    let recorded_bases = ctx
-        .all_layers()
-        // Of two that go at the same time neither may leave the base to the other.
-        .filter(|l| l.metadata.deletion_timestamp.is_none())
-        .filter_map(|l| Some((l.uid() == layer.uid(), l.status?)))
-        // A disk that is being thrown away names its base no more.
-        .flat_map(|(own, s)| {
-            s.disk
-                .filter(|d| !own || want.discard.as_ref() != Some(&d.version))
-                .and_then(|d| d.base)
-                .into_iter()
-                .chain(s.versions.into_iter().filter_map(|v| v.base))
-        })
-        .map(|b| b.uuid)
-        .collect();
     Lens {
         cluster: &ctx.cluster,
         pace: &ctx.pace,
@@ -196,8 +181,31 @@ fn lens<'a>(
         now: ctx.pace.now(),
         slot,
         name_taken_by: older_namesake(layer, &siblings),
-        recorded_bases,
+        around: around(ctx, layer, want),
     }
+}
+
+fn around(ctx: &Context, layer: &PlatformLayer, want: &Want) -> Around {
+    let mut around = Around::default();
+    let all = ctx.layers.state();
+    for other in all.iter().filter_map(|guard| guard.0.as_ref().ok()) {
+        let (own, leaving) = (other.metadata.uid == layer.metadata.uid, other.metadata.deletion_timestamp.is_some());
+        around.alive.extend(other.uid());
+        if !own && !leaving && !is_frozen(other) {
+            around.wanted.insert(other.spec.os_layer.version.clone());
+        }
+        let Some(status) = &other.status else { continue };
+        around.operations.extend(status.operation.as_ref().and_then(|o| o.opid.clone()));
+        // Of two that go at the same time neither may leave the base to the other.
+        if leaving {
+            continue;
+        }
+        // A disk that is being thrown away names its base no more.
+        let disk = status.disk.as_ref().filter(|d| !own || want.discard.as_ref() != Some(&d.version));
+        let bases = disk.map(|d| &d.base).into_iter().chain(status.versions.iter().map(|v| &v.base));
+        around.recorded_bases.extend(bases.flatten().map(|b| b.uuid.clone()));
+    }
+    around
 }
 
 /// Asks for a machine slot, where a machine will be wanted. Only a decision asks: a grant that nobody decides on would be kept.

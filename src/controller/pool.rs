@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::domain::identity::Opid;
-use crate::domain::observed::{Quiet, Sent};
+use crate::domain::observed::{Quiet, Sent, Trouble};
 use crate::domain::plan::Step;
 use crate::xapi::client::Client;
 use crate::xapi::mirror::Mirror;
@@ -41,6 +41,18 @@ pub struct Attempt {
     pub sent: Sent,
     /// The task that XAPI named.
     pub task: Option<Ref>,
+    /// The mark on the source was set for this very attempt: nobody else is at it.
+    pub marked: bool,
+    /// What the pool ended the last call with, how often in a row, and until when it is not asked again.
+    pub refused: Option<Refused>,
+}
+
+/// See [`Attempt`].
+#[derive(Clone, Debug)]
+pub struct Refused {
+    pub trouble: Trouble,
+    failures: u32,
+    pub until: Instant,
 }
 
 #[derive(Default)]
@@ -72,6 +84,8 @@ pub struct Memory {
     scans: HashMap<String, Scans>,
     since: HashMap<String, Instant>,
     last: HashMap<String, Last>,
+    /// uuids of what this process destroyed.
+    removed: HashSet<String>,
     /// Storage repositories whose rows may not be what is on them: a call on a disk failed there since the last scan.
     doubted: HashSet<String>,
 }
@@ -87,13 +101,46 @@ struct Last {
 
 impl Memory {
     pub fn attempt(&self, opid: &Opid) -> Attempt {
-        self.attempts.get(opid).cloned().unwrap_or(Attempt { sent: Sent::Unknown, task: None })
+        self.attempts.get(opid).cloned().unwrap_or(Attempt {
+            sent: Sent::Unknown,
+            task: None,
+            marked: false,
+            refused: None,
+        })
     }
 
     /// From here on the test of this operation starts anew.
     pub fn set_attempt(&mut self, opid: &Opid, sent: Sent, task: Option<Ref>) {
         self.flights.remove(&opid.0);
-        self.attempts.insert(opid.clone(), Attempt { sent, task });
+        let before = self.attempts.remove(opid);
+        let marked = sent != Sent::Never && before.as_ref().is_some_and(|b| b.marked);
+        let refused = before.and_then(|b| b.refused);
+        self.attempts.insert(opid.clone(), Attempt { sent, task, marked, refused });
+    }
+
+    /// The mark was set for this attempt.
+    pub fn marked(&mut self, opid: &Opid) {
+        if let Some(attempt) = self.attempts.get_mut(opid) {
+            attempt.marked = true;
+        }
+    }
+
+    /// The call ended without an object; `refused`: with this. Nothing is asked again before its pause is over.
+    pub fn over(&mut self, opid: &Opid, refused: Option<Trouble>, now: Instant, pause: impl Fn(u32) -> Duration) {
+        self.set_attempt(opid, Sent::Over, None);
+        if let Some(attempt) = self.attempts.get_mut(opid) {
+            let failures = attempt.refused.as_ref().map_or(0, |r| r.failures + 1);
+            attempt.refused = refused.map(|trouble| Refused { trouble, failures, until: now + pause(failures) });
+        }
+    }
+
+    /// This process is about to destroy it.
+    pub fn removing(&mut self, uuid: &str) {
+        self.removed.insert(uuid.to_owned());
+    }
+
+    pub fn was_removed(&self, uuid: &str) -> bool {
+        self.removed.contains(uuid)
     }
 
     pub fn forget_attempt(&mut self, opid: &Opid) {

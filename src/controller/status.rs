@@ -23,7 +23,7 @@ use crate::api::reason::{Fault, Reason};
 use crate::api::{ConditionType, FIELD_MANAGER, Phase, PlatformLayer, PlatformLayerStatus};
 use crate::domain::gate::{self, Judgement};
 use crate::domain::identity::{self, TOKEN};
-use crate::domain::observed::{Disk, Machine, Power, Sight, TaskSight, Trouble};
+use crate::domain::observed::{Disk, Machine, Making, Power, Sight, TaskSight, Trouble};
 use crate::domain::plan::{self, Plan, Say, Step};
 use crate::domain::want::{IntegrityPolicy, Want};
 
@@ -252,6 +252,7 @@ fn operation(old: &PlatformLayerStatus, scene: &Scene, step: &Step, now: &Time) 
     match step {
         Step::DropIntent => None,
         Step::RecordIntent(making) => seen.flight(*making).map(|f| {
+            let freezes = *making == Making::FreezeDisk;
             let same = old.operation.as_ref().filter(|op| op.opid.as_ref() == Some(&f.opid.0));
             Operation {
                 step: making.as_str().to_owned(),
@@ -260,6 +261,10 @@ fn operation(old: &PlatformLayerStatus, scene: &Scene, step: &Step, now: &Time) 
                 opid: Some(f.opid.0.clone()),
                 source: Some(f.source.clone()),
                 agent_start: Some(seen.agent_start.clone()),
+                boot_id: freezes
+                    .then(|| seen.machine.found().and_then(|m| m.key(identity::BOOT)))
+                    .flatten()
+                    .map(str::to_owned),
             }
         }),
         _any_other => old.operation.clone().map(|mut op| {
@@ -305,6 +310,7 @@ fn disk(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, step: &Step) 
         file_name: Some(o.want.file_name.clone()),
         format: format(w),
         storage_repository: Some(seen.storage.name.clone()),
+        storage_repository_uuid: w.sr.clone(),
         virtual_size: Some(w.virtual_size),
         utilisation: at_rest.then_some(w.utilisation),
         // What it was made from is settled when it is recorded.
@@ -378,6 +384,7 @@ fn version(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, f: &Disk) 
             uuid: base_uuid,
         })),
         os_version: os_version.or_else(|| Some(o.want.os_version.clone())),
+        storage_repository_uuid: f.sr.clone(),
         size: Some(f.virtual_size),
         rearms_left: report.and_then(|r| r.rearms_left).and_then(|n| i32::try_from(n).ok()),
         finalized_at: o.now.clone(),

@@ -6,7 +6,7 @@
 //! Longer than 350 lines: each gate is three lines of rule and the words that tell its cure.
 
 use super::identity::BOOT;
-use super::observed::{Holder, Machine, Observed, OsDisk, Power, Storage, Trouble};
+use super::observed::{Holder, Machine, Making, Observed, OsDisk, Power, Storage, Trouble};
 use super::report::{Finding, Report};
 use super::want::{BaseFrom, FinalizePolicy, IntegrityPolicy, Want};
 use crate::api::reason::Reason;
@@ -314,6 +314,21 @@ fn report_satisfies(want: &Want, judgement: &Judgement) -> Result<(), Trouble> {
     ))
 }
 
+/// A freeze is of one boot's end: if the machine ran again since it was begun, its snapshot may be older than the work.
+pub fn same_boot(seen: &Observed, machine: &Machine) -> Result<(), Trouble> {
+    let begun = seen.flight(Making::FreezeDisk).and_then(|f| f.intent.as_ref());
+    match begun {
+        Some(intent) if intent.boot.as_deref() != machine.key(BOOT) => Err(Trouble::new(
+            Reason::WaitingForMachine,
+            format!(
+                "machine '{}' ran again while its disk was being frozen: that is taken back, then judged anew",
+                machine.name
+            ),
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// Before the freeze, and again on the live pool before the frozen disk is claimed.
 pub fn freeze(seen: &Observed, machine: &Machine) -> Result<(), Trouble> {
     if machine.power != Power::Halted || machine.busy {
@@ -340,7 +355,7 @@ pub fn freeze(seen: &Observed, machine: &Machine) -> Result<(), Trouble> {
             ),
         ));
     };
-    if work.paused {
+    if work.paused && !work.left_paused {
         return Err(Trouble::new(
             Reason::WaitingForStorage,
             format!(

@@ -120,9 +120,9 @@ impl Lineage {
         }
     }
 
-    /// The id of a start of the machine of this layer and version, for this restart token.
-    pub fn start_opid(cluster: &str, layer: &str, version: &str, token: &str) -> Opid {
-        Opid::of(&[cluster, layer, version, "start", token])
+    /// The id of a start of this machine (uuid) for this restart token. A machine that was made anew has starts of its own.
+    pub fn start_opid(cluster: &str, machine: &str, token: &str) -> Opid {
+        Opid::of(&[cluster, machine, "start", token])
     }
 
     pub fn role(&self) -> Role {
@@ -200,6 +200,11 @@ impl Mark {
 
     pub fn is_removal(&self) -> bool {
         self.op.starts_with("remove-")
+    }
+
+    /// uid of the layer that is at work under it; none: any layer that wants the base.
+    pub fn layer(&self) -> Option<&str> {
+        self.op.strip_prefix("remove-").or(Some(self.owner.as_str()).filter(|owner| *owner != Role::Base.as_str()))
     }
 }
 

@@ -73,8 +73,7 @@ pub fn advance(f: &Flight) -> Move {
 
 /// A child without a task that tells: one that has the right shape is claimed; a half-made machine goes; several are left alone.
 fn from_children(f: &Flight) -> Option<Step> {
-    // Before anything was sent no child can be ours: another tool copied the source while our mark was on it.
-    if f.sent == Sent::Never {
+    if !may_have_children(f) {
         return None;
     }
     match (f.making, f.children.as_slice()) {
@@ -92,8 +91,24 @@ fn from_children(f: &Flight) -> Option<Step> {
     }
 }
 
-/// The mark, then the call.
+/// Before anything was sent, and once it is over, no child can be ours: another tool copied the source while our mark was on it. Unless the
+/// pool forgot that the child was claimed.
+fn may_have_children(f: &Flight) -> bool {
+    match f.sent {
+        Sent::Never => false,
+        Sent::Over => f.restarted,
+        Sent::Once | Sent::Unknown => true,
+    }
+}
+
+/// The mark, then the call. What the pool refused is not asked for again at once, and meanwhile its source is free.
 fn send(f: &Flight) -> Move {
+    if let Some(trouble) = &f.refused {
+        return match (&f.mark, &f.wanted_mark) {
+            (MarkSight::Ours, Some(mark)) => Move::Do(Step::Unmark { source: f.source.clone(), mark: mark.clone() }),
+            _not_ours => Move::Stop(trouble.clone()),
+        };
+    }
     if !f.turn {
         return Move::Wait(Waiting::Turn);
     }
@@ -104,7 +119,7 @@ fn send(f: &Flight) -> Move {
             Move::Do(Step::Unmark { source: f.source.clone(), mark: mark.clone() })
         }
         (MarkSight::Stale { quiet: false, .. }, Some(_)) => Move::Wait(Waiting::InFlight),
-        (MarkSight::Foreign { long: false, .. } | MarkSight::Removing, Some(_)) => Move::Wait(Waiting::Mark),
+        (MarkSight::Foreign { long: false, .. } | MarkSight::Held, Some(_)) => Move::Wait(Waiting::Mark),
         (MarkSight::Foreign { mark, long: true }, Some(_)) => Move::Stop(Trouble::new(
             Reason::BaseLocked,
             format!(
@@ -137,6 +152,7 @@ pub fn abandon(f: &Flight) -> Option<Move> {
         return Some(Move::Wait(Waiting::InFlight));
     }
     if let [child] = f.children.as_slice()
+        && may_have_children(f)
         && (child.shaped || f.making == Making::CloneMachine)
     {
         return Some(Move::Do(Step::DestroyUnclaimed { making: f.making, child: child.uuid.clone() }));

@@ -57,10 +57,14 @@ pub struct Disk {
     pub format: String,
     /// Uuid of what it is a snapshot of, where that is still there.
     pub snapshot_of: Option<String>,
+    /// Uuid of its storage repository.
+    pub sr: Option<String>,
     /// A call of ours or of anybody's is at work on it.
     pub busy: bool,
-    /// Its driver left it paused: every clone of it will fail.
+    /// Its driver paused it: every clone of it will fail.
     pub paused: bool,
+    /// For so long that nothing can be at work: a restart of xapi left it so.
+    pub left_paused: bool,
     pub depth: u32,
     pub mark: Option<Mark>,
     pub attachments: Vec<Attachment>,
@@ -207,6 +211,8 @@ pub struct Intent {
     pub source: String,
     /// The coordinator's `agent_start_time` when it was written.
     pub agent_start: String,
+    /// Of a freeze: the machine's boot that is frozen.
+    pub boot: Option<String>,
 }
 
 /// The operations that need an intent: the calls that XAPI would do twice.
@@ -263,6 +269,8 @@ pub struct Flight {
     pub scan_due: bool,
     /// It is our turn on this source: calls on one source go one at a time.
     pub turn: bool,
+    /// What the pool ended the last call with, for as long as it is not to be sent again.
+    pub refused: Option<Trouble>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -279,8 +287,8 @@ pub enum MarkSight {
         mark: Mark,
         long: bool,
     },
-    /// S is about to be removed.
-    Removing,
+    /// Of another layer of ours that is at work; or it is about to remove S.
+    Held,
 }
 
 /// What this process knows of the call.
@@ -344,6 +352,8 @@ pub struct DiskRecord {
     pub version: String,
     /// A machine was started on it: it may hold somebody's work.
     pub worked: bool,
+    /// Uuid of its storage repository.
+    pub sr: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -361,6 +371,10 @@ pub struct VersionRecord {
     pub disk: String,
     /// Uuid of S.
     pub base: String,
+    /// Of the OS layer that it stands on.
+    pub os_version: Option<String>,
+    /// Uuid of its storage repository.
+    pub sr: Option<String>,
 }
 
 /// The OS disk, looked at only when S must be made.
@@ -425,8 +439,12 @@ pub struct Observed {
     pub leftover: Option<Flight>,
     /// Sources that bear a mark of this layer, or that of a base which is there: right only while an intent says so.
     pub stray_marks: Vec<(String, Mark)>,
-    /// Objects that look like ours, and that we cannot claim: uuids.
+    /// Copies of the subject's disks, that we cannot claim: uuids.
     pub unclaimed: Vec<String>,
+    /// Recorded disks and machines that do not show, and that this process did not remove: uuids.
+    pub unseen: Vec<String>,
+    /// Frozen versions other than the subject's that lost keys or tag: uuids.
+    pub untagged: Vec<String>,
     /// Shared bases that nobody stands on any more.
     pub idle_bases: Vec<Disk>,
     /// A slot of the Connector's `limits.machines` is ours, or who holds them.

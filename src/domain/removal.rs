@@ -53,6 +53,12 @@ fn removal(want: &Want, seen: &Observed, estate: &Estate) -> Verdict {
     if let Some(verdict) = settle_flights(seen) {
         return verdict;
     }
+    if let Some(verdict) = out_of_sight(seen) {
+        return verdict;
+    }
+    if let Some(uuid) = seen.untagged.first().filter(|_| want.deletion == DeletionPolicy::Retain) {
+        return act(Step::TagAgain { uuid: uuid.clone() });
+    }
     for m in &estate.machines {
         if let Some(verdict) = machine(m, Reason::Deleting, DELETING) {
             return verdict;
@@ -85,6 +91,9 @@ pub(super) fn discard(seen: &Observed) -> Verdict {
     if let Some(verdict) = settle_flights(seen) {
         return verdict;
     }
+    if let Some(verdict) = out_of_sight(seen) {
+        return verdict;
+    }
     if let Sight::Found(m) = &seen.machine
         && let Some(verdict) = machine(m, Reason::Discarding, WHAT)
     {
@@ -103,6 +112,12 @@ pub(super) fn discard(seen: &Observed) -> Verdict {
     }
     // What is recorded and gone was thrown away: the record goes, and the new version begins.
     Verdict::act(Step::Record, Reason::Discarding, WHAT)
+}
+
+/// What is recorded and does not show may be a row that a restarted pool forgot: a scan brings the disk back.
+fn out_of_sight(seen: &Observed) -> Option<Verdict> {
+    let uuid = seen.unseen.first().filter(|_| !seen.storage.scanned)?;
+    Some(plan::cannot_tell(seen, &format!("disk or machine {uuid}, which is to be removed")))
 }
 
 /// Nothing may be under way when things are taken down: a child that comes later would be nobody's.

@@ -184,6 +184,7 @@ calls! { write {
     vdi_add_to_other_config(vdi: &Ref, key: &str, value: &str) "VDI.add_to_other_config";
     /// No failure if the key is not there.
     vdi_remove_from_other_config(vdi: &Ref, key: &str) "VDI.remove_from_other_config";
+    vdi_remove_from_sm_config(vdi: &Ref, key: &str) "VDI.remove_from_sm_config";
     vdi_set_tags(vdi: &Ref, tags: &[String]) "VDI.set_tags";
 
     vm_set_is_a_template(vm: &Ref, value: bool) "VM.set_is_a_template";

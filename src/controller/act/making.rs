@@ -8,7 +8,6 @@ use super::super::inspect;
 use super::super::observe::{base_lineage, flights};
 use super::{Done, Failed, Hand, already, begun, gone_is_done, written};
 use crate::api::reason::Reason;
-use crate::domain::gate::{self, BaseChoice};
 use crate::domain::identity::{self, Keys, Lineage, Mark, NONCE, Opid, Role, TAG, TOKEN};
 use crate::domain::observed::{Making, Sent, TaskSight, Trouble};
 use crate::xapi::wire::Ref;
@@ -34,10 +33,11 @@ impl Hand<'_, '_> {
     pub(super) async fn mark(&self, source: &str, mark: &Mark) -> Done {
         let (client, r) = (&self.lens.pool.client, self.vdi(source)?);
         // A refusal is seen at the next look: whose mark it is decides what follows.
-        already(
-            written(client.write().vdi_add_to_other_config(&r, identity::MAKING, &mark.to_string()).await),
-            "MAP_DUPLICATE_KEY",
-        )
+        let added = client.write().vdi_add_to_other_config(&r, identity::MAKING, &mark.to_string()).await;
+        if added.is_ok() {
+            self.lens.pool.memory().marked(&Opid(mark.op.clone()));
+        }
+        already(written(added), "MAP_DUPLICATE_KEY")
     }
 
     pub(super) async fn unmark(&self, source: &str) -> Done {
@@ -81,12 +81,22 @@ impl Hand<'_, '_> {
     pub(super) async fn settle(&self, opid: &Opid) -> Done {
         let f = self.scene.observed.flights.iter().chain(&self.scene.observed.leftover).find(|f| f.opid == *opid);
         let attempt = self.lens.pool.memory().attempt(opid);
-        self.lens.pool.memory().set_attempt(opid, Sent::Over, None);
+        let refused = match f.map(|f| &f.task) {
+            Some(TaskSight::Failed(t)) => Some(t.clone()),
+            Some(_) | None => None,
+        };
+        self.lens.pool.memory().over(opid, refused, self.lens.now, |failures| self.lens.pace.backoff(failures));
         self.forget_tasks(opid, attempt.task.as_ref()).await;
-        match f.map(|f| &f.task) {
-            Some(TaskSight::Failed(t)) => Err(Failed::Told(t.clone())),
-            Some(_) | None => Ok(None),
+        Ok(None)
+    }
+
+    /// The intent goes, and with it the tasks that it was found by.
+    pub(super) async fn forget_operation(&self) -> Done {
+        if let Some(intent) = &self.scene.observed.records.operation {
+            let own = self.lens.pool.memory().attempt(&intent.opid).task;
+            self.forget_tasks(&intent.opid, own.as_ref()).await;
         }
+        Ok(None)
     }
 
     /// A pool keeps few tasks, and others need the room. Whether it works does not matter: they go by themselves.
@@ -141,17 +151,11 @@ impl Hand<'_, '_> {
                 let work = seen.work.found().ok_or(Failed::Stale)?;
                 Ok(work.keys.get(identity::BASE).cloned())
             }
+            // What it was made of tells: the spec may name another base by now.
             Making::CloneDisk => {
-                let choice = gate::choose_base(
-                    self.lens.want,
-                    &seen.records.versions,
-                    seen.base.found().map(|b| b.uuid.as_str()),
-                );
-                let base = seen.base.found().map(|b| b.uuid.clone());
-                match choice {
-                    Ok(BaseChoice::OsLayer | BaseChoice::Version { .. }) => base.map(Some).ok_or(Failed::Stale),
-                    Err(t) => Err(Failed::Told(t)),
-                }
+                let f = seen.flight(making).ok_or(Failed::Stale)?;
+                let source = self.vdi_record(&f.source)?;
+                Ok(Some(source.other_config.get(identity::BASE).cloned().unwrap_or_else(|| f.source.clone())))
             }
         }
     }

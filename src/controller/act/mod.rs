@@ -10,8 +10,8 @@ use super::observe::objects::{BLOCKED, START};
 use super::observe::{Lens, Scene, lineage, tools_iso};
 use super::trouble;
 use crate::api::reason::Reason;
-use crate::domain::identity::{self, BOOT, Lineage, Mark, Opid, Role, TAG, TOKEN};
-use crate::domain::observed::{Disk, Making, Sent, Sight, Trouble};
+use crate::domain::identity::{self, BOOT, Lineage, Mark, Opid, Proof, Role, TAG, TOKEN, prove};
+use crate::domain::observed::{Disk, Making, Sent, Trouble};
 use crate::domain::plan::Step;
 use crate::xapi::error::Error;
 use crate::xapi::model::{Vdi, Vm};
@@ -50,7 +50,8 @@ pub async fn act(lens: &Lens<'_>, scene: &Scene, step: &Step) -> Done {
     let hand = Hand { lens, scene };
     let client = &lens.pool.client;
     match step {
-        Step::Nothing | Step::Enter | Step::Record | Step::LetGo | Step::DropIntent => Ok(None),
+        Step::Nothing | Step::Enter | Step::Record | Step::LetGo => Ok(None),
+        Step::DropIntent => hand.forget_operation().await,
         Step::RecordIntent(making) => hand.take_turn(*making),
         Step::Mark { source, mark } => hand.mark(source, mark).await,
         Step::Unmark { source, .. } => hand.unmark(source).await,
@@ -87,7 +88,8 @@ pub async fn act(lens: &Lens<'_>, scene: &Scene, step: &Step) -> Done {
                 .await
         }
         Step::UnblockStart { machine } => {
-            hand.block(machine, |blocked, _| blocked.retain(|op, _| !START.contains(&op.as_str()))).await
+            hand.block(machine, |blocked, why| blocked.retain(|op, by| by != why || !START.contains(&op.as_str())))
+                .await
         }
         Step::UnblockDestroy { machine } => {
             hand.block(machine, |blocked, _| blocked.retain(|op, _| !BLOCKED.contains(&op.as_str()))).await
@@ -96,8 +98,12 @@ pub async fn act(lens: &Lens<'_>, scene: &Scene, step: &Step) -> Done {
             begun(client.start(&hand.aux(machine, "shutdown")).vm_hard_shutdown(&hand.vm(machine)?).await)
         }
         Step::DetachDisk { vbd } => gone_is_done(written(client.write().vbd_destroy(&hand.vbd(vbd)?).await)),
+        Step::Unpause { disk } => {
+            gone_is_done(written(client.write().vdi_remove_from_sm_config(&hand.vdi(disk)?, "paused").await))
+        }
         Step::FreeFromDom0 { vbd } => hand.free_from_dom0(vbd).await,
         Step::DestroyMachine { machine } => {
+            lens.pool.memory().removing(machine);
             gone_is_done(begun(client.start(&hand.aux(machine, "destroy")).vm_destroy(&hand.vm(machine)?).await))
         }
         Step::DestroyWork { disk, after_freeze } => {
@@ -207,6 +213,7 @@ impl Hand<'_, '_> {
     }
 
     async fn destroy_disk(&self, uuid: &str, what: &str) -> Done {
+        self.lens.pool.memory().removing(uuid);
         gone_is_done(begun(self.lens.pool.client.start(&self.aux(uuid, what)).vdi_destroy(&self.vdi(uuid)?).await))
     }
 
@@ -239,24 +246,36 @@ impl Hand<'_, '_> {
             return self.key_machine_again(uuid, vm).await;
         }
         let client = &self.lens.pool.client;
-        let seen = &self.scene.observed;
         let vdi = self.vdi(uuid)?;
         // Whatever is proved by its keys keeps them, and only lacks the tag.
-        let disks = [&seen.work, &seen.frozen, &seen.base].map(Sight::found);
-        if !disks.into_iter().flatten().any(|d| d.uuid == uuid && d.keyed) {
-            let is = |d: Option<&Disk>| d.is_some_and(|d| d.uuid == uuid);
-            let base = self.lens.layer.status.as_ref().and_then(|s| Some(s.disk.as_ref()?.base.as_ref()?.uuid.clone()));
-            let keys = if is(seen.work.found()) {
-                self.lineage(Role::Work).keys(uuid, base.as_deref(), &[])
-            } else if is(seen.frozen.found()) {
-                let recorded = seen.finalized(&seen.subject).map(|v| v.base.clone()).or(base);
-                self.lineage(Role::Frozen).keys(uuid, recorded.as_deref(), &[])
-            } else {
-                return Err(Failed::Stale);
-            };
-            client.write().vdi_set_other_config(&vdi, &keys).await?;
+        if let Some((lineage, base)) = self.lost_keys(uuid)? {
+            client.write().vdi_set_other_config(&vdi, &lineage.keys(uuid, base.as_deref(), &[])).await?;
         }
         written(client.write().vdi_set_tags(&vdi, &[TAG.to_owned()]).await)
+    }
+
+    /// What a disk without keys is, by our records, and the S that it stands on; none: it has its keys.
+    fn lost_keys(&self, uuid: &str) -> Result<Option<(Lineage, Option<String>)>, Failed> {
+        let (seen, uid) = (&self.scene.observed, &self.lens.want.uid);
+        if matches!(prove(self.lens.cluster, uuid, &self.vdi_record(uuid)?.other_config, false), Proof::ByKeys(_)) {
+            return Ok(None);
+        }
+        let status = self.lens.layer.status.as_ref();
+        let base = status.and_then(|s| Some(s.disk.as_ref()?.base.as_ref()?.uuid.clone()));
+        if let Some(v) = seen.records.versions.iter().find(|v| v.disk == uuid) {
+            return Ok(Some((lineage(self.lens.cluster, uid, &v.version, Role::Frozen), Some(v.base.clone()))));
+        }
+        let is = |d: Option<&Disk>| d.is_some_and(|d| d.uuid == uuid);
+        if is(seen.work.found()) {
+            return Ok(Some((self.lineage(Role::Work), base)));
+        }
+        if is(seen.frozen.found()) {
+            return Ok(Some((self.lineage(Role::Frozen), base)));
+        }
+        match &seen.os_disk {
+            Ok(os) if is(seen.base.found()) => Ok(Some((self.lineage_of(Making::SnapshotOsDisk, &os.uuid), None))),
+            Ok(_) | Err(_) => Err(Failed::Stale),
+        }
     }
 
     /// Unplugged, then destroyed: the row of a dead attachment goes at the next pass.

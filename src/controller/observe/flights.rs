@@ -3,6 +3,7 @@
 //! Called by `observe` alone. A test is only advanced by a live look.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use super::{Lens, base_lineage, lineage};
 use crate::api::reason::Reason;
@@ -17,6 +18,8 @@ pub struct Seen {
     pub leftover: Option<Flight>,
     /// A task or its child is not in the mirror yet, or not any more.
     pub doubt: bool,
+    /// When the first of the calls that were refused may be sent again.
+    pub soon: Option<Duration>,
 }
 
 pub fn all(lens: &Lens<'_>, seen: &Observed, parent: Option<&str>, sr: &Ref) -> Seen {
@@ -35,9 +38,11 @@ pub fn all(lens: &Lens<'_>, seen: &Observed, parent: Option<&str>, sr: &Ref) -> 
     let source_of = |making: Making, opid: &Opid, now: Option<&str>| {
         intent.filter(|i| i.step == making && i.opid == *opid).map(|i| i.source.clone()).or(now.map(str::to_owned))
     };
-    let base = seen.base.found().map(|b| b.uuid.as_str());
-    if let Some(source) = source_of(Making::CloneDisk, &of(Role::Work).opid(), parent.or(base)) {
-        add(Making::CloneDisk, &of(Role::Work), &source);
+    // A clone of what is not the wanted base any more is nobody's wish: it is left over, below.
+    if let Some(source) = parent.or(seen.base.found().map(|b| b.uuid.as_str()))
+        && intent.is_none_or(|i| i.step != Making::CloneDisk || i.source == source)
+    {
+        add(Making::CloneDisk, &of(Role::Work), source);
     }
     let work = seen.work.found().map(|w| w.uuid.as_str());
     for (making, role) in [(Making::CloneMachine, Role::Machine), (Making::FreezeDisk, Role::Frozen)] {
@@ -46,7 +51,7 @@ pub fn all(lens: &Lens<'_>, seen: &Observed, parent: Option<&str>, sr: &Ref) -> 
         }
     }
     if let Some(m) = seen.machine.found() {
-        let start = |token: &str| Lineage::start_opid(lens.cluster, uid, &seen.subject, token);
+        let start = |token: &str| Lineage::start_opid(lens.cluster, &m.uuid, token);
         let token = lens.want.restart_token.as_deref().unwrap_or_default();
         let ran = m.key(BOOT).is_some() || m.key(START_BEFORE).is_some_and(|b| b != m.start_time);
         let (first, again) = (start(""), start(token));
@@ -69,7 +74,11 @@ pub fn all(lens: &Lens<'_>, seen: &Observed, parent: Option<&str>, sr: &Ref) -> 
         let mark = (i.step != Making::StartMachine).then_some(mark);
         flight(lens, seen, i.step, i.opid.clone(), i.source.clone(), mark, sr, &mut doubt)
     });
-    Seen { flights, leftover, doubt }
+    let memory = lens.pool.memory();
+    let again = flights.iter().filter_map(|f| memory.attempt(&f.opid).refused);
+    let soon = again.map(|r| r.until.saturating_duration_since(lens.now)).filter(|left| !left.is_zero()).min();
+    drop(memory);
+    Seen { flights, leftover, doubt, soon }
 }
 
 #[expect(
@@ -87,7 +96,12 @@ fn flight(
     doubt: &mut bool,
 ) -> Flight {
     let intent = seen.records.operation.clone().filter(|i| i.opid == opid);
-    let attempt = lens.pool.memory().attempt(&opid);
+    let mut attempt = lens.pool.memory().attempt(&opid);
+    let mark = mark_sight(lens, &source, wanted_mark.as_ref(), sr);
+    // Somebody else's of the same lineage: another process of ours, or another Connector of the same pool.
+    if attempt.sent == Sent::Never && mark == MarkSight::Ours && !attempt.marked {
+        attempt.sent = Sent::Unknown;
+    }
     let children = if intent.is_some() || lens.deleting {
         children(lens, making, &opid, &source, wanted_mark.as_ref())
     } else {
@@ -98,7 +112,6 @@ fn flight(
     let (scans, scan_due) =
         lens.pool.memory().scans(&seen.storage.uuid, &seen.agent_start, lens.now, lens.pace.in_flight);
     let turn = lens.pool.memory().has_turn(&source, &lens.want.uid);
-    let mark = mark_sight(lens, &source, wanted_mark.as_ref(), sr);
     // A test that began before there was anything to test would prove nothing.
     let quiet = if intent.is_some() || mark == MarkSight::Ours { quiet(lens, &opid.0, &source, sr) } else { Quiet::No };
     Flight {
@@ -116,6 +129,7 @@ fn flight(
         scans,
         scan_due,
         turn,
+        refused: attempt.refused.filter(|r| lens.now < r.until).map(|r| r.trouble),
     }
 }
 
@@ -129,7 +143,7 @@ fn mark_sight(lens: &Lens<'_>, source: &str, wanted: Option<&Mark>, sr: &Ref) ->
             let long = since.is_some_and(|t| lens.now.duration_since(t) >= lens.pace.patience);
             MarkSight::Foreign { mark, long }
         }
-        Some(mark) if mark.is_removal() => MarkSight::Removing,
+        Some(mark) if lens.is_at_work(&mark) => MarkSight::Held,
         Some(mark) => {
             let quiet = quiet(lens, &mark.op, source, sr) == Quiet::Twice;
             MarkSight::Stale { mark, quiet }

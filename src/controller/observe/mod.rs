@@ -45,8 +45,30 @@ pub struct Lens<'a> {
     pub now: Instant,
     pub slot: Result<(), String>,
     pub name_taken_by: Option<String>,
+    pub around: Around,
+}
+
+/// What the other layers of the cluster say, as far as pools share it.
+#[derive(Default)]
+pub struct Around {
     /// uuids of S that any layer's status names.
     pub recorded_bases: HashSet<String>,
+    /// uids.
+    pub alive: HashSet<String>,
+    /// Ids of the operations they are at.
+    pub operations: HashSet<String>,
+    /// OS layer versions that others have yet to make something of.
+    pub wanted: HashSet<String>,
+}
+
+impl Lens<'_> {
+    /// Is the layer that this mark is of still at it?
+    fn is_at_work(&self, mark: &identity::Mark) -> bool {
+        match mark.layer() {
+            Some(uid) if mark.is_removal() => self.around.alive.contains(uid),
+            Some(_) | None => self.around.operations.contains(&mark.op),
+        }
+    }
 }
 
 /// What was seen, and what goes with it into status.
@@ -71,6 +93,7 @@ pub fn records(status: Option<&PlatformLayerStatus>) -> Records {
             uuid: d.uuid.clone(),
             version: d.version.clone(),
             worked: d.worked,
+            sr: d.storage_repository_uuid.clone(),
         }),
         machine: s.machine.as_ref().map(|m| MachineRecord {
             uuid: m.uuid.clone(),
@@ -84,6 +107,8 @@ pub fn records(status: Option<&PlatformLayerStatus>) -> Records {
                 version: v.version.clone(),
                 disk: v.disk.clone(),
                 base: v.base.as_ref().map(|b| b.uuid.clone()).unwrap_or_default(),
+                os_version: v.os_version.clone(),
+                sr: v.storage_repository_uuid.clone(),
             })
             .collect(),
         operation: s.operation.as_ref().and_then(|o| {
@@ -92,6 +117,7 @@ pub fn records(status: Option<&PlatformLayerStatus>) -> Records {
                 opid: identity::Opid(o.opid.clone()?),
                 source: o.source.clone()?,
                 agent_start: o.agent_start.clone()?,
+                boot: o.boot_id.clone(),
             })
         }),
     }
@@ -110,12 +136,11 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     let records = records(lens.layer.status.as_ref());
     let pool_uuid = view.pool().map(|(_, p)| p.uuid.clone()).unwrap_or_default();
     let agent_start = view.agent_start().unwrap_or_default().to_owned();
-    let (sr, _) = inspect::storage(view, &lens.connector.spec.storage_repository)?;
-    let mut storage = inspect::facts(view, &sr).unwrap_or_default();
-    scan_state(lens, &mut storage, &agent_start);
-
     let owned = owned(lens, &records);
     let subject = subject(lens.want, &records, &owned);
+    let sr = repository(lens, &records, &subject)?;
+    let mut storage = inspect::facts(view, &sr).unwrap_or_default();
+    scan_state(lens, &mut storage, &agent_start);
     let finalized = records.versions.iter().any(|v| v.version == subject);
     let done = finalized || lens.deleting || lens.want.discard.as_deref() == Some(subject.as_str());
     let version = |keys: &identity::Keys| keys.get(identity::VERSION).is_some_and(|v| *v == subject);
@@ -126,7 +151,9 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     let machine_ref = vm.map(|(r, _)| r.clone());
     let disk = |vdi: &Arc<Vdi>| {
         let leaked = |vbd: &str| leaked(lens, vbd);
-        objects::disk(view, lens.cluster, vdi, machine_ref.as_ref(), &leaked)
+        let mut disk = objects::disk(view, lens.cluster, vdi, machine_ref.as_ref(), &leaked);
+        disk.left_paused = left_paused(lens, &disk);
+        disk
     };
     let w = owned
         .works
@@ -166,7 +193,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     };
     let parent = parent_uuid.as_ref().map(|uuid| sight(view.vdis.by_uuid(uuid).map(|(_, d)| disk(d)), true));
     let machine = match vm {
-        Some((r, vm)) => Sight::Found(see_machine(lens, r, vm, w.map(|(r, _)| r))?),
+        Some((_, vm)) => Sight::Found(see_machine(lens, vm, w.map(|(r, _)| r))?),
         None if records.machine.is_none() || done => Sight::Absent,
         None => {
             doubt = true;
@@ -175,6 +202,10 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     };
 
     let estate = estate(lens, &owned, &disk)?;
+    let unseen = unseen(lens, &records);
+    let others = estate.frozen.iter().filter(|d| f.is_none_or(|(_, f)| f.uuid != d.uuid));
+    let untagged = others.filter(|d| !d.keyed || !d.tagged).map(|d| d.uuid.clone()).collect();
+    let unclaimed = copies(lens, &subject);
     let mut observed = Observed {
         subject,
         cluster: lens.cluster.to_owned(),
@@ -192,7 +223,9 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         flights: Vec::new(),
         leftover: None,
         stray_marks: Vec::new(),
-        unclaimed: copies(lens),
+        unclaimed,
+        unseen,
+        untagged,
         idle_bases: idle_bases(lens, &sr).into_iter().map(|d| disk(&d)).collect(),
         slot: lens.slot.clone(),
         name_taken_by: lens.name_taken_by.clone(),
@@ -213,7 +246,44 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
             format!("the pool names disk '{}' without a uuid", d.name),
         ));
     }
-    Ok(Scene { observed, estate, doubt: (doubt || seen.doubt) && !lens.live, soon, sr, parent: parent_uuid })
+    let soon = [soon, seen.soon].into_iter().flatten().min();
+    // What it is being cloned from is what counts; the spec may name another base by now.
+    let cloned = observed.records.operation.as_ref().filter(|i| i.step == Making::CloneDisk).map(|i| i.source.clone());
+    let version = |uuid: &String| observed.records.versions.iter().any(|v| v.disk == *uuid);
+    let parent = if cloned.is_some() { cloned.filter(version) } else { parent_uuid };
+    let doubt = doubt || seen.doubt || !observed.stray_marks.is_empty();
+    Ok(Scene { observed, estate, doubt: doubt && !lens.live, soon, sr, parent })
+}
+
+/// Where the subject's disk is, whatever the Connector names by now; nothing yet: the Connector's.
+fn repository(lens: &Lens<'_>, records: &Records, subject: &str) -> Result<Ref, Trouble> {
+    let (named, record) = inspect::storage(lens.view, &lens.connector.spec.storage_repository)?;
+    let version = records.versions.iter().find(|v| v.version == subject).and_then(|v| v.sr.as_ref());
+    let recorded = version.or(records.disk.as_ref().filter(|d| d.version == subject).and_then(|d| d.sr.as_ref()));
+    let Some(uuid) = recorded.filter(|uuid| **uuid != record.uuid) else { return Ok(named) };
+    lens.view.srs.by_uuid(uuid).map(|(r, _)| r.clone()).ok_or_else(|| {
+        Trouble::new(
+            crate::api::reason::Reason::WaitingForStorage,
+            format!(
+                "storage repository {uuid}, which holds the disk of version '{subject}', is not in the pool any more: introduce it again; nothing is made or called lost meanwhile"
+            ),
+        )
+    })
+}
+
+/// A clone that is at work pauses its source too, for moments.
+fn left_paused(lens: &Lens<'_>, disk: &Disk) -> bool {
+    let paused = disk.keyed && disk.paused && !disk.busy;
+    let since = lens.pool.memory().since(&format!("paused/{}", disk.uuid), paused, lens.now);
+    since.is_some_and(|t| lens.now.duration_since(t) >= lens.pace.in_flight)
+}
+
+/// See [`Observed::unseen`].
+fn unseen(lens: &Lens<'_>, records: &Records) -> Vec<String> {
+    let disks = records.disk.iter().map(|d| &d.uuid).chain(records.versions.iter().map(|v| &v.disk));
+    let lost = disks.filter(|uuid| lens.view.vdis.by_uuid(uuid).is_none());
+    let memory = lens.pool.memory();
+    lost.filter(|uuid| !memory.was_removed(uuid)).cloned().collect()
 }
 
 fn recorded(record: &Option<MachineRecord>, uuid: &str) -> bool {
@@ -272,30 +342,32 @@ fn owned<'a>(lens: &Lens<'a>, records: &Records) -> Owned<'a> {
     }
 }
 
-/// Candidates for S, best first: by lineage; where the OS disk is gone, those that our records name for this OS layer version.
+/// Candidates for S, best first: by lineage; where the OS disk or S's keys are gone, those that our records name for this OS layer version.
 fn bases(lens: &Lens<'_>, os: Option<&str>, sr: &str, records: &Records) -> Vec<String> {
-    let is_base = |d: &Vdi| prove(lens.cluster, &d.uuid, &d.other_config, false) == Proof::ByKeys(Role::Base);
+    let proof = |d: &Vdi, recorded| prove(lens.cluster, &d.uuid, &d.other_config, recorded);
     let mut found: Vec<String> = Vec::new();
     if let Some(os) = os {
         let opid = base_lineage(lens, sr, os).opid();
-        found.extend(
-            lens.view.vdis.with(identity::OP, &opid.0).filter(|(_, d)| is_base(d)).map(|(_, d)| d.uuid.clone()),
-        );
+        let keyed =
+            lens.view.vdis.with(identity::OP, &opid.0).filter(|(_, d)| proof(d, false) == Proof::ByKeys(Role::Base));
+        found.extend(keyed.map(|(_, d)| d.uuid.clone()));
     }
-    for uuid in records
-        .versions
-        .iter()
-        .rev()
-        .map(|v| v.base.as_str())
-        .chain(lens.layer.status.iter().filter_map(|s| Some(s.disk.as_ref()?.base.as_ref()?.uuid.as_str())))
-    {
-        let fits = lens.view.vdis.by_uuid(uuid).is_some_and(|(_, d)| {
-            is_base(d)
-                && d.other_config.get(identity::OS_VERSION) == Some(&lens.want.os_version)
-                && os.is_none_or(|os| d.other_config.get(identity::OS).is_some_and(|o| o == os))
+    let version = |v: &VersionRecord| (v.base.clone(), v.os_version.as_ref() == Some(&lens.want.os_version));
+    let in_work = lens.layer.status.iter().filter_map(|s| Some(s.disk.as_ref()?.base.as_ref()?.uuid.clone()));
+    let source = records.operation.iter().filter(|i| i.step == Making::CloneDisk).map(|i| i.source.clone());
+    let recorded = records.versions.iter().rev().map(version).chain(in_work.map(|uuid| (uuid, false)));
+    for (uuid, same_os) in recorded.chain(source.map(|uuid| (uuid, false))) {
+        let fits = lens.view.vdis.by_uuid(&uuid).is_some_and(|(_, d)| match proof(d, true) {
+            Proof::ByKeys(Role::Base) => {
+                d.other_config.get(identity::OS_VERSION) == Some(&lens.want.os_version)
+                    && os.is_none_or(|os| d.other_config.get(identity::OS).is_some_and(|o| o == os))
+            }
+            // It lost its keys, and gets them back.
+            Proof::ByRecord => same_os,
+            Proof::ByKeys(_) | Proof::Unclaimed | Proof::Foreign | Proof::None => false,
         });
         if fits {
-            found.push(uuid.to_owned());
+            found.push(uuid);
         }
     }
     found
@@ -358,12 +430,12 @@ pub fn tools_iso(lens: &Lens<'_>) -> Result<(Ref, Arc<Vdi>), Trouble> {
     inspect::tools_iso(lens.view, wanted)
 }
 
-fn see_machine(lens: &Lens<'_>, r: &Ref, vm: &Arc<Vm>, work: Option<&Ref>) -> Result<Machine, Trouble> {
+fn see_machine(lens: &Lens<'_>, vm: &Arc<Vm>, work: Option<&Ref>) -> Result<Machine, Trouble> {
     let iso = tools_iso(lens).ok().map(|(r, _)| r);
     let networks = inspect::networks(lens.view, &lens.layer.spec.machine.networks).unwrap_or_default();
     let uuids = networks.iter().filter_map(|r| lens.view.networks.get(r)).map(|n| n.uuid.clone()).collect();
     let around = objects::Surroundings { cluster: lens.cluster, work, tools_iso: iso.as_ref(), networks: uuids };
-    Ok(objects::machine(lens.view, lens.layer, lens.want, r, vm, &around))
+    Ok(objects::machine(lens.view, lens.layer, lens.want, vm, &around))
 }
 
 /// Tools count once they have shown for a while; the wait for that is returned.
@@ -386,22 +458,31 @@ fn tools(lens: &Lens<'_>, m: &mut Machine, vm: Option<&Arc<Vm>>) -> Option<Durat
     }
 }
 
-/// See [`Observed::stray_marks`]. The base's is another layer's as long as the base is not there.
+/// See [`Observed::stray_marks`]. The base's is another layer's as long as the base is not there. A removal's is ours while its base is to
+/// go.
 fn stray_marks(lens: &Lens<'_>, seen: &Observed) -> Vec<(String, identity::Mark)> {
     let base = seen.flight(Making::SnapshotOsDisk).filter(|_| seen.base.found().is_some());
-    let ours = |m: &identity::Mark| {
-        m.cluster == lens.cluster && (m.owner == lens.want.uid || base.and_then(|f| f.wanted_mark.as_ref()) == Some(m))
-    };
+    let base = base.and_then(|f| f.wanted_mark.as_ref()).filter(|m| !lens.around.operations.contains(&m.op));
+    let removal = identity::Mark::removal(lens.cluster, &lens.want.uid);
+    let ours = |m: &identity::Mark| m.cluster == lens.cluster && (m.owner == lens.want.uid || base == Some(m));
     // A child bears its source's mark too, and is none: it has the source's `self`, or is a snapshot without one.
     let source = |d: &Vdi| d.other_config.get(identity::SELF).map_or(!d.is_a_snapshot, |own| *own == d.uuid);
-    let marked = lens.view.vdis.iter().filter(|(_, d)| seen.records.operation.is_none() && source(d));
-    marked.filter_map(|(_, d)| Some((d.uuid.clone(), identity::Mark::read(&d.other_config).filter(ours)?))).collect()
+    let stray = |d: &Vdi, m: &identity::Mark| {
+        ours(m) && source(d) || *m == removal && seen.idle_bases.iter().all(|idle| idle.uuid != d.uuid)
+    };
+    let marked = lens.view.vdis.iter().filter(|_| seen.records.operation.is_none());
+    marked
+        .filter_map(|(_, d)| Some((d.uuid.clone(), identity::Mark::read(&d.other_config).filter(|m| stray(d, m))?)))
+        .collect()
 }
 
 /// Copies of our disks that another tool made: our keys, but `self` is another disk.
-fn copies(lens: &Lens<'_>) -> Vec<String> {
+fn copies(lens: &Lens<'_>, subject: &str) -> Vec<String> {
     let uid = lens.want.uid.as_str();
-    let copied = |d: &Vdi| prove(lens.cluster, &d.uuid, &d.other_config, false) == Proof::Unclaimed;
+    let copied = |d: &Vdi| {
+        prove(lens.cluster, &d.uuid, &d.other_config, false) == Proof::Unclaimed
+            && d.other_config.get(identity::VERSION).is_some_and(|v| v == subject)
+    };
     lens.view.vdis.with(identity::LAYER, uid).filter(|(_, d)| copied(d)).map(|(_, d)| d.uuid.clone()).collect()
 }
 
@@ -414,7 +495,7 @@ fn estate(lens: &Lens<'_>, owned: &Owned<'_>, disk: &dyn Fn(&Arc<Vdi>) -> Disk) 
             .find(|(_, w)| w.other_config.get(identity::VERSION) == version || version.is_none())
             .map(|(r, _)| *r)
     };
-    let machines = owned.machines.iter().map(|(r, m)| see_machine(lens, r, m, work(m))).collect::<Result<_, _>>()?;
+    let machines = owned.machines.iter().map(|(_, m)| see_machine(lens, m, work(m))).collect::<Result<_, _>>()?;
     let retained = owned
         .frozen
         .iter()
@@ -434,8 +515,14 @@ fn idle_bases(lens: &Lens<'_>, sr: &Ref) -> Vec<Arc<Vdi>> {
     // Only a whole look tells that nobody stands on it; the mirror's index makes this cheap until then.
     let used: HashSet<&str> =
         lens.view.vdis.iter().filter_map(|(_, d)| d.other_config.get(identity::BASE).map(String::as_str)).collect();
+    // A removal leaves it to nobody: who wants it next makes it anew.
+    let removal = lens.deleting || lens.want.discard.is_some();
+    let wanted =
+        |d: &Vdi| !removal && d.other_config.get(identity::OS_VERSION).is_some_and(|v| lens.around.wanted.contains(v));
     let free = |uuid: &str| {
-        !used.contains(uuid) && !lens.recorded_bases.contains(uuid) && lens.pool.memory().has_turn(uuid, &lens.want.uid)
+        !used.contains(uuid)
+            && !lens.around.recorded_bases.contains(uuid)
+            && lens.pool.memory().has_turn(uuid, &lens.want.uid)
     };
     lens.view
         .vdis
@@ -443,7 +530,7 @@ fn idle_bases(lens: &Lens<'_>, sr: &Ref) -> Vec<Arc<Vdi>> {
         .filter(|(_, d)| {
             d.sr == *sr && prove(lens.cluster, &d.uuid, &d.other_config, false) == Proof::ByKeys(Role::Base)
         })
-        .filter(|(_, d)| free(&d.uuid))
+        .filter(|(_, d)| free(&d.uuid) && !wanted(d))
         .filter(|(_, d)| {
             identity::Mark::read(&d.other_config).is_none_or(|m| m.is_removal() && m.cluster == lens.cluster)
         })

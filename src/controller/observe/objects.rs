@@ -57,8 +57,10 @@ pub fn disk(view: &View, cluster: &str, vdi: &Vdi, machine: Option<&Ref>, leaked
         utilisation: vdi.physical_utilisation,
         format: format(vdi),
         snapshot_of: view.vdis.get(&vdi.snapshot_of).map(|source| source.uuid.clone()),
+        sr: view.srs.get(&vdi.sr).map(|sr| sr.uuid.clone()),
         busy: !vdi.current_operations.is_empty() || waits_in_a_task(view, &vdi.other_config),
         paused: vdi.sm_config.contains_key("paused"),
+        left_paused: false,
         depth: depth(view, vdi),
         mark: Mark::read(&vdi.other_config),
         attachments,
@@ -105,14 +107,7 @@ pub struct Surroundings<'a> {
 }
 
 /// The packaging machine. Tools are filled in by the caller, who knows for how long they have shown.
-pub fn machine(
-    view: &View,
-    layer: &PlatformLayer,
-    want: &Want,
-    vm_ref: &Ref,
-    vm: &Arc<Vm>,
-    around: &Surroundings<'_>,
-) -> Machine {
+pub fn machine(view: &View, layer: &PlatformLayer, want: &Want, vm: &Arc<Vm>, around: &Surroundings<'_>) -> Machine {
     let metrics = view.vm_metrics.get(&vm.metrics);
     let start_time = metrics.map(|m| m.start_time.clone()).unwrap_or_else(|| crate::xapi::wire::NEVER.to_owned());
     let vbds: Vec<&Arc<Vbd>> = vm.vbds.iter().filter_map(|r| view.vbds.get(r)).collect();
@@ -128,7 +123,7 @@ pub fn machine(
         domid: vm.domid,
         host: view.hosts.get(&vm.resident_on).map(|h| h.name_label.clone()),
         address: guest.filter(|_| vm.power_state == PowerState::Running).and_then(|g| g.networks.get("0/ip").cloned()),
-        drift: drift(view, layer, want, vm_ref, vm, around, &start_time),
+        drift: drift(view, layer, want, vm, around, &start_time),
         guard_drift: guards(vm),
         disk: disk.map(|b| b.uuid.clone()),
         disk_attached: disk.is_some_and(|b| b.currently_attached),
@@ -136,7 +131,8 @@ pub fn machine(
         tools: Tools::default(),
         report: Report::read(&vm.xenstore_data),
         guest_boot: vm.xenstore_data.get(&format!("{}boot", report::PREFIX)).cloned(),
-        start_blocked: START.iter().any(|op| vm.blocked_operations.contains_key(*op)),
+        // A block of somebody else's is not ours to take off.
+        start_blocked: START.iter().any(|op| vm.blocked_operations.get(*op) == Some(&plan::description(want))),
         destroy_blocked: vm.blocked_operations.contains_key("destroy"),
         busy: !vm.current_operations.is_empty() || waits_in_a_task(view, &vm.other_config),
         cannot_boot: None,
@@ -200,7 +196,6 @@ fn drift(
     view: &View,
     layer: &PlatformLayer,
     want: &Want,
-    vm_ref: &Ref,
     vm: &Vm,
     around: &Surroundings<'_>,
     start_time: &str,
@@ -259,7 +254,6 @@ fn drift(
         || vm.other_config.contains_key(BOOT)
         || vm.power_state != PowerState::Halted;
     want_that(noted, Setting::StartBefore(start_time.to_owned()));
-    let _reference = vm_ref;
     wrong
 }
 

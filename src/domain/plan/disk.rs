@@ -5,7 +5,7 @@ use super::super::making;
 use super::super::observed::{Disk, Making, Observed, Sight, Trouble};
 use super::super::want::Want;
 use super::machine::with_machine;
-use super::{Next, Say, Step, Verdict, advance, cannot_tell, finish_operations};
+use super::{Next, Say, Step, Verdict, advance, cannot_tell, destroy_disk, finish_operations};
 use crate::api::reason::Reason;
 
 pub(super) fn disk_lost(want: &Want, seen: &Observed) -> Say {
@@ -40,6 +40,12 @@ pub(super) fn make_disk(want: &Want, seen: &Observed) -> Verdict {
         return verdict;
     }
     let base = seen.base.found().map(|b| b.uuid.as_str());
+    // Made for an OS layer version that the spec does not name any more.
+    let idle = seen.idle_bases.iter().find(|b| seen.records.operation.is_none() && Some(b.uuid.as_str()) != base);
+    if let Some(b) = idle {
+        let step = Step::DestroyBase { disk: b.uuid.clone() };
+        return destroy_disk(seen, b, step, Reason::ClearingUp, "a base that no layer stands on is removed");
+    }
     match gate::choose_base(want, &seen.records.versions, base) {
         Err(t) => Verdict::trouble(t),
         Ok(BaseChoice::OsLayer) => from_os_layer(want, seen),
@@ -62,6 +68,13 @@ fn clone_from(want: &Want, seen: &Observed, source: &Disk) -> Verdict {
     let under_way = seen.flight(Making::CloneDisk).is_some_and(|f| f.intent.is_some());
     if !under_way && let Err(t) = fits(want, &source.name, &source.format, source.virtual_size) {
         return Verdict::trouble(t);
+    }
+    if source.left_paused {
+        return Verdict::act(
+            Step::Unpause { disk: source.uuid.clone() },
+            Reason::CreatingDisk,
+            "the base was left paused when the pool's daemon died",
+        );
     }
     if source.paused {
         return Verdict::wait(

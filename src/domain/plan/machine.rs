@@ -40,6 +40,10 @@ pub(super) fn with_machine(want: &Want, seen: &Observed, w: &Disk, m: &Machine) 
     if seen.flight(Making::StartMachine).is_some_and(|f| matches!(f.task, TaskSight::Pending { .. })) {
         return Verdict::wait(Next::Task, Reason::StartingMachine, "starting the packaging machine");
     }
+    // Somebody switched it on meanwhile: what was taken of its disk is not what it will hold.
+    if m.power != Power::Halted && seen.flight(Making::FreezeDisk).is_some_and(|f| f.intent.is_some()) {
+        return take_back_freeze(seen, m, Trouble::new(Reason::WaitingForMachine, "the machine runs again"));
+    }
     match m.power {
         Power::Running => running(want, seen, m),
         Power::Paused | Power::Suspended => Verdict::rest(Say::Person(
@@ -70,6 +74,14 @@ fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     if m.busy {
         return Verdict::wait(Next::Task, Reason::SettingUpMachine, "the packaging machine is being set up");
     }
+    let under_way = seen.flight(Making::StartMachine).is_some_and(|f| f.intent.is_some());
+    if w_worked(seen) && machine_forgotten(seen) && !under_way {
+        // Status remembers a boot that xapi forgot: another one is a person's to ask for.
+        let freezing = seen.flight(Making::FreezeDisk).is_some_and(|f| f.intent.is_some());
+        if freezing || m.start_blocked || new_token(want, seen, m).is_none() {
+            return take_back_freeze(seen, m, boot_forgotten(want, m));
+        }
+    }
     if !m.drift.is_empty() {
         return act(
             Step::SetUp { machine: m.uuid.clone(), settings: m.drift.clone() },
@@ -90,14 +102,6 @@ fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     if let Some(verdict) = finish_operations(seen) {
         return verdict;
     }
-    let under_way = seen.flight(Making::StartMachine).is_some_and(|f| f.intent.is_some());
-    if w_worked(seen) && machine_forgotten(seen) && !under_way {
-        // Status remembers a boot that xapi forgot: another one is a person's to ask for.
-        let freezing = seen.flight(Making::FreezeDisk).is_some_and(|f| f.intent.is_some());
-        if freezing || m.start_blocked || new_token(want, seen, m).is_none() {
-            return take_back_freeze(seen, m, boot_forgotten(want, m));
-        }
-    }
     // Whoever sets a new token asks for a start, of a machine that never ran too.
     if !want.power_on && !under_way && new_token(want, seen, m).is_none() {
         return Verdict::rest(Say::Person(
@@ -108,7 +112,18 @@ fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
             ),
         ));
     }
-    start(seen, w, m)
+    use_token(want, seen, m).unwrap_or_else(|| start(seen, w, m))
+}
+
+/// The token is used before the call: a start too few can be asked for again.
+fn use_token(want: &Want, seen: &Observed, m: &Machine) -> Option<Verdict> {
+    let token = new_token(want, seen, m)?;
+    let f = seen.flight(Making::StartMachine).filter(|f| f.intent.is_some() && f.sent == Sent::Never)?;
+    Some(Verdict::act(
+        Step::UseToken { machine: f.source.clone(), token },
+        Reason::StartingMachine,
+        "using the restart token",
+    ))
 }
 
 fn boot_forgotten(want: &Want, m: &Machine) -> Trouble {
@@ -139,6 +154,10 @@ fn start(seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     }
     if let Some(verdict) = held(w) {
         return verdict;
+    }
+    if m.disk.is_none() {
+        let step = Step::AttachDisk { machine: m.uuid.clone(), disk: w.uuid.clone() };
+        return Verdict::act(step, Reason::StartingMachine, "attaching the packaging disk again");
     }
     if let Some(why) = &m.cannot_boot {
         return Verdict::wait(
@@ -237,9 +256,21 @@ fn halted(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
         return verdict;
     }
     let judgement = gate::judge(want, m);
-    let may = gate::approval(want, &seen.subject, &judgement).and_then(|()| gate::freeze(seen, m));
+    let may = gate::approval(want, &seen.subject, &judgement)
+        .and_then(|()| gate::freeze(seen, m))
+        .and_then(|()| gate::same_boot(seen, m));
     if let Err(t) = may {
         return take_back_freeze(seen, m, t);
+    }
+    if !freezing && w.busy {
+        return Verdict::wait(Next::Task, Reason::FreezingDisk, "an operation is at work on the packaging disk");
+    }
+    if !freezing && w.left_paused {
+        return Verdict::act(
+            Step::Unpause { disk: w.uuid.clone() },
+            Reason::FreezingDisk,
+            "the packaging disk was left paused when the pool's daemon died",
+        );
     }
     if !m.start_blocked {
         return Verdict::act(
@@ -251,7 +282,7 @@ fn halted(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     advance(seen, Making::FreezeDisk, "freezing the packaging disk as the version")
 }
 
-/// A person asked for another start of a halted machine. The token is used before the call: a start too few can be asked for again.
+/// A person asked for another start of a halted machine.
 fn restart(want: &Want, seen: &Observed, w: &Disk, m: &Machine, starting: bool) -> Option<Verdict> {
     let token = new_token(want, seen, m);
     if token.is_none() && !starting {
@@ -275,18 +306,7 @@ fn restart(want: &Want, seen: &Observed, w: &Disk, m: &Machine, starting: bool) 
             "the machine may be started again",
         ));
     }
-    let sent = seen.flight(Making::StartMachine).map(|f| &f.sent);
-    if starting
-        && let Some(token) = token
-        && matches!(sent, Some(Sent::Never))
-    {
-        return Some(Verdict::act(
-            Step::UseToken { machine: m.uuid.clone(), token },
-            Reason::StartingMachine,
-            "using the restart token",
-        ));
-    }
-    Some(start(seen, w, m))
+    Some(use_token(want, seen, m).unwrap_or_else(|| start(seen, w, m)))
 }
 
 /// A freeze that was begun and whose gates do not hold any more leaves nothing behind.

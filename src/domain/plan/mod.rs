@@ -141,13 +141,7 @@ fn version_changed(want: &Want, seen: &Observed) -> Say {
 
 /// An operation that nobody wants any more: its spec changed before anything was claimed.
 fn clear_leftover(seen: &Observed) -> Option<Verdict> {
-    let f = seen.leftover.as_ref()?;
-    Some(match making::abandon(f) {
-        Some(mv) => {
-            Verdict::from_move(mv, Reason::ClearingUp, "clearing up after an operation that is not wanted any more")
-        }
-        None => Verdict::act(Step::DropIntent, Reason::ClearingUp, "an operation that is not wanted any more is over"),
-    })
+    seen.leftover.as_ref().map(give_up)
 }
 
 /// A mark of ours without an intent: a restarted pool brought it back.
@@ -180,11 +174,6 @@ fn tidying(want: &Want, seen: &Observed) -> Verdict {
     if let Some(verdict) = finish_operations(seen) {
         return verdict;
     }
-    if let Some(m) = seen.machine.found()
-        && let Some(verdict) = super::removal::machine(m, Reason::RemovingMachine, WHAT)
-    {
-        return verdict;
-    }
     if let Some(w) = seen.work.found() {
         if seen.frozen == Sight::CannotLook {
             return cannot_tell(seen, "the frozen disk");
@@ -207,11 +196,28 @@ fn tidying(want: &Want, seen: &Observed) -> Verdict {
                 ),
             ));
         }
+        if let Some(m) = seen.machine.found()
+            && let Some(verdict) = super::removal::machine(m, Reason::RemovingMachine, WHAT)
+        {
+            return verdict;
+        }
         let step = Step::DestroyWork { disk: w.uuid.clone(), after_freeze: true };
         return destroy_disk(seen, w, step, Reason::RemovingMachine, WHAT);
     }
+    if let Some(m) = seen.machine.found()
+        && let Some(verdict) = super::removal::machine(m, Reason::RemovingMachine, WHAT)
+    {
+        return verdict;
+    }
     if matches!(seen.work, Sight::CannotLook) || matches!(seen.machine, Sight::CannotLook) {
         return cannot_tell(seen, "what is left of the packaging machine");
+    }
+    if let Some(uuid) = seen.untagged.first() {
+        return Verdict::act(
+            Step::TagAgain { uuid: uuid.clone() },
+            Reason::TaggingAgain,
+            "a frozen disk gets its keys back",
+        );
     }
     match &seen.frozen {
         Sight::Found(f) if !f.keyed || !f.tagged => {
@@ -240,7 +246,7 @@ fn tidying(want: &Want, seen: &Observed) -> Verdict {
 }
 
 /// Not to be told from loss or absence yet: a scan of the storage repository decides, where one can be had.
-pub(super) fn cannot_tell(seen: &Observed, what: &str) -> Verdict {
+pub(in crate::domain) fn cannot_tell(seen: &Observed, what: &str) -> Verdict {
     let message = format!(
         "{what} cannot be told from a lost one yet: nothing is made until storage repository '{}' was scanned. If this stays, check its connection to the hosts",
         seen.storage.name
@@ -331,9 +337,21 @@ pub(in crate::domain) fn working_reason(making: Making) -> Reason {
 }
 
 pub(super) fn advance(seen: &Observed, making: Making, what: &str) -> Verdict {
-    match seen.flight(making) {
-        Some(f) => Verdict::from_move(making::advance(f), working_reason(making), what),
-        None => Verdict::wait(Next::Capacity, Reason::WaitingForStorage, what),
+    let Some(f) = seen.flight(making) else { return Verdict::wait(Next::Capacity, Reason::WaitingForStorage, what) };
+    // One intent has room in status: another operation, begun before the spec changed, is taken back first.
+    let other = seen.records.operation.as_ref().filter(|i| i.opid != f.opid);
+    if let Some(other) = other.and_then(|i| seen.flights.iter().find(|f| f.opid == i.opid)) {
+        return give_up(other);
+    }
+    Verdict::from_move(making::advance(f), working_reason(making), what)
+}
+
+fn give_up(f: &Flight) -> Verdict {
+    match making::abandon(f) {
+        Some(mv) => {
+            Verdict::from_move(mv, Reason::ClearingUp, "clearing up after an operation that is not wanted any more")
+        }
+        None => Verdict::act(Step::DropIntent, Reason::ClearingUp, "an operation that is not wanted any more is over"),
     }
 }
 

@@ -103,6 +103,10 @@ pub enum Step {
     DetachDisk {
         vbd: String,
     },
+    /// What a dead driver left on a disk of ours.
+    Unpause {
+        disk: String,
+    },
     FreeFromDom0 {
         vbd: String,
     },
@@ -146,6 +150,8 @@ impl Step {
             | Self::DestroyHalfMade { .. }
             | Self::ShutDown { .. }
             | Self::DetachDisk { .. }
+            | Self::Unpause { .. }
+            | Self::Unmark { .. }
             | Self::FreeFromDom0 { .. }
             | Self::DestroyMachine { .. }
             | Self::DestroyWork { .. }
@@ -158,7 +164,6 @@ impl Step {
             | Self::Enter
             | Self::DropIntent
             | Self::Mark { .. }
-            | Self::Unmark { .. }
             | Self::Settle { .. }
             | Self::CancelTasks { .. }
             | Self::ScanStorage

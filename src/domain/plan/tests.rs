@@ -92,6 +92,8 @@ fn entered() -> Observed {
         leftover: None,
         stray_marks: Vec::new(),
         unclaimed: Vec::new(),
+        unseen: Vec::new(),
+        untagged: Vec::new(),
         idle_bases: Vec::new(),
         slot: Ok(()),
         name_taken_by: None,
@@ -104,7 +106,7 @@ fn made(m: Machine) -> Observed {
     let mut seen = entered();
     seen.base = Sight::Found(disk("s"));
     seen.work = Sight::Found(disk("w"));
-    seen.records.disk = Some(DiskRecord { uuid: "w".into(), version: "1".into(), worked: false });
+    seen.records.disk = Some(DiskRecord { uuid: "w".into(), version: "1".into(), ..DiskRecord::default() });
     seen.records.machine =
         Some(MachineRecord { uuid: m.uuid.clone(), restart_token: None, agent_start: Some("0".into()) });
     seen.machine = Sight::Found(m);
@@ -112,7 +114,7 @@ fn made(m: Machine) -> Observed {
 }
 
 fn intent(step: Making) -> Intent {
-    Intent { step, opid: Opid("op".into()), source: "s".into(), agent_start: "0".into() }
+    Intent { step, opid: Opid("op".into()), source: "s".into(), agent_start: "0".into(), boot: None }
 }
 
 /// Reason and message.
@@ -200,7 +202,8 @@ fn what_is_thrown_away_is_named() {
 #[test]
 fn a_frozen_disk_without_its_proof_stops_the_removal_of_the_packaging_disk() {
     let mut seen = made(machine());
-    seen.records.versions = vec![VersionRecord { version: "1".into(), disk: "f".into(), base: "s".into() }];
+    seen.records.versions =
+        vec![VersionRecord { version: "1".into(), disk: "f".into(), base: "s".into(), ..VersionRecord::default() }];
     (seen.machine, seen.frozen) = (Sight::Absent, Sight::Found(disk("f")));
     let plan = decide(&want(json!({})), &seen);
     assert_eq!(plan.step, Step::Nothing);
