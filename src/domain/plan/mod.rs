@@ -39,7 +39,7 @@ pub fn decide(want: &Want, seen: &Observed) -> Plan {
         Phase::Finalized if seen.finalized(&want.version).is_none() => Phase::Pending,
         phase => phase,
     };
-    Plan { phase, step, say: told(want, seen, say), next }
+    Plan { phase, step, say: told(want, seen, phase, say), next }
 }
 
 /// Derived from what is there. Within a version it never goes back, but between running and halted.
