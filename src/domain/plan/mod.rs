@@ -20,7 +20,7 @@ pub use self::disk::description;
 pub(super) use self::step::Verdict;
 pub use self::step::{Next, Plan, Say, Step};
 pub use self::words::finalized;
-pub(super) use self::words::told;
+pub(super) use self::words::{told, working_reason};
 
 use super::identity::{BOOT, START_BEFORE};
 use super::making;
@@ -317,16 +317,6 @@ fn started(seen: &Observed, m: &Machine) -> bool {
         (TaskSight::None, _) if m.power != Power::Halted => true,
         (TaskSight::None, Some(noted)) => noted != m.start_time,
         (TaskSight::None, None) => ran(seen, m),
-    }
-}
-
-pub(in crate::domain) fn working_reason(making: Making) -> Reason {
-    match making {
-        Making::SnapshotOsDisk => Reason::FreezingOSDisk,
-        Making::CloneDisk => Reason::CreatingDisk,
-        Making::CloneMachine => Reason::CreatingMachine,
-        Making::StartMachine => Reason::StartingMachine,
-        Making::FreezeDisk => Reason::FreezingDisk,
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::super::observed::{Machine, Making, Observed};
 use super::super::want::{DeletionPolicy, Want};
-use super::{Say, ran, working_reason};
+use super::{Say, ran};
 use crate::api::Phase;
 use crate::api::reason::Reason;
 
@@ -41,6 +41,16 @@ fn stage(seen: &Observed, phase: Phase, reason: Reason) -> Reason {
         // What is left to do about a disk that is recorded is done before the next stage, and told as that.
         (Reason::CreatingDisk, _) if phase != Phase::Pending => Reason::CreatingMachine,
         (reason, _) => reason,
+    }
+}
+
+pub(in crate::domain) fn working_reason(making: Making) -> Reason {
+    match making {
+        Making::SnapshotOsDisk => Reason::FreezingOSDisk,
+        Making::CloneDisk => Reason::CreatingDisk,
+        Making::CloneMachine => Reason::CreatingMachine,
+        Making::StartMachine => Reason::StartingMachine,
+        Making::FreezeDisk => Reason::FreezingDisk,
     }
 }
 
