@@ -414,7 +414,7 @@ async fn a_secret_that_goes_ends_no_session_and_holds_a_removal_only_after_a_res
     assert!(why.contains("cannot be told without"), "{why}");
     let held =
         rig.until("second", "told why", |l| rig::ready(l).is_some_and(|(_, m)| m.contains("'lab' is gone"))).await;
-    assert_eq!(held.metadata.deletion_timestamp.is_some(), true);
+    assert!(held.metadata.deletion_timestamp.is_some());
     rig.patch("second", json!({"deletionPolicy": "Orphan"})).await;
     rig.until_gone("second").await;
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::controller::Action;
 use kube::{Resource, ResourceExt};
+use tokio::time::Instant;
 
 use super::checks::{ANSWERS, Outcome};
 use super::connector_status::{Subject, compose};
@@ -21,7 +22,7 @@ use super::inspect;
 use super::link::{Link, Origin, Setup, deliver};
 use super::sweep::{Known, Swept, sweep};
 use super::wakes::Wakes;
-use crate::api::condition::ConditionType as C;
+use crate::api::condition::{ConditionType as C, find};
 use crate::api::connector::{AllowedNamespaces, ConnectorStatus, NamespacesFrom};
 use crate::api::reason::{Fault, Reason};
 use crate::api::{Connector, PlatformLayer, REQUESTED_AT};
@@ -33,6 +34,8 @@ pub struct Connectors {
     links: Mutex<HashMap<ConnectorKey, Arc<Link>>>,
     /// The statuses as last written, by uid: a watch may lag behind our own writes, and times must not move for that.
     written: Mutex<HashMap<String, ConnectorStatus>>,
+    /// Since when what belongs to nobody was seen in a Connector's pool, by uuid.
+    strays: Mutex<HashMap<ConnectorKey, HashMap<String, Instant>>>,
 }
 
 /// Ends the links: with the reconciles, also where those are dropped in their midst.
@@ -46,8 +49,8 @@ impl Drop for Connectors {
 
 impl Connectors {
     pub fn new(ctx: Arc<Context>) -> Arc<Self> {
-        let (links, written) = Default::default();
-        Arc::new(Self { ctx, links, written })
+        let (links, written, strays) = Default::default();
+        Arc::new(Self { ctx, links, written, strays })
     }
 
     pub fn ctx(&self) -> &Context {
@@ -197,8 +200,8 @@ impl Connectors {
         }
     }
 
-    /// What lies about in the pool; none where it cannot be seen now.
-    fn sweep(&self, key: &ConnectorKey, connector: &Connector) -> Option<Swept> {
+    /// What lies about in the pool; none where it cannot be seen now. `told`: what was found before.
+    fn sweep(&self, key: &ConnectorKey, connector: &Connector, told: &ConnectorStatus) -> Option<Swept> {
         let view = self.ctx.pools.get(key)?.mirror.view();
         if !view.synced {
             return None;
@@ -209,7 +212,11 @@ impl Connectors {
             self.ctx.metrics.sr_free(&label(key), &[(record.name_label.clone(), facts.free)]);
         }
         let layers = self.ctx.layers.state();
-        Some(sweep(&view, &self.ctx.cluster, &Known::of(layers.iter().map(AsRef::as_ref))))
+        let mut swept = sweep(&view, &self.ctx.cluster, &Known::of(layers.iter().map(AsRef::as_ref)));
+        let told = find(&told.conditions, C::Unclaimed).map(|c| c.message.clone()).unwrap_or_default();
+        let mut strays = lock(&self.strays);
+        swept.ripen(strays.entry(key.clone()).or_default(), &told, self.ctx.pace.now(), self.ctx.pace.in_flight);
+        Some(swept)
     }
 
     /// The Connector is gone.
@@ -217,6 +224,7 @@ impl Connectors {
         self.unlink(key);
         self.ctx.pools.forget(key);
         lock(&self.written).remove(uid);
+        lock(&self.strays).remove(key);
         lock(&self.ctx.backoff).succeeded(uid);
         self.ctx.metrics.sr_free(&label(key), &[]);
     }
@@ -279,14 +287,17 @@ pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> 
     if let Some(fault) = outcome.failure().and_then(Reason::fault) {
         hub.ctx.metrics.fault(kind(fault));
     }
-    let swept = connector.and_then(|connector| hub.sweep(&key, connector));
+    let swept = connector.and_then(|connector| hub.sweep(&key, connector, &old));
     let mut users: Vec<_> =
         layers.iter().map(|l| format!("{}/{}", l.namespace().unwrap_or_default(), l.name_any())).collect();
     users.sort();
     let tls = connector.and_then(|c| c.spec.tls.as_ref());
     let insecure = tls.is_some_and(|tls| tls.insecure_skip_verify == Some(true));
     let subject = Subject { generation: guard.meta().generation, deleting, insecure, users: &users };
-    let pause = hub.pause(&uid, &outcome);
+    let mut pause = hub.pause(&uid, &outcome);
+    if swept.as_ref().is_some_and(|swept| swept.unripe) {
+        pause = pause.min(hub.ctx.pace.in_flight);
+    }
     let status = compose(&subject, &old, outcome, swept.as_ref(), &Time(jiff::Timestamp::now()));
     publish(&hub.ctx, &guard, &status).await?;
     hub.first_word(&key);

@@ -124,7 +124,12 @@ fn conditions(o: &Outcome<'_>, old: &PlatformLayerStatus, say: &Say) -> Vec<Draf
         }
     };
     all.push(match o.connector {
-        None => draft(T::ConnectorReady, Truth::True, Reason::Connected, "the Connector leads to its pool"),
+        None => draft(
+            T::ConnectorReady,
+            Truth::True,
+            Reason::Connected,
+            &format!("Connector '{}' leads to its pool", o.layer.spec.connector_ref.name),
+        ),
         Some(t) => draft(T::ConnectorReady, Truth::False, connector_reason(t), &t.message),
     });
     let unknown = |type_, why: &str| draft(type_, Truth::Unknown, Reason::NotChecked, why);

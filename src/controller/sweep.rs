@@ -3,11 +3,13 @@
 //! Pure; called by `connector`. It reports (`Unclaimed`) and must never lead to a removal: a backup that was restored, or a layer deleted
 //! with Orphan, looks just like rubbish. Disks that a deletion policy kept are counted apart.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource;
 use kube::core::DeserializeGuard;
+use tokio::time::Instant;
 
 use crate::api::PlatformLayer;
 use crate::domain::identity::{BASE, CLUSTER, Keys, LAYER, Mark, OS, Proof, RETAINED, Role, TASK_TAG, prove};
@@ -75,6 +77,8 @@ pub struct Leftover {
 pub struct Swept {
     /// By uuid.
     pub unclaimed: Vec<Leftover>,
+    /// More was seen, but not for long enough.
+    pub unripe: bool,
     /// Frozen versions of layers that are gone, kept by their policy.
     pub retained: usize,
 }
@@ -203,6 +207,18 @@ fn parents<'a>(view: &'a View, vdi: &Vdi) -> impl Iterator<Item = String> + use<
 }
 
 impl Swept {
+    /// Leaves out what was not seen for `long`: what a call of ours is just making belongs to nobody until it is claimed. `since` keeps the
+    /// times from sweep to sweep; what was `told` before stays.
+    pub fn ripen(&mut self, since: &mut HashMap<String, Instant>, told: &str, now: Instant, long: Duration) {
+        since.retain(|uuid, _| self.unclaimed.iter().any(|left| left.uuid == *uuid));
+        let all = self.unclaimed.len();
+        self.unclaimed.retain(|left| {
+            let first = *since.entry(left.uuid.clone()).or_insert(now);
+            now.saturating_duration_since(first) >= long || told.contains(&left.uuid)
+        });
+        self.unripe = self.unclaimed.len() < all;
+    }
+
     /// For the condition. `told`: what it said before, from which the time is taken at which something was first seen; the pool itself
     /// does not know since when a disk is there.
     pub fn words(&self, told: &str, now: &Time) -> String {

@@ -157,3 +157,19 @@ fn the_time_at_which_something_was_first_seen_stays() {
     assert!(first.contains("disk w 'Lamina w' (3 GiB, first seen 2026-11-22T10:00:00Z)"), "{first}");
     assert_eq!(swept.words(&first, &at("2026-11-23T10:00:00Z")), first);
 }
+
+#[test]
+fn what_was_seen_for_a_moment_only_is_not_told() {
+    let left = |uuid: &str| Leftover { kind: "disk", uuid: uuid.into(), name: String::new(), size: None, made: None };
+    let (mut since, start, long) = (HashMap::new(), Instant::now(), Duration::from_secs(60));
+    let mut told = |uuids: &[&str], before: &str, after: u64| {
+        let mut swept = Swept { unclaimed: uuids.iter().map(|uuid| left(uuid)).collect(), ..Swept::default() };
+        swept.ripen(&mut since, before, start + Duration::from_secs(after), long);
+        (swept.unclaimed.into_iter().map(|left| left.uuid).collect::<Vec<_>>(), swept.unripe)
+    };
+    assert_eq!(told(&["a", "b"], "", 0), (vec![], true));
+    assert_eq!(told(&["a"], "", 59), (vec![], true), "b was claimed meanwhile");
+    assert_eq!(told(&["a", "b"], "", 60), (vec!["a".to_owned()], true), "b anew");
+    // After a restart of the controller the condition remembers.
+    assert_eq!(told(&["a", "c"], "disk c was told", 61), (vec!["a".to_owned(), "c".to_owned()], false));
+}

@@ -268,11 +268,15 @@ pub fn approval(want: &Want, version: &str, judgement: &Judgement) -> Result<(),
         Some(other) => format!(" (finalize.approved is '{other}', which is another version)"),
         None => String::new(),
     };
-    let unchecked = if judgement.counts.is_err() { ", without a report of the guest that counts" } else { "" };
+    let check = match (&judgement.counts, judgement.findings.is_empty()) {
+        (Err(_), _) => ", without a report of the guest that counts",
+        (Ok(()), true) => ": its check found nothing",
+        (Ok(()), false) => ", with the findings in status.integrity",
+    };
     Err(Trouble::new(
         Reason::ApproveFinalize,
         format!(
-            "machine '{}' is off and version '{version}' can be frozen{unchecked}{stale}; to freeze it: {}; to go on installing instead: {}",
+            "machine '{}' is off and version '{version}' can be frozen{check}{stale}. To freeze it: {}; to go on installing instead: {}",
             want.machine_name(),
             want.approve_command(version),
             want.restart_command()

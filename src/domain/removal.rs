@@ -27,7 +27,7 @@ pub fn decide_removal(want: &Want, seen: &Observed, estate: &Estate) -> Plan {
     let verdict = removal(want, seen, estate);
     plan.step = verdict.step;
     plan.next = verdict.next;
-    plan.say = match plan::told(want, seen, verdict.say) {
+    plan.say = match plan::told(want, seen, plan.phase, verdict.say) {
         Say::Working(reason, message) => Say::Deleting { reason, message, stuck: false },
         Say::Stalled(reason, message) => Say::Deleting { reason, message, stuck: true },
         other @ (Say::Person(..) | Say::Finalized(_) | Say::Suspended { .. } | Say::Deleting { .. }) => other,

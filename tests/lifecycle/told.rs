@@ -120,3 +120,36 @@ async fn reasons_do_not_flicker() {
     assert_eq!(stages, walk, "each once, with one message: {seen:#?}");
     assert!(writes() <= 30, "{} status writes", writes());
 }
+
+/// Two layers that share a base wait for each other, and for nothing else; and what is just being made is nobody's litter.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_at_once_do_not_flicker_either() {
+    let rig = Rig::new().await;
+    let _controller = rig.run().await;
+    rig.connector_ready().await;
+    for name in ["one", "two"] {
+        rig.layer(name, json!({"machine": {"powerOn": false}})).await;
+    }
+    let walk = async |name: &str| {
+        let seen = Mutex::new(Vec::new());
+        rig.until(name, "made", |l| {
+            let reason = ready(l).unwrap_or_default().0;
+            seen.lock().expect("no panic").push(reason.clone());
+            reason == "StartMachine"
+        })
+        .await;
+        let mut seen = seen.into_inner().expect("no panic");
+        seen.dedup();
+        seen.retain(|reason| reason != "WaitingForMark" && !reason.is_empty());
+        seen.dedup();
+        seen
+    };
+    let (one, two) = tokio::join!(walk("one"), walk("two"));
+    for seen in [one, two] {
+        let first = seen.iter().position(|reason| reason == "CreatingDisk").expect("a disk");
+        assert!(first == 0 || first == 1 && seen[0] == "FreezingOSDisk", "{seen:?}");
+        assert_eq!(seen[first..], ["CreatingDisk", "CreatingMachine", "SettingUpMachine", "StartMachine"]);
+    }
+    let litter = rig.events("lab").await.into_iter().find(|e| e.starts_with("UnclaimedObjects"));
+    assert_eq!(litter, None);
+}

@@ -20,7 +20,7 @@ pub use self::disk::description;
 pub(super) use self::step::Verdict;
 pub use self::step::{Next, Plan, Say, Step};
 pub use self::words::finalized;
-pub(super) use self::words::told;
+pub(super) use self::words::{told, working_reason};
 
 use super::identity::{BOOT, START_BEFORE};
 use super::making;
@@ -39,7 +39,7 @@ pub fn decide(want: &Want, seen: &Observed) -> Plan {
         Phase::Finalized if seen.finalized(&want.version).is_none() => Phase::Pending,
         phase => phase,
     };
-    Plan { phase, step, say: told(want, seen, say), next }
+    Plan { phase, step, say: told(want, seen, phase, say), next }
 }
 
 /// Derived from what is there. Within a version it never goes back, but between running and halted.
@@ -323,16 +323,6 @@ fn started(seen: &Observed, m: &Machine) -> bool {
         (TaskSight::None, _) if m.power != Power::Halted => true,
         (TaskSight::None, Some(noted)) => noted != m.start_time,
         (TaskSight::None, None) => ran(seen, m),
-    }
-}
-
-pub(in crate::domain) fn working_reason(making: Making) -> Reason {
-    match making {
-        Making::SnapshotOsDisk => Reason::FreezingOSDisk,
-        Making::CloneDisk => Reason::CreatingDisk,
-        Making::CloneMachine => Reason::CreatingMachine,
-        Making::StartMachine => Reason::StartingMachine,
-        Making::FreezeDisk => Reason::FreezingDisk,
     }
 }
 

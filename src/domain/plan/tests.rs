@@ -148,7 +148,7 @@ fn what_keeps_a_step_from_being_taken_is_told_with_its_objects() {
                 stray_marks: vec![("s".into(), Mark { cluster: "c".into(), owner: "l".into(), op: "op".into() })],
                 ..entered()
             },
-            &["not wanted any more"],
+            &["what is left"],
         ),
         (R::VersionChanged, Observed { subject: "0".into(), ..made(machine()) }, &["'0'", "'1'", "spec.discard"]),
     ];
@@ -183,7 +183,7 @@ fn the_tail_of_an_operation_is_told_as_its_stage() {
     assert_eq!(told(&w, &seen).0, R::SettingUpMachine);
     seen.records.machine = None;
     assert_eq!(told(&w, &seen).0, R::CreatingMachine);
-    seen.records.operation = Some(intent(Making::CloneDisk));
+    (seen.records.operation, seen.records.disk) = (Some(intent(Making::CloneDisk)), None);
     seen.work = Sight::Found(Disk { tagged: false, ..disk("w") });
     let (reason, message) = told(&w, &seen);
     assert_eq!(reason, R::CreatingDisk);

@@ -5,20 +5,23 @@
 
 use super::super::observed::{Machine, Making, Observed};
 use super::super::want::{DeletionPolicy, Want};
-use super::{Say, ran, working_reason};
+use super::{Say, ran};
+use crate::api::Phase;
 use crate::api::reason::Reason;
 
-/// What was decided, in the words of its stage.
-pub(in crate::domain) fn told(want: &Want, seen: &Observed, say: Say) -> Say {
+/// What was decided, in the words of its stage. `phase`: the one that is told with it.
+pub(in crate::domain) fn told(want: &Want, seen: &Observed, phase: Phase, say: Say) -> Say {
     let Say::Working(reason, message) = say else { return say };
-    let stage = stage(seen, reason);
+    let stage = stage(seen, phase, reason);
     Say::Working(stage, words(want, seen, stage).unwrap_or(message))
 }
 
 /// The stage that a step belongs to. As long as an operation is recorded the steps around it (keys, marks, tags) are its tail.
-fn stage(seen: &Observed, reason: Reason) -> Reason {
+fn stage(seen: &Observed, phase: Phase, reason: Reason) -> Reason {
     let recorded = seen.records.machine.as_ref().map(|m| m.uuid.as_str());
     let set_up = seen.machine.found().is_some_and(|m| recorded == Some(m.uuid.as_str()));
+    let beginning = phase == Phase::Pending && seen.base.found().is_some();
+    let copying = seen.os_disk.as_ref().is_err_and(|t| t.reason == Reason::WaitingForDisk);
     match (reason, seen.records.operation.as_ref().map(|intent| intent.step)) {
         (Reason::CreatingMachine | Reason::SettingUpMachine | Reason::TaggingAgain, Some(Making::CloneMachine)) => {
             if set_up {
@@ -27,10 +30,27 @@ fn stage(seen: &Observed, reason: Reason) -> Reason {
                 Reason::CreatingMachine
             }
         }
+        (Reason::SettingUpMachine, Some(Making::StartMachine)) => Reason::StartingMachine,
         (Reason::TaggingAgain, Some(making)) => working_reason(making),
-        // The first word of a version that needs no new base.
-        (Reason::FreezingOSDisk, None) if seen.base.found().is_some() => Reason::CreatingDisk,
+        // The copy that makes the OS disk's name ambiguous for a moment is our own.
+        (Reason::WaitingForDisk, Some(making)) if copying => working_reason(making),
+        // The first word of a version that needs no new base, or whose base another layer has just made.
+        (Reason::FreezingOSDisk | Reason::ClearingUp, None) if beginning && seen.leftover.is_none() => {
+            Reason::CreatingDisk
+        }
+        // What is left to do about a disk that is recorded is done before the next stage, and told as that.
+        (Reason::CreatingDisk, _) if phase != Phase::Pending => Reason::CreatingMachine,
         (reason, _) => reason,
+    }
+}
+
+pub(in crate::domain) fn working_reason(making: Making) -> Reason {
+    match making {
+        Making::SnapshotOsDisk => Reason::FreezingOSDisk,
+        Making::CloneDisk => Reason::CreatingDisk,
+        Making::CloneMachine => Reason::CreatingMachine,
+        Making::StartMachine => Reason::StartingMachine,
+        Making::FreezeDisk => Reason::FreezingDisk,
     }
 }
 
@@ -50,7 +70,7 @@ fn words(want: &Want, seen: &Observed, stage: Reason) -> Option<String> {
             "packaging disk '{disk}' of version '{version}' is being made in storage repository '{storage}'. Its machine is made next"
         ),
         Reason::CreatingMachine => format!(
-            "packaging machine {machine} is being made of the Connector's template, for disk '{disk}'. It is set up next"
+            "packaging machine {machine} is being made from the Connector's template, for disk '{disk}'. It is set up next"
         ),
         Reason::SettingUpMachine => match seen.machine.found().filter(|m| ran(seen, m)) {
             Some(m) => format!(
@@ -78,7 +98,7 @@ fn words(want: &Want, seen: &Observed, stage: Reason) -> Option<String> {
             "the pool lost what Lamina had written on this layer's objects (a restored database, storage that was forgotten): it is being written again".to_owned()
         }
         Reason::ClearingUp => {
-            "an operation that is not wanted any more, since spec changed or the pool was restarted, is being taken back. What is wanted now goes on after it".to_owned()
+            "what is left in the pool of an operation that is over, or not wanted any more, is being taken back. What is wanted now goes on after it".to_owned()
         }
         Reason::Discarding => format!(
             "version '{version}' is being thrown away with its machine and disk, as spec.discard says. Version '{}' begins after it",
