@@ -6,6 +6,7 @@ mod disks;
 mod guests;
 mod machines;
 mod panel;
+mod paused;
 mod restarts;
 
 use std::time::Duration;

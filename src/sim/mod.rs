@@ -36,6 +36,7 @@ pub mod power;
 mod process;
 mod query;
 mod queue;
+mod reflect;
 pub mod restart;
 mod row;
 mod rpc;

@@ -1,20 +1,13 @@
 //! Starting and stopping machines (xapi.md 4.5, 14).
 //!
 //! Called by `vm` for clients, by `guest` when a system inside stops or reboots by itself, by `ha` and `restart`. Makes and ends domains;
-//! the rows follow by `domain::reflect`.
+//! the rows follow by `reflect`.
 
 use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::{
-    Answer, Call, Pool,
-    domain::{Request, reflect},
-    guest, ha, placement,
-    schema::Record,
-    storage::STAGE,
-    vm,
-};
+use super::{Answer, Call, Pool, domain::Request, guest, ha, placement, reflect::reflect, storage::STAGE, vm};
 use crate::xapi::wire::{Failure, Ref};
 
 /// A guest must acknowledge a clean shutdown, and then halt, within these times (xapi.md 4.5).
@@ -112,23 +105,22 @@ fn residents(db: &super::db::Db, host: &Ref) -> usize {
     db.links("host", host, "resident_VMs").map_or(0, |vms| vms.len())
 }
 
-/// Makes a domain for a machine and lets its guest run, unless paused.
+/// Makes a domain for a machine and puts its guest in.
 pub fn boot(pool: &Arc<Pool>, uuid: &str, host: &str, paused: bool) -> Result<(), Failure> {
     let machine = pool.db().by_uuid("VM", uuid)?;
     let data = pool.db().field("VM", &machine, "xenstore_data")?.clone();
     pool.world.domains.make(uuid, host, pool.clock.stamp(), &data, paused);
     reflect(pool, uuid);
-    if !paused {
-        guest::awaken(pool, uuid);
-    }
+    guest::awaken(pool, uuid);
     Ok(())
 }
 
 /// A guest left its boot by itself; the machine's `actions_after_…` say what comes of it (xapi.md 4.5).
-pub fn left(pool: &Arc<Pool>, uuid: &str, domid: i64, exit: Exit) {
-    let Some(host) = pool.world.domains.with(uuid, |d| (d.domid == domid).then(|| d.host.clone())).flatten() else {
-        return;
-    };
+///
+/// `born` tells the boot, see [`super::domain::Domain::born`].
+pub fn left(pool: &Arc<Pool>, uuid: &str, born: i64, exit: Exit) {
+    let found = pool.world.domains.with(uuid, |d| (d.born == born).then(|| (d.domid, d.host.clone())));
+    let Some((domid, host)) = found.flatten() else { return };
     let field = match exit {
         Exit::Halt => "actions_after_shutdown",
         Exit::Reboot => "actions_after_reboot",
@@ -220,8 +212,9 @@ fn off(pool: &Arc<Pool>, machine: &Ref) -> Answer {
     let uuid = uuid_of(pool, machine)?;
     halt(pool, &uuid, None);
     if pool.db().text("VM", machine, "power_state")? == "Suspended" {
+        pool.world.domains.forget(&uuid);
         forget_image(pool, machine)?;
-        pool.db().set("VM", machine, "power_state", json!("Halted"))?;
+        reflect(pool, &uuid);
     }
     void()
 }
@@ -231,27 +224,27 @@ pub async fn shutdown(pool: &Arc<Pool>, call: &Call) -> Answer {
     let machine = call.reference(0);
     let _operation = vm::begin(pool, call, &machine, "shutdown").await?;
     pool.db().set("VM", &machine, "ha_always_run", json!(false))?;
-    let asked = vm::obeys(&pool.db(), &machine);
+    let asked = {
+        let db = pool.db();
+        db.text("VM", &machine, "power_state")? == "Running" && vm::obeys(&db, &machine)
+    };
     if asked && ask(pool, &machine, Request::Halt).await.is_ok() {
         return void();
     }
     off(pool, &machine)
 }
 
-/// `VM.pause` and `VM.unpause`. A guest that was started paused begins its life at `unpause`.
+/// `VM.pause` and `VM.unpause`. Nothing moves inside meanwhile.
 pub async fn pause(pool: &Arc<Pool>, call: &Call) -> Answer {
     let machine = call.reference(0);
     let _operation = vm::begin(pool, call, &machine, call.message).await?;
     let uuid = uuid_of(pool, &machine)?;
     pool.world.domains.with(&uuid, |d| d.paused = call.message == "pause");
-    if call.message == "unpause" {
-        guest::awaken(pool, &uuid);
-    }
     reflect(pool, &uuid);
     void()
 }
 
-/// `VM.suspend`: needs a suspend SR on machine or pool (xapi.md 14, Power). The guest's boot ends with it; it resumes as a fresh one.
+/// `VM.suspend`: needs a suspend SR on machine or pool (xapi.md 14, Power). The guest goes on from where it stood when it is resumed.
 pub async fn suspend(pool: &Arc<Pool>, call: &Call) -> Answer {
     let machine = call.reference(0);
     let _operation = vm::begin(pool, call, &machine, "suspend").await?;
@@ -272,13 +265,12 @@ pub async fn suspend(pool: &Arc<Pool>, call: &Call) -> Answer {
         let image = db.create("VDI", image);
         db.set("VM", &machine, "suspend_VDI", json!(image))?;
     }
-    pool.world.domains.end(&uuid, None);
+    pool.world.domains.sleep(&uuid);
     reflect(pool, &uuid);
-    pool.db().set("VM", &machine, "power_state", json!("Suspended"))?;
     void()
 }
 
-/// `VM.resume` and `VM.resume_on`: a new domain, start_time as it was.
+/// `VM.resume` and `VM.resume_on`: a new domain with fresh guest metrics, start_time as it was.
 pub async fn resume(pool: &Arc<Pool>, call: &Call) -> Answer {
     let machine = call.reference(0);
     let _operation = vm::begin(pool, call, &machine, call.message).await?;
@@ -286,17 +278,12 @@ pub async fn resume(pool: &Arc<Pool>, call: &Call) -> Answer {
     devices_ready(pool, &machine)?;
     let host = pick(pool, &machine, on)?;
     let uuid = uuid_of(pool, &machine)?;
-    let (metrics, before) = {
-        let db = pool.db();
-        let metrics = db.link_to("VM", &machine, "metrics")?;
-        let before: Record = db.get("VM_metrics", &metrics).cloned().unwrap_or_default();
-        (metrics, before.get("start_time").cloned().unwrap_or_default())
-    };
-    boot(pool, &uuid, &host, false)?;
-    if let Some(time) = before.as_str() {
-        pool.world.domains.with(&uuid, |d| d.started = time.to_owned());
-        pool.db().set("VM_metrics", &metrics, "start_time", before.clone()).unwrap_or_default();
+    let data = pool.db().field("VM", &machine, "xenstore_data")?.clone();
+    let paused = call.flag(if call.message == "resume_on" { 2 } else { 1 });
+    if !pool.world.domains.wake(&uuid, &host, &data, paused) {
+        return Err(Failure::new("INTERNAL_ERROR", ["the suspend image is gone"]));
     }
+    reflect(pool, &uuid);
     forget_image(pool, &machine)?;
     void()
 }

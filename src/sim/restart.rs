@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Pool, disk::Node, domain::reflect, row, sr};
+use super::{Pool, disk::Node, reflect::reflect, row, sr};
 use crate::xapi::wire::{Failure, Ref};
 
 /// The stock configuration writes the database so often (xapi.md 14).

@@ -176,7 +176,7 @@ impl Machine {
         BTreeMap::from([
             ("guid", self.guid.clone()),
             ("random", uuid::Uuid::new_v4().to_string()),
-            ("domid", self.guest.domid.to_string()),
+            ("domid", self.guest.domid().to_string()),
             ("boot", self.guest.boot.to_string()),
             ("name", self.guest.name.clone()),
             ("now", self.guest.now()),
