@@ -69,7 +69,7 @@ struct All {
 
 /// What the hypervisor says of a machine.
 pub enum Seen {
-    Up { domid: i64, host: String, started: String, paused: bool },
+    Up { domid: i64, born: i64, host: String, started: String, paused: bool },
     Asleep,
     Off,
 }
@@ -153,6 +153,19 @@ impl Domains {
         true
     }
 
+    /// The same boot in a new domain on another host.
+    pub fn migrate(&self, vm: &str, host: &str) {
+        let mut all = self.lock();
+        let All { last, running, .. } = &mut *all;
+        if let Some(domain) = running.get_mut(vm) {
+            *last += 1;
+            domain.domid = *last;
+            host.clone_into(&mut domain.host);
+        }
+        drop(all);
+        self.changed.send_modify(|n| *n += 1);
+    }
+
     /// Throws a sleeping machine's guest away.
     pub fn forget(&self, vm: &str) {
         if let Some(Domain { guest: Some(guest), .. }) = self.lock().asleep.remove(vm) {
@@ -163,7 +176,10 @@ impl Domains {
     pub fn seen(&self, vm: &str) -> Seen {
         let all = self.lock();
         match all.running.get(vm) {
-            Some(d) => Seen::Up { domid: d.domid, host: d.host.clone(), started: d.started.clone(), paused: d.paused },
+            Some(d) => {
+                let (host, started) = (d.host.clone(), d.started.clone());
+                Seen::Up { domid: d.domid, born: d.born, host, started, paused: d.paused }
+            }
             None if all.asleep.contains_key(vm) => Seen::Asleep,
             None => Seen::Off,
         }

@@ -38,14 +38,38 @@ where
     Arc::new(move |guest| Box::pin(run(guest)))
 }
 
-/// Which machines a program is for: all that is named must fit; a name may end in `*`.
+/// Which machines a program is for: all that is named must fit. In a name `*` stands for any text, wherever it is and as often.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Match {
+    #[serde(deserialize_with = "pattern")]
     pub name: Option<String>,
     pub tag: Option<String>,
     /// uuid or name of a disk that the machine has.
     pub disk: Option<String>,
+}
+
+/// A pattern from outside: other wildcards than `*` would be taken for letters, which nobody means who writes them.
+fn pattern<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let given: Option<String> = serde::Deserialize::deserialize(from)?;
+    match given.as_ref().filter(|text| text.contains(['?', '[', '{'])) {
+        Some(text) => Err(serde::de::Error::custom(format!("'{text}': of the wildcards only * is known"))),
+        None => Ok(given),
+    }
+}
+
+/// Whether a name is like a pattern.
+fn like(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = name.strip_prefix(parts.next().unwrap_or_default()) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    for part in parts {
+        match rest.split_once(part) {
+            Some((_, after)) => rest = after,
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
 }
 
 #[derive(Default)]
@@ -112,10 +136,7 @@ pub fn awaken(pool: &Arc<Pool>, vm: &str) {
 }
 
 fn fits(db: &super::db::Db, vm: &crate::xapi::wire::Ref, name: &str, rule: &Match) -> bool {
-    let named = |wanted: &String| match wanted.strip_suffix('*') {
-        Some(start) => name.starts_with(start),
-        None => name == wanted,
-    };
+    let named = |wanted: &String| like(wanted, name);
     let tags = db.field("VM", vm, "tags").ok().and_then(Value::as_array);
     let tagged = |wanted: &String| tags.into_iter().flatten().any(|t| t.as_str() == Some(wanted));
     let has = |wanted: &String| {
@@ -288,5 +309,27 @@ impl Guest {
     /// From now on nobody inside hears a request to shut down.
     pub fn refuse_shutdown(&self, on: bool) {
         self.pool.world.domains.with(&self.vm, |d| d.deaf = on);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_any_text_anywhere() {
+        for (pattern, name, expected) in [
+            ("pack-*", "pack-1", true),
+            ("pack-*", "a pack-1", false),
+            ("*-1", "pack-1", true),
+            ("*-1", "pack-12", false),
+            ("p*k*1", "pack-1", true),
+            ("p*k*1", "pa-1", false),
+            ("*", "", true),
+            ("a*a", "a", false),
+            ("a", "ab", false),
+        ] {
+            assert_eq!(like(pattern, name), expected, "{pattern} {name}");
+        }
     }
 }

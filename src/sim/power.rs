@@ -7,7 +7,14 @@ use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::{Answer, Call, Pool, domain::Request, guest, ha, placement, reflect::reflect, storage::STAGE, vm};
+use super::{
+    Answer, Call, Pool,
+    domain::Request,
+    guest, ha, placement,
+    reflect::{down, reflect},
+    storage::STAGE,
+    vm,
+};
 use crate::xapi::wire::{Failure, Ref};
 
 /// A guest must acknowledge a clean shutdown, and then halt, within these times (xapi.md 4.5).
@@ -208,7 +215,8 @@ pub async fn hard(pool: &Arc<Pool>, call: &Call, op: &str) -> Answer {
     void()
 }
 
-fn off(pool: &Arc<Pool>, machine: &Ref) -> Answer {
+/// Ends a machine's domain and throws its suspend image away, whichever it has.
+pub fn off(pool: &Arc<Pool>, machine: &Ref) -> Answer {
     let uuid = uuid_of(pool, machine)?;
     halt(pool, &uuid, None);
     if pool.db().text("VM", machine, "power_state")? == "Suspended" {
@@ -249,24 +257,54 @@ pub async fn suspend(pool: &Arc<Pool>, call: &Call) -> Answer {
     let machine = call.reference(0);
     let _operation = vm::begin(pool, call, &machine, "suspend").await?;
     let uuid = uuid_of(pool, &machine)?;
-    {
-        let mut db = pool.db();
-        let own = db.link_to("VM", &machine, "suspend_SR")?;
-        let shared =
-            db.all("pool").next().and_then(|(_, row)| row.get("suspend_image_SR")?.as_str().map(|r| Ref(r.to_owned())));
-        let sr = [Some(own), shared].into_iter().flatten().find(|sr| db.find("SR", sr).is_some());
-        let sr = sr.ok_or_else(|| Failure::new("VM_NO_SUSPEND_SR", [machine.as_str()]))?;
-        let image = [
-            ("SR", json!(sr)),
-            ("type", json!("suspend")),
-            ("name_label", json!("Suspend image")),
-            ("managed", json!(true)),
-        ];
-        let image = db.create("VDI", image);
-        db.set("VM", &machine, "suspend_VDI", json!(image))?;
-    }
+    let image = image(pool, &machine)?;
+    pool.db().set("VM", &machine, "suspend_VDI", json!(image))?;
     pool.world.domains.sleep(&uuid);
     reflect(pool, &uuid);
+    void()
+}
+
+/// Where a machine's memory is kept.
+///
+/// # Errors
+/// `VM_NO_SUSPEND_SR [vm]`.
+pub fn image(pool: &Pool, machine: &Ref) -> Result<Ref, Failure> {
+    let mut db = pool.db();
+    let own = db.link_to("VM", machine, "suspend_SR")?;
+    let shared =
+        db.all("pool").next().and_then(|(_, row)| row.get("suspend_image_SR")?.as_str().map(|r| Ref(r.to_owned())));
+    let sr = [Some(own), shared].into_iter().flatten().find(|sr| db.find("SR", sr).is_some());
+    let sr = sr.ok_or_else(|| Failure::new("VM_NO_SUSPEND_SR", [machine.as_str()]))?;
+    let image = [
+        ("SR", json!(sr)),
+        ("type", json!("suspend")),
+        ("name_label", json!("Suspend image")),
+        ("managed", json!(true)),
+    ];
+    Ok(db.create("VDI", image))
+}
+
+/// `VM.pool_migrate`: the same boot in another domain on another host.
+///
+/// # Errors
+/// Those of `vm::check` and `placement::can_boot_here`.
+pub async fn migrate(pool: &Arc<Pool>, call: &Call) -> Answer {
+    let (machine, host) = (call.reference(0), call.reference(1));
+    let _operation = vm::begin(pool, call, &machine, "pool_migrate").await?;
+    placement::can_boot_here(&pool.db(), &machine, &host)?;
+    let (uuid, host) = (uuid_of(pool, &machine)?, pool.db().text("host", &host, "uuid")?.to_owned());
+    pool.clock.stage(&format!("VM.pool_migrate/moving/{uuid}"), STAGE * 5).await;
+    pool.world.domains.migrate(&uuid, &host);
+    reflect(pool, &uuid);
+    void()
+}
+
+/// `VM.power_state_reset`: the record alone says that the machine is off; a domain that is there runs on, until something makes the
+/// daemon look at it again.
+pub async fn reset(pool: &Arc<Pool>, call: &Call) -> Answer {
+    let machine = call.reference(0);
+    let _operation = vm::begin(pool, call, &machine, "power_state_reset").await?;
+    down(pool, &machine, "Halted")?;
     void()
 }
 

@@ -14,7 +14,7 @@ use crate::xapi::wire::Ref;
 pub fn reflect(pool: &Arc<Pool>, vm: &str) {
     let Ok(row) = pool.db().by_uuid("VM", vm) else { return };
     let changed = match pool.world.domains.seen(vm) {
-        Seen::Up { domid, host, started, paused } => up(pool, &row, domid, &host, &started, paused),
+        up @ Seen::Up { .. } => raise(pool, &row, &up),
         Seen::Asleep => down(pool, &row, "Suspended"),
         Seen::Off => down(pool, &row, "Halted"),
     };
@@ -26,36 +26,43 @@ pub fn reflect(pool: &Arc<Pool>, vm: &str) {
 
 type Done = Result<(), crate::xapi::wire::Failure>;
 
-fn up(pool: &Pool, vm: &Ref, domid: i64, host: &str, started: &str, paused: bool) -> Done {
+/// A new boot makes guest metrics and console anew; a domain that carries an older boot on keeps the metrics.
+fn raise(pool: &Pool, vm: &Ref, seen: &Seen) -> Done {
+    let Seen::Up { domid, born, host, started, paused } = seen else { return Ok(()) };
     let mut db = pool.db();
     let host = db.by_uuid("host", host)?;
-    let booted = db.int("VM", vm, "domid")? != domid;
-    let metrics = db.link_to("VM", vm, "metrics")?;
-    if booted {
+    if db.int("VM", vm, "domid")? != *domid {
         let old = db.link_to("VM", vm, "guest_metrics")?;
-        db.delete("VM_guest_metrics", &old);
-        let fresh = [("last_updated", json!(started)), ("live", json!(true))];
-        let fresh = db.create("VM_guest_metrics", fresh);
-        db.set("VM", vm, "guest_metrics", json!(fresh))?;
+        if domid == born || db.find("VM_guest_metrics", &old).is_none() {
+            db.delete("VM_guest_metrics", &old);
+            let fresh = [("last_updated", json!(started)), ("live", json!(true))];
+            let fresh = db.create("VM_guest_metrics", fresh);
+            db.set("VM", vm, "guest_metrics", json!(fresh))?;
+        }
         for console in db.links("VM", vm, "consoles")? {
             db.delete("console", &console);
         }
         let console = db.create("console", [("protocol", json!("rfb")), ("VM", json!(vm))]);
         let at = format!("https://{}/console?ref={console}", db.text("host", &host, "address")?);
         db.set("console", &console, "location", json!(at))?;
+        let metrics = db.link_to("VM", vm, "metrics")?;
         if db.find("VM_metrics", &metrics).is_some() {
             db.set("VM_metrics", &metrics, "start_time", json!(started))?;
         }
-        devices(&mut db, vm, true)?;
+        // A move leaves the devices as they are.
+        if domid == born || db.text("VM", vm, "power_state")? != "Running" {
+            devices(&mut db, vm, true)?;
+        }
     }
-    let state = if paused { "Paused" } else { "Running" };
+    let state = if *paused { "Paused" } else { "Running" };
     db.update("VM", vm, |row| {
         let fields = [("power_state", json!(state)), ("domid", json!(domid)), ("resident_on", json!(host))];
         row.extend(fields.map(|(k, v)| (k.to_owned(), v)));
     })
 }
 
-fn down(pool: &Pool, vm: &Ref, state: &str) -> Done {
+/// A machine without a domain.
+pub fn down(pool: &Pool, vm: &Ref, state: &str) -> Done {
     let mut db = pool.db();
     if db.int("VM", vm, "domid")? < 0 && db.text("VM", vm, "power_state")? == state {
         return Ok(());

@@ -235,5 +235,7 @@ mod tests {
         let scripts = parse(text).unwrap();
         assert_eq!(spread(scripts[0].steps.clone()).len(), 8);
         assert!(parse("- match: {}\n  steps: [fly]\n").is_err());
+        let refused = parse("- match: {name: 'm?'}\n  steps: [halt]\n").unwrap_err().to_string();
+        assert!(refused.contains("only * is known"), "{refused}");
     }
 }
