@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::schema::Record;
-use super::{Answer, Call, Pool, restart};
+use super::{Answer, Call, Pool, ha, restart};
 use crate::xapi::wire::{Failure, Ref, parse_time};
 
 /// Answers the calls of this room; `None`: not mine.
@@ -53,10 +53,13 @@ pub fn call(pool: &Arc<Pool>, call: &Call) -> Option<Answer> {
 }
 
 /// High availability on or off; the statefile on the heartbeat's repository is not simulated.
-fn set_ha(pool: &Pool, on: bool) -> Value {
-    let mut db = pool.db();
-    let all: Vec<Ref> = db.all("pool").map(|(r, _)| r.clone()).collect();
-    all.iter().for_each(|row| db.set("pool", row, "ha_enabled", json!(on)).unwrap_or_default());
+fn set_ha(pool: &Arc<Pool>, on: bool) -> Value {
+    {
+        let mut db = pool.db();
+        let all: Vec<Ref> = db.all("pool").map(|(r, _)| r.clone()).collect();
+        all.iter().for_each(|row| db.set("pool", row, "ha_enabled", json!(on)).unwrap_or_default());
+    }
+    ha::look(pool);
     json!("")
 }
 

@@ -21,7 +21,7 @@ const DRIVER_ONLY: [&str; 7] = [
 ];
 
 /// Fields that the model calls read-only for the sake of checks that are not simulated: their setters, adders and removers only change them.
-const PLAIN: [(&str, &str); 21] = [
+const PLAIN: [(&str, &str); 23] = [
     ("VM", "actions_after_crash"),
     ("VM", "ha_always_run"),
     ("VM", "start_delay"),
@@ -34,6 +34,8 @@ const PLAIN: [(&str, &str); 21] = [
     ("VM", "suspend_VDI"),
     ("VM", "appliance"),
     ("VDI", "allow_caching"),
+    ("SR", "name_label"),
+    ("SR", "name_description"),
     ("SR", "shared"),
     ("SR", "physical_size"),
     ("PBD", "device_config"),

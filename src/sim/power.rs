@@ -308,7 +308,7 @@ pub async fn reset(pool: &Arc<Pool>, call: &Call) -> Answer {
     void()
 }
 
-/// `VM.resume` and `VM.resume_on`: a new domain with fresh guest metrics, start_time as it was.
+/// `VM.resume` and `VM.resume_on`: the same boot in a new domain, start_time and guest metrics as they were.
 pub async fn resume(pool: &Arc<Pool>, call: &Call) -> Answer {
     let machine = call.reference(0);
     let _operation = vm::begin(pool, call, &machine, call.message).await?;

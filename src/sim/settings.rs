@@ -86,7 +86,13 @@ fn ha_priority(pool: &Pool, call: &Call) -> Answer {
     if !["", "best-effort", "restart"].contains(&value) {
         return Err(Failure::new("INVALID_VALUE", ["ha_restart_priority", value]));
     }
-    set(pool, call, "ha_restart_priority")
+    set(pool, call, "ha_restart_priority")?;
+    // Of a running machine it counts at once.
+    let (vm, mut db) = (call.reference(0), pool.db());
+    if db.text("VM", &vm, "power_state")? == "Running" {
+        db.set("VM", &vm, "ha_always_run", json!(value == "restart"))?;
+    }
+    Ok(json!(""))
 }
 
 fn free_devices(db: &Db, vm: &Ref, set: &str, class: &str, field: &str, count: u32) -> Answer {
