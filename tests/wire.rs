@@ -10,6 +10,7 @@ mod records;
 mod sdk;
 mod sessions;
 mod tasks;
+mod unsimulated;
 
 use std::time::Duration;
 

@@ -6,7 +6,11 @@ mod disks;
 mod guests;
 mod machines;
 mod panel;
+mod paused;
+mod plans;
 mod restarts;
+mod snapshots;
+mod trees;
 
 use std::time::Duration;
 
@@ -49,17 +53,32 @@ impl Raw {
         task.as_str().unwrap().to_owned()
     }
 
+    /// Looks after each change of the pool until there is something to see.
+    pub async fn seen<T>(&self, what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+        let mut changed = self.sim.pool.db().watch();
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            let waited = tokio::time::timeout(Duration::from_secs(20), changed.changed()).await;
+            waited.unwrap_or_else(|_| panic!("{what}: nothing changes any more")).unwrap();
+        }
+    }
+
     /// The outcome of a task, once it has one.
     pub async fn wait(&self, task: &str) -> Outcome {
-        for _ in 0..1000 {
-            let row = self.call("task.get_record", json!([task])).await?;
+        self.seen(task, async || {
+            let row = match self.call("task.get_record", json!([task])).await {
+                Ok(row) => row,
+                Err(gone) => return Some(Err(gone)),
+            };
             match row["status"].as_str().unwrap() {
-                "pending" => tokio::time::sleep(Duration::from_millis(5)).await,
-                "success" => return Ok(json!(lamina::xapi::wire::task_result(row["result"].as_str().unwrap()))),
-                _ => return Err(serde_json::from_value(row["error_info"].clone()).unwrap()),
+                "pending" => None,
+                "success" => Some(Ok(json!(lamina::xapi::wire::task_result(row["result"].as_str().unwrap())))),
+                _ => Some(Err(serde_json::from_value(row["error_info"].clone()).unwrap())),
             }
-        }
-        panic!("task {task} stays pending");
+        })
+        .await
     }
 
     pub async fn run(&self, method: &str, params: Value) -> Outcome {
@@ -74,14 +93,10 @@ impl Raw {
 
     /// Waits until a field has a value.
     pub async fn until(&self, class: &str, object: &str, field: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        for _ in 0..1000 {
-            let value = self.get(class, object, field).await;
-            if wanted(&value) {
-                return value;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        panic!("{class}.{field} of {object} stays {}", self.get(class, object, field).await);
+        self.seen(&format!("{class}.{field} of {object}"), async || {
+            Some(self.get(class, object, field).await).filter(&wanted)
+        })
+        .await
     }
 
     /// A machine of the template without disks, ready to start with a disk of its own and an empty drive. Returns machine and disk.

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Secret;
+use kube::Resource;
 use kube::api::ObjectMeta;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::connector::{Connector, ConnectorSpec, SecretRef, Tls};
-use crate::sim::build::WorldFile;
+use crate::api::connector::Connector;
 use crate::sim::clock::Clock;
+use crate::sim::plan::WorldFile;
 use crate::sim::serve::{Options, Sim};
 use crate::sim::{control, script};
 
@@ -29,7 +30,8 @@ pub struct Args {
     /// The user's password. It guards nothing but a simulation
     #[arg(long, default_value = "simulated")]
     password: String,
-    /// YAML file with repositories, disks and templates to add to the default pool
+    /// YAML file with hosts, networks, repositories, disks and templates to add to the default pool, or with `replace: true` to have
+    /// in its place
     #[arg(long, value_name = "FILE")]
     world: Option<PathBuf>,
     /// YAML file with scripts for guests; without one they boot, report their tools and obey
@@ -104,21 +106,21 @@ fn secret(args: &Args) -> Secret {
     }
 }
 
-fn connector(sim: &Sim, args: &Args) -> Connector {
-    let spec = ConnectorSpec {
-        endpoints: sim.urls(),
-        credentials_secret_ref: SecretRef { name: args.name.clone() },
-        tls: Some(Tls {
-            fingerprints_sha256: Some(sim.hosts.iter().map(|h| h.fingerprint.replace(":", "")).collect()),
-            ..Tls::default()
-        }),
-        template: template(sim).unwrap_or_else(|| "name a custom template here".to_owned()),
-        storage_repository: repository(sim).unwrap_or_else(|| "name a storage repository here".to_owned()),
-        tools_iso: None,
-        allowed_namespaces: Default::default(),
-        limits: Default::default(),
-    };
-    Connector::new(&args.name, spec)
+/// As somebody would write it: what has a default is left to it.
+fn connector(sim: &Sim, args: &Args) -> Value {
+    let fingerprints: Vec<String> = sim.hosts.iter().map(|h| h.fingerprint.replace(':', "")).collect();
+    json!({
+        "apiVersion": Connector::api_version(&()),
+        "kind": Connector::kind(&()),
+        "metadata": {"name": args.name},
+        "spec": {
+            "endpoints": sim.urls(),
+            "credentialsSecretRef": {"name": args.name},
+            "tls": {"fingerprintsSHA256": fingerprints},
+            "template": template(sim).unwrap_or_else(|| "name a custom template here".to_owned()),
+            "storageRepository": repository(sim).unwrap_or_else(|| "name a storage repository here".to_owned()),
+        },
+    })
 }
 
 /// A template that packaging machines can be cloned from: custom, no disk, a network card. Of several the first by name.
@@ -148,6 +150,7 @@ fn repository(sim: &Sim) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::connector::ConnectorSpec;
     use clap::Parser;
 
     #[derive(Parser)]
@@ -164,6 +167,10 @@ mod tests {
         let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
         let (secret, connector) = (&documents[0], &documents[1]);
         assert_eq!((&secret["kind"], &secret["stringData"]["password"]), (&"Secret".into(), &"simulated".into()));
+        let mut written: Vec<_> = connector["spec"].as_object().unwrap().keys().map(String::as_str).collect();
+        written.sort_unstable();
+        let expected = ["credentialsSecretRef", "endpoints", "storageRepository", "template", "tls"];
+        assert_eq!(written, expected, "nothing that has a default");
         let spec: ConnectorSpec = serde_json::from_value(connector["spec"].clone()).unwrap();
         assert_eq!((spec.endpoints, spec.credentials_secret_ref.name.as_str()), (sim.urls(), "lab"));
         assert_eq!(spec.tls.unwrap().fingerprints_sha256.unwrap().len(), sim.hosts.len());

@@ -121,7 +121,7 @@ pub fn said(guest: &Guest, check: &Check) -> Keys {
     let mut lines = Keys::from([
         ("nonce".to_owned(), read("nonce")),
         ("boot".to_owned(), read("boot")),
-        ("domid".to_owned(), guest.domid.to_string()),
+        ("domid".to_owned(), guest.domid().to_string()),
         ("block-finalize".to_owned(), check.block_finalize.to_string()),
     ]);
     for (n, finding) in check.findings.iter().enumerate() {

@@ -1,17 +1,17 @@
-//! The world that a pool begins with: three hosts, their storage, templates, an OS disk; and what a world file adds.
+//! The world that a pool begins with: three hosts, their storage, templates, an OS disk; and what a world file adds, or has in their place.
 //!
 //! Run once, by `serve`, on an empty database. The default world needs no arguments.
 //! Longer than most: a list of rows gains nothing by a cut.
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
     allowed,
     db::Db,
     disk::{Node, pattern},
+    plan::{Mistake, Repository, Template, WorldFile},
     row,
     vbd::made_up_mac,
     vdi,
@@ -20,84 +20,59 @@ use super::{
 use crate::xapi::wire::{NEVER, Ref};
 
 const GIB: u64 = 1 << 30;
-
-/// What a world file may say. Names are names of objects in the default world or in the file itself.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct WorldFile {
-    /// Leave the default world's templates and disks out.
-    pub bare: bool,
-    pub repositories: Vec<Repository>,
-    pub disks: Vec<Disk>,
-    pub templates: Vec<Template>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Repository {
-    pub name: String,
-    /// `nfs`, `ext`, `lvm`, `lvmoiscsi`, `iso`, …
-    #[serde(rename = "type")]
-    pub kind: String,
-    pub size_gib: u64,
-    /// Seen by the first host only where false.
-    #[serde(default = "yes")]
-    pub shared: bool,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Disk {
-    pub name: String,
-    /// A name; the default repository where absent.
-    pub repository: Option<String>,
-    pub size_gib: u64,
-    /// Blocks with known content.
-    #[serde(default)]
-    pub blocks: Vec<u64>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Template {
-    pub name: String,
-    /// Sizes of its disks.
-    #[serde(default)]
-    pub disks_gib: Vec<u64>,
-    #[serde(default = "yes")]
-    pub network: bool,
-    #[serde(default)]
-    pub other_config: BTreeMap<String, String>,
-}
-
-fn yes() -> bool {
-    true
-}
+/// The default world's networks.
+const NETWORKS: [&str; 2] = ["Pool-wide network associated with eth0", "Packaging"];
 
 impl World {
     /// Makes the world's rows and disks in an empty database.
-    pub fn populate(db: &mut Db, file: &WorldFile) -> Self {
+    ///
+    /// # Errors
+    /// Where the file names what is not there.
+    pub fn populate(db: &mut Db, file: &WorldFile) -> Result<Self, Mistake> {
         let mut build =
             Build { world: Self::default(), db, hosts: Vec::new(), default: Ref::null(), network: Ref::null() };
-        build.hosts();
-        build.storage();
-        for sr in &file.repositories {
-            build.repository(&sr.name, &sr.kind, sr.size_gib * GIB, sr.shared, &[]);
+        let mut networks: Vec<&str> = if file.replace { Vec::new() } else { NETWORKS.to_vec() };
+        networks.extend(file.networks.iter().map(String::as_str));
+        match file.hosts.unwrap_or(3) {
+            count @ 1..=16 => build.hosts(count, &networks),
+            count => return Err(Mistake::Hosts(count)),
         }
-        if !file.bare {
+        build.drivers();
+        if !file.replace {
+            build.storage();
+        }
+        for sr in &file.repositories {
+            build.described(sr);
+        }
+        let first = file.repositories.iter().find(|sr| sr.kind != "iso").filter(|_| file.replace);
+        if let Some(name) = file.default_repository.as_ref().or(first.map(|sr| &sr.name)) {
+            let sr = build.named("SR", name).ok_or_else(|| Mistake::Repository(name.clone()))?;
+            build.make_default(sr);
+        }
+        if !file.replace {
             build.defaults();
         }
         for disk in &file.disks {
-            let sr = disk.repository.as_ref().and_then(|name| build.named("SR", name)).unwrap_or(build.default.clone());
+            let sr = match &disk.repository {
+                Some(name) => build.named("SR", name).ok_or_else(|| Mistake::Repository(name.clone()))?,
+                None if build.default.is_null() => return Err(Mistake::Homeless(disk.name.clone())),
+                None => build.default.clone(),
+            };
             build.disk(&disk.name, &sr, disk.size_gib * GIB, &disk.blocks);
         }
         for template in &file.templates {
+            if template.network && build.network.is_null() {
+                return Err(Mistake::Network(template.name.clone()));
+            }
+            if !template.disks_gib.is_empty() && build.default.is_null() {
+                return Err(Mistake::Homeless(format!("{} 0", template.name)));
+            }
             build.template(template, false);
         }
         let Build { world, db, .. } = build;
         allowed::settle(db, "VM");
         allowed::settle(db, "VDI");
-        world
+        Ok(world)
     }
 }
 
@@ -116,32 +91,26 @@ impl Build<'_> {
         hit.map(|(r, _)| r.clone())
     }
 
-    /// Three hosts with addresses 127.0.0.1 and on: listeners follow `host.address`.
-    fn hosts(&mut self) {
+    /// Hosts with addresses 127.0.0.1 and on: listeners follow `host.address`. Each has a card in every network but the internal one.
+    fn hosts(&mut self, count: u8, networks: &[&str]) {
         let version = json!({
             "product_version": "8.4.0", "product_version_text": "8", "product_brand": "XenServer", "platform_name": "XCP",
             "platform_version": "3.4.0", "xapi": "26.17", "xapi_build": "26.17.0", "xen": "4.17", "build_number": "cloud",
             "hostname": "localhost", "date": "2026-08-01", "db_schema": "5.900",
         });
-        let networks = ["Pool-wide network associated with eth0", "Packaging"].map(|name| {
-            self.db.create(
-                "network",
-                [
-                    ("name_label", json!(name)),
-                    ("bridge", json!("xenbr0")),
-                    ("MTU", json!(1500)),
-                    ("managed", json!(true)),
-                ],
-            )
-        });
-        let internal = [
-            ("name_label", json!("Internal")),
-            ("bridge", json!("xapi0")),
-            ("MTU", json!(1500)),
-            ("managed", json!(true)),
-        ];
-        self.db.create("network", internal);
-        for i in 1..=3 {
+        let mut network = |name: &str, bridge: String| {
+            let fields = [
+                ("name_label", json!(name)),
+                ("bridge", json!(bridge)),
+                ("MTU", json!(1500)),
+                ("managed", json!(true)),
+            ];
+            self.db.create("network", fields)
+        };
+        let networks: Vec<Ref> =
+            networks.iter().enumerate().map(|(n, name)| network(name, format!("xenbr{n}"))).collect();
+        network("Internal", "xapi0".to_owned());
+        for i in 1..=count {
             let total = 64 * GIB;
             let metrics = [("live", json!(true)), ("memory_total", json!(total)), ("memory_free", json!(total))];
             let metrics = self.db.create("host_metrics", metrics);
@@ -183,13 +152,13 @@ impl Build<'_> {
             }
             self.hosts.push(host);
         }
-        let [first, _] = networks;
-        self.network = first;
+        self.network = networks.into_iter().next().unwrap_or_default();
         let master = self.hosts.first().cloned().unwrap_or_default();
         self.db.create("pool", [("name_label", json!("pool")), ("master", json!(master))]);
     }
 
-    fn storage(&mut self) {
+    /// What storage can do, by the type of its repository (xapi.md 2.4).
+    fn drivers(&mut self) {
         let vhd = [
             "VDI_CREATE",
             "VDI_DELETE",
@@ -212,22 +181,40 @@ impl Build<'_> {
             self.db
                 .create("SM", [("type", json!(kind)), ("name_label", json!(kind)), ("features", Value::Object(map))]);
         }
-        self.default = self.repository("Shared storage", "nfs", 2048 * GIB, true, &[]);
-        let pools: Vec<Ref> = self.db.all("pool").map(|(r, _)| r.clone()).collect();
-        for row in pools {
-            for field in ["default_SR", "suspend_image_SR", "crash_dump_SR"] {
-                self.db.set("pool", &row, field, json!(self.default)).unwrap_or_default();
-            }
-        }
+    }
+
+    fn storage(&mut self) {
+        let shared = self.repository("Shared storage", "nfs", 2048 * GIB, true, &[]);
+        self.make_default(shared);
         for host in self.hosts.clone() {
             self.local(&host);
         }
         let isos = self.repository("ISO library", "iso", 100 * GIB, true, &[]);
-        let file = Node { virtual_size: 440 << 20, name: Some("guest-tools.iso".into()), ..Node::default() };
-        self.add_disk("guest-tools.iso", &isos, file, &[]);
+        self.file("guest-tools.iso", &isos);
         let marks = [("xenserver_tools_sr", "true"), ("xensource_internal", "true")];
         let tools = self.repository("XenServer Tools", "iso", GIB, true, &marks);
         self.db.set("SR", &tools, "is_tools_sr", json!(true)).unwrap_or_default();
+    }
+
+    fn make_default(&mut self, sr: Ref) {
+        let pools: Vec<Ref> = self.db.all("pool").map(|(r, _)| r.clone()).collect();
+        for row in pools {
+            for field in ["default_SR", "suspend_image_SR", "crash_dump_SR"] {
+                self.db.set("pool", &row, field, json!(sr)).unwrap_or_default();
+            }
+        }
+        self.default = sr;
+    }
+
+    fn described(&mut self, wanted: &Repository) {
+        let sr = self.repository(&wanted.name, &wanted.kind, wanted.size_gib * GIB, wanted.shared, &[]);
+        wanted.files.iter().for_each(|name| self.file(name, &sr));
+    }
+
+    /// A disc image.
+    fn file(&mut self, name: &str, sr: &Ref) {
+        let file = Node { virtual_size: 440 << 20, name: Some(name.to_owned()), ..Node::default() };
+        self.add_disk(name, sr, file, &[]);
     }
 
     fn local(&mut self, host: &Ref) {

@@ -11,7 +11,7 @@ use super::{Answer, Call, Pool, allowed, schema::Record, storage::STAGE, vbd::ma
 use crate::xapi::wire::{Failure, NEVER, Ref};
 
 /// What a clone does not take over.
-const OWN: [&str; 13] = [
+const OWN: [&str; 14] = [
     "uuid",
     "VBDs",
     "VIFs",
@@ -21,11 +21,21 @@ const OWN: [&str; 13] = [
     "VUSBs",
     "crash_dumps",
     "snapshots",
+    "parent",
     "children",
     "attached_PCIs",
     "current_operations",
     "blocked_operations",
 ];
+
+/// How a machine's disks are made anew.
+pub enum Copying {
+    Clone,
+    /// In full; on the same repositories where null.
+    Copy(Ref),
+    /// Without these disks.
+    Snapshot(Vec<String>),
+}
 
 /// `VM.clone`, or with a repository given `VM.copy`.
 pub async fn clone(pool: &Arc<Pool>, call: &Call, copy_to: Option<Ref>) -> Answer {
@@ -34,42 +44,48 @@ pub async fn clone(pool: &Arc<Pool>, call: &Call, copy_to: Option<Ref>) -> Answe
     let operation = vm::begin(pool, call, &source, op).await?;
     let uuid = pool.db().text("VM", &source, "uuid")?.to_owned();
     let stage = |what: &str| format!("VM.{op}/{what}/{uuid}");
-    let mut made = Vec::new();
-    let devices = match clone_disks(pool, call, &source, copy_to.as_ref(), &mut made).await {
-        Ok(devices) => devices,
-        Err(failure) => {
-            // Copies are taken back on failure; a death leaves them (xapi.md 4.5).
-            for disk in made {
-                vdi::destroy(pool, call, &disk).await.map(|_| ()).unwrap_or_default();
-            }
-            return Err(failure);
-        }
-    };
+    let made = disks(pool, call, &source, &copy_to.map_or(Copying::Clone, Copying::Copy)).await?;
     pool.clock.stage(&stage("disks"), STAGE).await;
-    let child = record(pool, &source, name)?;
+    let child = record(pool, &source, vec![("name_label", json!(name))])?;
     pool.clock.stage(&stage("record"), STAGE).await;
-    for row in devices {
-        let fields = row.iter().map(|(k, v)| (k.as_str(), v.clone())).chain([("VM", json!(child))]);
-        pool.db().create("VBD", fields);
+    for row in made {
+        devices(pool, &child, "VBD", vec![row]);
         pool.clock.stage(&stage("vbd"), STAGE / 5).await;
     }
     pool.clock.stage(&stage("vbds"), STAGE).await;
-    for row in cards(pool, &source)? {
-        let fields = row.iter().map(|(k, v)| (k.as_str(), v.clone())).chain([("VM", json!(child))]);
-        pool.db().create("VIF", fields);
-    }
+    devices(pool, &child, "VIF", cards(pool, &source, false)?);
     pool.clock.stage(&stage("vifs"), STAGE).await;
     drop(operation);
     allowed::refresh(pool, "VM", &child);
     Ok(json!(child))
 }
 
-/// The source's VBDs with their disks cloned; a drive keeps its disc.
-async fn clone_disks(
+/// Gives a machine devices like these.
+pub fn devices(pool: &Pool, vm: &Ref, class: &str, rows: Vec<Record>) {
+    for row in rows {
+        let fields = row.iter().map(|(k, v)| (k.as_str(), v.clone())).chain([("VM", json!(vm))]);
+        pool.db().create(class, fields);
+    }
+}
+
+/// The source's VBDs with their disks made anew; a drive keeps its disc. Copies are taken back on failure; a death leaves them
+/// (xapi.md 4.5).
+pub async fn disks(pool: &Arc<Pool>, call: &Call, source: &Ref, how: &Copying) -> Result<Vec<Record>, Failure> {
+    let mut made = Vec::new();
+    let rows = remake(pool, call, source, how, &mut made).await;
+    if rows.is_err() {
+        for disk in made {
+            vdi::destroy(pool, call, &disk).await.map(|_| ()).unwrap_or_default();
+        }
+    }
+    rows
+}
+
+async fn remake(
     pool: &Arc<Pool>,
     call: &Call,
     source: &Ref,
-    copy_to: Option<&Ref>,
+    how: &Copying,
     made: &mut Vec<Ref>,
 ) -> Result<Vec<Record>, Failure> {
     let mut rows = Vec::new();
@@ -79,13 +95,14 @@ async fn clone_disks(
         let text = |field: &str| row.get(field).and_then(Value::as_str).unwrap_or_default();
         let disk = Ref(text("VDI").to_owned());
         if text("type") == "Disk" && pool.db().find("VDI", &disk).is_some() {
-            let child = match copy_to {
-                Some(sr) if !sr.is_null() => vdi::copy_disk(pool, call, &disk, sr, &Ref::null()).await?,
-                Some(_) => {
-                    let sr = pool.db().link_to("VDI", &disk, "SR")?;
-                    vdi::copy_disk(pool, call, &disk, &sr, &Ref::null()).await?
+            let child = match how {
+                Copying::Snapshot(ignored) if ignored.iter().any(|i| i == disk.as_str()) => continue,
+                Copying::Snapshot(_) => vdi::branch(pool, call, &disk, true).await?,
+                Copying::Clone => vdi::branch(pool, call, &disk, false).await?,
+                Copying::Copy(to) => {
+                    let to = if to.is_null() { pool.db().link_to("VDI", &disk, "SR")? } else { to.clone() };
+                    vdi::copy_disk(pool, call, &disk, &to, &Ref::null(), None).await?
                 }
-                None => vdi::branch(pool, call, &disk, false).await?,
             };
             made.push(child.clone());
             row.insert("VDI".to_owned(), json!(child));
@@ -100,8 +117,9 @@ async fn clone_disks(
     Ok(rows)
 }
 
-/// The machine's row, whole at first sight, with copies of both metrics: start_time and the drivers' versions are the source's.
-fn record(pool: &Pool, source: &Ref, name: &str) -> Result<Ref, Failure> {
+/// The machine's row, whole at first sight, with copies of both metrics: start_time and the drivers' versions are the source's. `own` is
+/// what it has for itself.
+pub fn record(pool: &Pool, source: &Ref, own: Vec<(&str, Value)>) -> Result<Ref, Failure> {
     let mut db = pool.db();
     let mut row = db.get("VM", source)?.clone();
     OWN.iter().for_each(|field| drop(row.remove(*field)));
@@ -119,7 +137,8 @@ fn record(pool: &Pool, source: &Ref, name: &str) -> Result<Ref, Failure> {
         };
         row.insert(field.to_owned(), json!(copy));
     }
-    if let Some(keys) = row.get_mut("other_config").and_then(Value::as_object_mut) {
+    let snapshot = own.iter().any(|(field, _)| *field == "snapshot_of");
+    if let Some(keys) = row.get_mut("other_config").and_then(Value::as_object_mut).filter(|_| !snapshot) {
         for key in ["default_template", "xensource_internal"] {
             keys.remove(key);
         }
@@ -130,8 +149,7 @@ fn record(pool: &Pool, source: &Ref, name: &str) -> Result<Ref, Failure> {
             keys.entry("base_template_name").or_insert(json!(from_name));
         }
     }
-    let own = [
-        ("name_label", json!(name)),
+    let fresh = [
         ("power_state", json!("Halted")),
         ("domid", json!(-1)),
         ("resident_on", json!(Ref::NULL)),
@@ -141,12 +159,12 @@ fn record(pool: &Pool, source: &Ref, name: &str) -> Result<Ref, Failure> {
         ("suspend_VDI", json!(Ref::NULL)),
         ("ha_always_run", json!(false)),
     ];
-    row.extend(own.map(|(k, v)| (k.to_owned(), v)));
+    row.extend(fresh.into_iter().chain(own).map(|(k, v)| (k.to_owned(), v)));
     Ok(db.create("VM", row.iter().map(|(k, v)| (k.as_str(), v.clone()))))
 }
 
-/// The source's network cards under new addresses.
-fn cards(pool: &Pool, source: &Ref) -> Result<Vec<Record>, Failure> {
+/// The source's network cards, under new addresses unless they are kept.
+pub fn cards(pool: &Pool, source: &Ref, keep: bool) -> Result<Vec<Record>, Failure> {
     let db = pool.db();
     let vifs = db.links("VM", source, "VIFs")?;
     let copy = |vif: &Ref| {
@@ -154,7 +172,9 @@ fn cards(pool: &Pool, source: &Ref) -> Result<Vec<Record>, Failure> {
         for field in ["uuid", "current_operations"] {
             row.remove(field);
         }
-        row.insert("MAC".to_owned(), json!(made_up_mac()));
+        if !keep {
+            row.insert("MAC".to_owned(), json!(made_up_mac()));
+        }
         row.insert("currently_attached".to_owned(), json!(false));
         Some(row)
     };

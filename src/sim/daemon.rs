@@ -1,11 +1,12 @@
 //! Calls that concern the daemon itself: its database, its clock, its certificate, its messages and roles.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
 use super::schema::Record;
-use super::{Answer, Call, Pool};
+use super::{Answer, Call, Pool, ha, restart};
 use crate::xapi::wire::{Failure, Ref, parse_time};
 
 /// Answers the calls of this room; `None`: not mine.
@@ -17,6 +18,12 @@ pub fn call(pool: &Arc<Pool>, call: &Call) -> Option<Answer> {
         }
         ("host", "get_servertime") => pool.db().get("host", &call.reference(0)).map(|_| json!(pool.clock.stamp())),
         ("host", "get_server_certificate") => certificate(pool, &call.reference(0)),
+        ("host", "disable" | "enable") => {
+            let on = json!(call.message == "enable");
+            pool.db().set("host", &call.reference(0), "enabled", on).map(|()| json!(""))
+        }
+        ("pool", "enable_ha" | "disable_ha") => Ok(set_ha(pool, call.message == "enable_ha")),
+        ("pool", "designate_new_master") => designate(pool, &call.reference(0)),
         ("host", "list_methods") => Ok(super::rpc::methods()),
         ("message", "create") => Ok(message(pool, call)),
         ("message", "get") => {
@@ -43,6 +50,29 @@ pub fn call(pool: &Arc<Pool>, call: &Call) -> Option<Answer> {
             .map(|role| json!(super::session::permissions(role))),
         _ => return None,
     })
+}
+
+/// High availability on or off; the statefile on the heartbeat's repository is not simulated.
+fn set_ha(pool: &Arc<Pool>, on: bool) -> Value {
+    {
+        let mut db = pool.db();
+        let all: Vec<Ref> = db.all("pool").map(|(r, _)| r.clone()).collect();
+        all.iter().for_each(|row| db.set("pool", row, "ha_enabled", json!(on)).unwrap_or_default());
+    }
+    ha::look(pool);
+    json!("")
+}
+
+/// The answer goes out, then the daemons change their roles.
+fn designate(pool: &Arc<Pool>, host: &Ref) -> Answer {
+    let uuid = pool.db().text("host", host, "uuid")?.to_owned();
+    let inner = Arc::clone(pool);
+    pool.world.spawn(async move {
+        inner.clock.stage("daemon/designate", Duration::from_secs(1)).await;
+        // The host was there a moment ago.
+        restart::change_coordinator(&inner, &uuid).await.unwrap_or_default();
+    });
+    Ok(json!(""))
 }
 
 fn text<'a>(row: &'a Record, field: &str) -> &'a str {

@@ -139,12 +139,16 @@ impl Disks {
         Ok(Branch { child, base })
     }
 
-    /// Writes the content of one disk over another of at least its size.
-    pub fn overwrite(&mut self, from: &str, to: &str) -> Result<(), DiskError> {
+    /// Writes the content of one disk over another of at least its size; of a `base` only the blocks that differ from it.
+    pub fn overwrite(&mut self, from: &str, to: &str, base: Option<&str>) -> Result<(), DiskError> {
         let tools = self.get(from)?.tools;
-        for block in self.blocks(from).union(&self.blocks(to)) {
-            let bytes = self.read(from, *block)?;
-            self.write(to, *block, &bytes)?;
+        let below = base.map(|base| self.blocks(base)).unwrap_or_default();
+        for block in &(&self.blocks(from) | &self.blocks(to)) | &below {
+            let bytes = self.read(from, block)?;
+            let same = base.is_some_and(|base| self.read(base, block).is_ok_and(|old| old == bytes));
+            if !same {
+                self.write(to, block, &bytes)?;
+            }
         }
         self.get_mut(to)?.tools = tools;
         Ok(())
@@ -160,6 +164,14 @@ impl Disks {
         if !node.blocks.is_empty() {
             fs::remove_file(self.dir.join(uuid))?;
         }
+        Ok(())
+    }
+
+    /// Takes a leaf's data away, and its place in the tree; the node stays.
+    pub fn hollow(&mut self, uuid: &str) -> Result<(), DiskError> {
+        let node = self.get(uuid)?.clone();
+        self.remove(uuid)?;
+        self.nodes.insert(uuid.to_owned(), Node { parent: None, inflated: false, blocks: BTreeSet::new(), ..node });
         Ok(())
     }
 

@@ -1,19 +1,15 @@
-//! The hypervisor's side of the pool: domains, their xenstore, and how a domain's truth reaches the database.
+//! The hypervisor's side of the pool: domains and their xenstore.
 //!
-//! Domains live on while the daemon is down (xapi.md 14, Durability). `power` makes and ends them, `guest` runs in them, `restart` brings
-//! the rows back in line. Rows are only written here by [`reflect`] and [`publish`], from a domain's truth.
+//! Domains live on while the daemon is down (xapi.md 14, Durability). `power` makes and ends them, `guest` runs in them, and `reflect` tells
+//! the database. It knows no rows.
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::{sync::watch, task::AbortHandle};
-
-use super::{Pool, schema::Record};
-use crate::xapi::wire::Ref;
 
 /// One message of xenstore (xapi.md 7.1).
 const LONGEST: usize = 4096;
@@ -43,6 +39,8 @@ pub enum Request {
 /// A running (or paused) machine. Named by the machine's uuid: references are the daemon's.
 pub struct Domain {
     pub domid: i64,
+    /// The number of the domain in which this boot began: a resumed machine has another one, and is in the same boot.
+    pub born: i64,
     /// uuid.
     pub host: String,
     /// As XAPI writes times.
@@ -57,7 +55,7 @@ pub struct Domain {
     pub heard: bool,
     pub request: watch::Sender<Option<Request>>,
     /// The guest wrote below `vm-data` in this boot.
-    wrote: bool,
+    pub wrote: bool,
     guest: Option<AbortHandle>,
 }
 
@@ -65,6 +63,15 @@ pub struct Domain {
 struct All {
     last: i64,
     running: BTreeMap<String, Domain>,
+    /// Suspended: no domain, and a guest that stands still.
+    asleep: BTreeMap<String, Domain>,
+}
+
+/// What the hypervisor says of a machine.
+pub enum Seen {
+    Up { domid: i64, born: i64, host: String, started: String, paused: bool },
+    Asleep,
+    Off,
 }
 
 /// Every domain of the pool.
@@ -91,6 +98,7 @@ impl Domains {
         let domid = all.last;
         let domain = Domain {
             domid,
+            born: domid,
             host: host.to_owned(),
             started,
             paused,
@@ -102,9 +110,8 @@ impl Domains {
             wrote: false,
             guest: None,
         };
-        if let Some(Domain { guest: Some(guest), .. }) = all.running.insert(vm.to_owned(), domain) {
-            guest.abort();
-        }
+        let before = [all.running.insert(vm.to_owned(), domain), all.asleep.remove(vm)];
+        before.into_iter().flatten().filter_map(|d| d.guest).for_each(|guest| guest.abort());
         drop(all);
         self.changed.send_modify(|n| *n += 1);
         domid
@@ -115,6 +122,66 @@ impl Domains {
         match self.lock().running.get_mut(vm) {
             Some(domain) => domain.guest = Some(guest),
             None => guest.abort(),
+        }
+    }
+
+    /// Takes a machine's domain away; its guest stands still until [`Domains::wake`]. False if it has none.
+    pub fn sleep(&self, vm: &str) -> bool {
+        let mut all = self.lock();
+        let gone = all.running.remove(vm);
+        let found = gone.is_some();
+        all.asleep.extend(gone.map(|domain| (vm.to_owned(), domain)));
+        drop(all);
+        self.changed.send_modify(|n| *n += 1);
+        found
+    }
+
+    /// A new domain for a sleeping machine, in the same boot; `vm_data` is what the database kept of its tree. False if it does not sleep.
+    pub fn wake(&self, vm: &str, host: &str, vm_data: &Value, paused: bool) -> bool {
+        let mut all = self.lock();
+        let Some(mut domain) = all.asleep.remove(vm) else { return false };
+        all.last += 1;
+        domain.domid = all.last;
+        domain.paused = paused;
+        host.clone_into(&mut domain.host);
+        domain.store.retain(|key, _| !key.starts_with("vm-data/"));
+        domain.store.extend(guest_keys(vm_data));
+        domain.locked = false;
+        all.running.insert(vm.to_owned(), domain);
+        drop(all);
+        self.changed.send_modify(|n| *n += 1);
+        true
+    }
+
+    /// The same boot in a new domain on another host.
+    pub fn migrate(&self, vm: &str, host: &str) {
+        let mut all = self.lock();
+        let All { last, running, .. } = &mut *all;
+        if let Some(domain) = running.get_mut(vm) {
+            *last += 1;
+            domain.domid = *last;
+            host.clone_into(&mut domain.host);
+        }
+        drop(all);
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Throws a sleeping machine's guest away.
+    pub fn forget(&self, vm: &str) {
+        if let Some(Domain { guest: Some(guest), .. }) = self.lock().asleep.remove(vm) {
+            guest.abort();
+        }
+    }
+
+    pub fn seen(&self, vm: &str) -> Seen {
+        let all = self.lock();
+        match all.running.get(vm) {
+            Some(d) => {
+                let (host, started) = (d.host.clone(), d.started.clone());
+                Seen::Up { domid: d.domid, born: d.born, host, started, paused: d.paused }
+            }
+            None if all.asleep.contains_key(vm) => Seen::Asleep,
+            None => Seen::Off,
         }
     }
 
@@ -160,23 +227,23 @@ impl Domains {
     }
 
     /// A guest writes into its store; several keys at once are one transaction. An empty value is a value.
-    pub fn write(&self, vm: &str, domid: i64, keys: &BTreeMap<String, String>) -> Result<(), StoreError> {
-        self.change(vm, domid, keys.iter().map(|(k, v)| (k.as_str(), Some(v.as_str()))))
+    pub fn write(&self, vm: &str, born: i64, keys: &BTreeMap<String, String>) -> Result<(), StoreError> {
+        self.change(vm, born, keys.iter().map(|(k, v)| (k.as_str(), Some(v.as_str()))))
     }
 
     /// A guest removes keys, and all below them.
-    pub fn remove(&self, vm: &str, domid: i64, keys: &[String]) -> Result<(), StoreError> {
-        self.change(vm, domid, keys.iter().map(|k| (k.as_str(), None)))
+    pub fn remove(&self, vm: &str, born: i64, keys: &[String]) -> Result<(), StoreError> {
+        self.change(vm, born, keys.iter().map(|k| (k.as_str(), None)))
     }
 
     fn change<'a>(
         &self,
         vm: &str,
-        domid: i64,
+        born: i64,
         keys: impl Iterator<Item = (&'a str, Option<&'a str>)>,
     ) -> Result<(), StoreError> {
         let mut all = self.lock();
-        let domain = all.running.get_mut(vm).filter(|d| d.domid == domid).ok_or(StoreError::Gone)?;
+        let domain = all.running.get_mut(vm).filter(|d| d.born == born).ok_or(StoreError::Gone)?;
         let mut next = domain.store.clone();
         for (key, value) in keys {
             let top = key.split('/').next().unwrap_or_default();
@@ -200,9 +267,9 @@ impl Domains {
         Ok(())
     }
 
-    pub fn read(&self, vm: &str, domid: i64) -> BTreeMap<String, String> {
+    pub fn read(&self, vm: &str, born: i64) -> BTreeMap<String, String> {
         let all = self.lock();
-        all.running.get(vm).filter(|d| d.domid == domid).map(|d| d.store.clone()).unwrap_or_default()
+        all.running.get(vm).filter(|d| d.born == born).map(|d| d.store.clone()).unwrap_or_default()
     }
 
     /// A client wrote the map of a running machine: the host deletes `vm-data` and writes it anew as its own (xapi.md 7.4).
@@ -216,8 +283,10 @@ impl Domains {
 
     /// The world ends.
     pub fn clear(&self) {
-        let all = std::mem::take(&mut self.lock().running);
-        all.into_values().filter_map(|d| d.guest).for_each(|guest| guest.abort());
+        let mut all = self.lock();
+        let (running, asleep) = (std::mem::take(&mut all.running), std::mem::take(&mut all.asleep));
+        drop(all);
+        running.into_values().chain(asleep.into_values()).filter_map(|d| d.guest).for_each(|guest| guest.abort());
     }
 }
 
@@ -227,118 +296,3 @@ fn guest_keys(map: &Value) -> BTreeMap<String, String> {
     let seen = entries.filter(|(k, _)| ["vm-data/", "FIST/"].iter().any(|p| k.starts_with(p)));
     seen.map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned())).collect()
 }
-
-/// Brings a machine's rows in line with its domain: state, place, devices, and at a new boot start_time and fresh guest metrics
-/// (xapi.md 4.5, "Guest-driven power changes"). A machine that the database does not know is left alone.
-pub fn reflect(pool: &Arc<Pool>, vm: &str) {
-    let Ok(row) = pool.db().by_uuid("VM", vm) else { return };
-    let truth = pool.world.domains.with(vm, |d| (d.domid, d.host.clone(), d.started.clone(), d.paused));
-    let changed = match truth {
-        Some((domid, host, started, paused)) => up(pool, &row, domid, &host, &started, paused),
-        None => down(pool, &row),
-    };
-    // A row that went meanwhile needs nothing.
-    changed.unwrap_or_default();
-    publish(pool, vm);
-    super::allowed::refresh(pool, "VM", &row);
-}
-
-type Done = Result<(), crate::xapi::wire::Failure>;
-
-fn up(pool: &Pool, vm: &Ref, domid: i64, host: &str, started: &str, paused: bool) -> Done {
-    let mut db = pool.db();
-    let host = db.by_uuid("host", host)?;
-    let booted = db.int("VM", vm, "domid")? != domid;
-    let metrics = db.link_to("VM", vm, "metrics")?;
-    if booted {
-        let old = db.link_to("VM", vm, "guest_metrics")?;
-        db.delete("VM_guest_metrics", &old);
-        let fresh = [("last_updated", json!(started)), ("live", json!(true))];
-        let fresh = db.create("VM_guest_metrics", fresh);
-        db.set("VM", vm, "guest_metrics", json!(fresh))?;
-        for console in db.links("VM", vm, "consoles")? {
-            db.delete("console", &console);
-        }
-        let console = db.create("console", [("protocol", json!("rfb")), ("VM", json!(vm))]);
-        let at = format!("https://{}/console?ref={console}", db.text("host", &host, "address")?);
-        db.set("console", &console, "location", json!(at))?;
-        if db.find("VM_metrics", &metrics).is_some() {
-            db.set("VM_metrics", &metrics, "start_time", json!(started))?;
-        }
-        devices(&mut db, vm, true)?;
-    }
-    let state = if paused { "Paused" } else { "Running" };
-    db.update("VM", vm, |row| {
-        let fields = [("power_state", json!(state)), ("domid", json!(domid)), ("resident_on", json!(host))];
-        row.extend(fields.map(|(k, v)| (k.to_owned(), v)));
-    })
-}
-
-fn down(pool: &Pool, vm: &Ref) -> Done {
-    let mut db = pool.db();
-    if db.int("VM", vm, "domid")? < 0 && ["Halted", "Suspended"].contains(&db.text("VM", vm, "power_state")?) {
-        return Ok(());
-    }
-    for console in db.links("VM", vm, "consoles")? {
-        db.delete("console", &console);
-    }
-    devices(&mut db, vm, false)?;
-    db.update("VM", vm, |row| {
-        let fields = [("power_state", json!("Halted")), ("domid", json!(-1)), ("resident_on", json!(Ref::NULL))];
-        row.extend(fields.map(|(k, v)| (k.to_owned(), v)));
-    })
-}
-
-/// Everything there at the start of a domain is plugged, an empty drive too; what is made later is not (xapi.md 4.6).
-fn devices(db: &mut super::db::Db, vm: &Ref, on: bool) -> Done {
-    for vbd in db.links("VM", vm, "VBDs")? {
-        let device =
-            db.text("VBD", &vbd, "userdevice")?.parse::<u8>().map(|n| format!("xvd{}", char::from(b'a' + n.min(25))));
-        db.update("VBD", &vbd, |row| {
-            row.insert("currently_attached".to_owned(), json!(on));
-            if on {
-                row.insert("device".to_owned(), json!(device.unwrap_or_default()));
-            }
-        })?;
-    }
-    for vif in db.links("VM", vm, "VIFs")? {
-        db.set("VIF", &vif, "currently_attached", json!(on))?;
-    }
-    Ok(())
-}
-
-/// What the host reads out of a domain's store, into `VM.xenstore_data` and the guest metrics (xapi.md 7.1, 7.2).
-pub fn publish(pool: &Arc<Pool>, vm: &str) {
-    let Some((store, wrote)) = pool.world.domains.with(vm, |d| (d.store.clone(), d.wrote)) else { return };
-    let mut db = pool.db();
-    let Ok(row) = db.by_uuid("VM", vm) else { return };
-    if wrote {
-        // What is in the store wins: the whole map is replaced, and other keys are dropped (xapi.md 7.4).
-        let map: Record = below(&store, &["vm-data/", "FIST/"]).map(|(k, v)| (k.clone(), json!(v))).collect();
-        db.set("VM", &row, "xenstore_data", Value::Object(map)).unwrap_or_default();
-    }
-    let metrics = db.link_to("VM", &row, "guest_metrics").unwrap_or_default();
-    let fields = super::metrics::mapped(&store);
-    let now = pool.clock.stamp();
-    let same = db.find("VM_guest_metrics", &metrics).is_some_and(|m| fields.iter().all(|(k, v)| m.get(*k) == Some(v)));
-    if !same {
-        let change = db.update("VM_guest_metrics", &metrics, |m| {
-            m.extend(fields.into_iter().map(|(k, v)| (k.to_owned(), v)));
-            m.insert("last_updated".to_owned(), json!(now));
-        });
-        change.unwrap_or_default();
-    }
-    drop(db);
-    super::allowed::refresh(pool, "VM", &row);
-}
-
-/// Keys that begin with one of the prefixes.
-pub fn below<'a>(
-    store: &'a BTreeMap<String, String>,
-    prefixes: &'a [&'a str],
-) -> impl Iterator<Item = (&'a String, &'a String)> {
-    store.iter().filter(move |(k, _)| prefixes.iter().any(|p| k.starts_with(p)))
-}
-
-/// How long a written key is on its way to the database (xapi.md 7.1: usually under a second).
-pub const ON_ITS_WAY: Duration = Duration::from_millis(200);

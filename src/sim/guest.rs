@@ -16,9 +16,10 @@ use serde_json::Value;
 use super::{
     Pool,
     disk::DiskError,
-    domain::{ON_ITS_WAY, Request, StoreError, publish},
+    domain::{Request, StoreError},
     metrics,
     power::{Exit, left},
+    reflect::{ON_ITS_WAY, publish},
 };
 
 /// A system is up so long after its domain was made.
@@ -37,14 +38,38 @@ where
     Arc::new(move |guest| Box::pin(run(guest)))
 }
 
-/// Which machines a program is for: all that is named must fit; a name may end in `*`.
+/// Which machines a program is for: all that is named must fit. In a name `*` stands for any text, wherever it is and as often.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Match {
+    #[serde(deserialize_with = "pattern")]
     pub name: Option<String>,
     pub tag: Option<String>,
     /// uuid or name of a disk that the machine has.
     pub disk: Option<String>,
+}
+
+/// A pattern from outside: other wildcards than `*` would be taken for letters, which nobody means who writes them.
+fn pattern<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let given: Option<String> = serde::Deserialize::deserialize(from)?;
+    match given.as_ref().filter(|text| text.contains(['?', '[', '{'])) {
+        Some(text) => Err(serde::de::Error::custom(format!("'{text}': of the wildcards only * is known"))),
+        None => Ok(given),
+    }
+}
+
+/// Whether a name is like a pattern.
+fn like(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = name.strip_prefix(parts.next().unwrap_or_default()) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    for part in parts {
+        match rest.split_once(part) {
+            Some((_, after)) => rest = after,
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
 }
 
 #[derive(Default)]
@@ -80,14 +105,15 @@ pub struct Guest {
     /// The machine's uuid.
     pub vm: String,
     pub name: String,
-    pub domid: i64,
+    /// The number of the domain in which this boot began.
+    born: i64,
     /// 1 at the machine's first boot.
     pub boot: u64,
 }
 
 /// Starts the guest of a machine's present domain.
 pub fn awaken(pool: &Arc<Pool>, vm: &str) {
-    let Some(domid) = pool.world.domains.domid(vm) else { return };
+    let Some(born) = pool.world.domains.domid(vm) else { return };
     let (name, which) = {
         let db = pool.db();
         let Ok(row) = db.by_uuid("VM", vm) else { return };
@@ -102,7 +128,7 @@ pub fn awaken(pool: &Arc<Pool>, vm: &str) {
         *count += 1;
         *count
     };
-    let guest = Guest { pool: Arc::clone(pool), vm: vm.to_owned(), name, domid, boot };
+    let guest = Guest { pool: Arc::clone(pool), vm: vm.to_owned(), name, born, boot };
     let work = run(guest, which);
     if let Some(running) = pool.world.spawn(work) {
         pool.world.domains.inhabit(vm, running);
@@ -110,10 +136,7 @@ pub fn awaken(pool: &Arc<Pool>, vm: &str) {
 }
 
 fn fits(db: &super::db::Db, vm: &crate::xapi::wire::Ref, name: &str, rule: &Match) -> bool {
-    let named = |wanted: &String| match wanted.strip_suffix('*') {
-        Some(start) => name.starts_with(start),
-        None => name == wanted,
-    };
+    let named = |wanted: &String| like(wanted, name);
     let tags = db.field("VM", vm, "tags").ok().and_then(Value::as_array);
     let tagged = |wanted: &String| tags.into_iter().flatten().any(|t| t.as_str() == Some(wanted));
     let has = |wanted: &String| {
@@ -130,20 +153,37 @@ fn fits(db: &super::db::Db, vm: &crate::xapi::wire::Ref, name: &str, rule: &Matc
 
 /// One boot: the program, and beside it the part of every system that listens to requests and lets the host read the store.
 async fn run(guest: Guest, program: Option<Program>) {
-    let (pool, vm, domid) = (Arc::clone(&guest.pool), guest.vm.clone(), guest.domid);
+    let (pool, vm, born) = (Arc::clone(&guest.pool), guest.vm.clone(), guest.born);
     let inside = async {
         match program {
             Some(program) => program(guest.clone()).await,
             None => plain(&guest).await,
         }
     };
-    let exit = tokio::select! {
-        exit = inside => exit,
-        exit = obey(&guest) => exit,
+    let both = async {
+        tokio::select! {
+            exit = inside => exit,
+            exit = obey(&guest) => exit,
+        }
     };
+    let exit = scheduled(&pool, &vm, born, both).await;
     // Ending the domain ends this task: whatever comes of it must not be a part of it.
     let after = Arc::clone(&pool);
-    pool.world.spawn(async move { left(&after, &vm, domid, exit) });
+    pool.world.spawn(async move { left(&after, &vm, born, exit) });
+}
+
+/// Nothing moves inside a machine that is paused or suspended: the work goes on from where it stood once the domain runs again.
+async fn scheduled<T>(pool: &Pool, vm: &str, born: i64, work: impl Future<Output = T>) -> T {
+    let runs = |d: Option<&super::domain::Domain>| d.is_some_and(|d| d.born == born && !d.paused);
+    let mut work = std::pin::pin!(work);
+    loop {
+        pool.world.domains.until(vm, runs).await;
+        tokio::select! {
+            biased;
+            () = pool.world.domains.until(vm, |d| !runs(d)) => {}
+            done = &mut work => return done,
+        }
+    }
 }
 
 /// A system without a script.
@@ -158,7 +198,7 @@ async fn plain(guest: &Guest) -> Exit {
 async fn obey(guest: &Guest) -> Exit {
     let domains = &guest.pool.world.domains;
     let asked = |d: Option<&super::domain::Domain>| {
-        d.is_some_and(|d| d.domid == guest.domid && !d.deaf && d.request.borrow().is_some())
+        d.is_some_and(|d| d.born == guest.born && !d.deaf && d.request.borrow().is_some())
     };
     domains.until(&guest.vm, asked).await;
     let request = domains.with(&guest.vm, |d| {
@@ -178,6 +218,11 @@ impl Guest {
         self.pool.clock.stage(&format!("guest/{name}/{}", self.vm), lasting).await;
     }
 
+    /// The number of the present domain, which the guest finds in its store; after a resume it is another one.
+    pub fn domid(&self) -> i64 {
+        self.pool.world.domains.domid(&self.vm).unwrap_or(self.born)
+    }
+
     /// What the machine's clock shows.
     pub fn now(&self) -> String {
         self.pool.clock.stamp()
@@ -185,7 +230,7 @@ impl Guest {
 
     /// The whole store of the domain.
     pub fn store(&self) -> BTreeMap<String, String> {
-        self.pool.world.domains.read(&self.vm, self.domid)
+        self.pool.world.domains.read(&self.vm, self.born)
     }
 
     pub fn read(&self, key: &str) -> Option<String> {
@@ -194,20 +239,20 @@ impl Guest {
 
     /// Writes keys in one transaction. The pool sees them a moment later; it never does if the domain is gone by then (xapi.md 7.4).
     pub async fn write(&self, keys: &BTreeMap<String, String>) -> Result<(), StoreError> {
-        self.pool.world.domains.write(&self.vm, self.domid, keys)?;
+        self.pool.world.domains.write(&self.vm, self.born, keys)?;
         self.announce();
         Ok(())
     }
 
     /// Removes keys and all below them.
     pub fn remove(&self, keys: &[String]) -> Result<(), StoreError> {
-        self.pool.world.domains.remove(&self.vm, self.domid, keys)?;
+        self.pool.world.domains.remove(&self.vm, self.born, keys)?;
         self.announce();
         Ok(())
     }
 
     fn announce(&self) {
-        let (pool, vm, domid) = (Arc::clone(&self.pool), self.vm.clone(), self.domid);
+        let (pool, vm, domid) = (Arc::clone(&self.pool), self.vm.clone(), self.domid());
         self.pool.world.spawn(async move {
             pool.clock.stage(&format!("guest/seen/{vm}"), ON_ITS_WAY).await;
             if pool.world.domains.domid(&vm) == Some(domid) {
@@ -233,7 +278,7 @@ impl Guest {
     /// Drivers connect and the agent reports (xapi.md 7.2).
     pub async fn report_tools(&self) -> Result<(), StoreError> {
         self.write(&metrics::drivers()).await?;
-        let last = self.domid % 250 + 2;
+        let last = self.born % 250 + 2;
         self.write(&metrics::agent(&format!("192.0.2.{last}"))).await
     }
 
@@ -264,5 +309,27 @@ impl Guest {
     /// From now on nobody inside hears a request to shut down.
     pub fn refuse_shutdown(&self, on: bool) {
         self.pool.world.domains.with(&self.vm, |d| d.deaf = on);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_any_text_anywhere() {
+        for (pattern, name, expected) in [
+            ("pack-*", "pack-1", true),
+            ("pack-*", "a pack-1", false),
+            ("*-1", "pack-1", true),
+            ("*-1", "pack-12", false),
+            ("p*k*1", "pack-1", true),
+            ("p*k*1", "pa-1", false),
+            ("*", "", true),
+            ("a*a", "a", false),
+            ("a", "ab", false),
+        ] {
+            assert_eq!(like(pattern, name), expected, "{pattern} {name}");
+        }
     }
 }

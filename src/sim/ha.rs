@@ -1,6 +1,6 @@
 //! High availability: a machine that may be restarted is started again after it halts by itself (xapi.md 9.2).
 //!
-//! Told by `power` of every halt. A clean or hard shutdown takes `ha_always_run` away first, so that only what happened inside a guest, or
+//! Told by `power` of every halt, and by `restart` and `daemon` to look at all machines. A clean or hard shutdown takes `ha_always_run` away first, so that only what happened inside a guest, or
 //! a crash, counts.
 
 use std::{sync::Arc, time::Duration};
@@ -9,6 +9,15 @@ use super::{Pool, placement, power};
 
 /// How long the pool takes to notice.
 const NOTICE: Duration = Duration::from_secs(2);
+
+/// Looks at every machine that has no domain: after the daemon's death, or once high availability is on.
+pub fn look(pool: &Arc<Pool>) {
+    let all: Vec<String> = {
+        let db = pool.db();
+        db.all("VM").filter_map(|(_, row)| row.get("uuid")?.as_str().map(str::to_owned)).collect()
+    };
+    all.iter().filter(|vm| pool.world.domains.domid(vm).is_none()).for_each(|vm| halted(pool, vm));
+}
 
 /// A machine halted.
 pub fn halted(pool: &Arc<Pool>, uuid: &str) {

@@ -1,7 +1,7 @@
 //! Starting and stopping machines (xapi.md 4.5, 14).
 //!
 //! Called by `vm` for clients, by `guest` when a system inside stops or reboots by itself, by `ha` and `restart`. Makes and ends domains;
-//! the rows follow by `domain::reflect`.
+//! the rows follow by `reflect`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 use super::{
     Answer, Call, Pool,
-    domain::{Request, reflect},
+    domain::Request,
     guest, ha, placement,
-    schema::Record,
+    reflect::{down, reflect},
     storage::STAGE,
     vm,
 };
@@ -112,23 +112,22 @@ fn residents(db: &super::db::Db, host: &Ref) -> usize {
     db.links("host", host, "resident_VMs").map_or(0, |vms| vms.len())
 }
 
-/// Makes a domain for a machine and lets its guest run, unless paused.
+/// Makes a domain for a machine and puts its guest in.
 pub fn boot(pool: &Arc<Pool>, uuid: &str, host: &str, paused: bool) -> Result<(), Failure> {
     let machine = pool.db().by_uuid("VM", uuid)?;
     let data = pool.db().field("VM", &machine, "xenstore_data")?.clone();
     pool.world.domains.make(uuid, host, pool.clock.stamp(), &data, paused);
     reflect(pool, uuid);
-    if !paused {
-        guest::awaken(pool, uuid);
-    }
+    guest::awaken(pool, uuid);
     Ok(())
 }
 
 /// A guest left its boot by itself; the machine's `actions_after_…` say what comes of it (xapi.md 4.5).
-pub fn left(pool: &Arc<Pool>, uuid: &str, domid: i64, exit: Exit) {
-    let Some(host) = pool.world.domains.with(uuid, |d| (d.domid == domid).then(|| d.host.clone())).flatten() else {
-        return;
-    };
+///
+/// `born` tells the boot, see [`super::domain::Domain::born`].
+pub fn left(pool: &Arc<Pool>, uuid: &str, born: i64, exit: Exit) {
+    let found = pool.world.domains.with(uuid, |d| (d.born == born).then(|| (d.domid, d.host.clone())));
+    let Some((domid, host)) = found.flatten() else { return };
     let field = match exit {
         Exit::Halt => "actions_after_shutdown",
         Exit::Reboot => "actions_after_reboot",
@@ -216,12 +215,14 @@ pub async fn hard(pool: &Arc<Pool>, call: &Call, op: &str) -> Answer {
     void()
 }
 
-fn off(pool: &Arc<Pool>, machine: &Ref) -> Answer {
+/// Ends a machine's domain and throws its suspend image away, whichever it has.
+pub fn off(pool: &Arc<Pool>, machine: &Ref) -> Answer {
     let uuid = uuid_of(pool, machine)?;
     halt(pool, &uuid, None);
     if pool.db().text("VM", machine, "power_state")? == "Suspended" {
+        pool.world.domains.forget(&uuid);
         forget_image(pool, machine)?;
-        pool.db().set("VM", machine, "power_state", json!("Halted"))?;
+        reflect(pool, &uuid);
     }
     void()
 }
@@ -231,54 +232,83 @@ pub async fn shutdown(pool: &Arc<Pool>, call: &Call) -> Answer {
     let machine = call.reference(0);
     let _operation = vm::begin(pool, call, &machine, "shutdown").await?;
     pool.db().set("VM", &machine, "ha_always_run", json!(false))?;
-    let asked = vm::obeys(&pool.db(), &machine);
+    let asked = {
+        let db = pool.db();
+        db.text("VM", &machine, "power_state")? == "Running" && vm::obeys(&db, &machine)
+    };
     if asked && ask(pool, &machine, Request::Halt).await.is_ok() {
         return void();
     }
     off(pool, &machine)
 }
 
-/// `VM.pause` and `VM.unpause`. A guest that was started paused begins its life at `unpause`.
+/// `VM.pause` and `VM.unpause`. Nothing moves inside meanwhile.
 pub async fn pause(pool: &Arc<Pool>, call: &Call) -> Answer {
     let machine = call.reference(0);
     let _operation = vm::begin(pool, call, &machine, call.message).await?;
     let uuid = uuid_of(pool, &machine)?;
     pool.world.domains.with(&uuid, |d| d.paused = call.message == "pause");
-    if call.message == "unpause" {
-        guest::awaken(pool, &uuid);
-    }
     reflect(pool, &uuid);
     void()
 }
 
-/// `VM.suspend`: needs a suspend SR on machine or pool (xapi.md 14, Power). The guest's boot ends with it; it resumes as a fresh one.
+/// `VM.suspend`: needs a suspend SR on machine or pool (xapi.md 14, Power). The guest goes on from where it stood when it is resumed.
 pub async fn suspend(pool: &Arc<Pool>, call: &Call) -> Answer {
     let machine = call.reference(0);
     let _operation = vm::begin(pool, call, &machine, "suspend").await?;
     let uuid = uuid_of(pool, &machine)?;
-    {
-        let mut db = pool.db();
-        let own = db.link_to("VM", &machine, "suspend_SR")?;
-        let shared =
-            db.all("pool").next().and_then(|(_, row)| row.get("suspend_image_SR")?.as_str().map(|r| Ref(r.to_owned())));
-        let sr = [Some(own), shared].into_iter().flatten().find(|sr| db.find("SR", sr).is_some());
-        let sr = sr.ok_or_else(|| Failure::new("VM_NO_SUSPEND_SR", [machine.as_str()]))?;
-        let image = [
-            ("SR", json!(sr)),
-            ("type", json!("suspend")),
-            ("name_label", json!("Suspend image")),
-            ("managed", json!(true)),
-        ];
-        let image = db.create("VDI", image);
-        db.set("VM", &machine, "suspend_VDI", json!(image))?;
-    }
-    pool.world.domains.end(&uuid, None);
+    let image = image(pool, &machine)?;
+    pool.db().set("VM", &machine, "suspend_VDI", json!(image))?;
+    pool.world.domains.sleep(&uuid);
     reflect(pool, &uuid);
-    pool.db().set("VM", &machine, "power_state", json!("Suspended"))?;
     void()
 }
 
-/// `VM.resume` and `VM.resume_on`: a new domain, start_time as it was.
+/// Where a machine's memory is kept.
+///
+/// # Errors
+/// `VM_NO_SUSPEND_SR [vm]`.
+pub fn image(pool: &Pool, machine: &Ref) -> Result<Ref, Failure> {
+    let mut db = pool.db();
+    let own = db.link_to("VM", machine, "suspend_SR")?;
+    let shared =
+        db.all("pool").next().and_then(|(_, row)| row.get("suspend_image_SR")?.as_str().map(|r| Ref(r.to_owned())));
+    let sr = [Some(own), shared].into_iter().flatten().find(|sr| db.find("SR", sr).is_some());
+    let sr = sr.ok_or_else(|| Failure::new("VM_NO_SUSPEND_SR", [machine.as_str()]))?;
+    let image = [
+        ("SR", json!(sr)),
+        ("type", json!("suspend")),
+        ("name_label", json!("Suspend image")),
+        ("managed", json!(true)),
+    ];
+    Ok(db.create("VDI", image))
+}
+
+/// `VM.pool_migrate`: the same boot in another domain on another host.
+///
+/// # Errors
+/// Those of `vm::check` and `placement::can_boot_here`.
+pub async fn migrate(pool: &Arc<Pool>, call: &Call) -> Answer {
+    let (machine, host) = (call.reference(0), call.reference(1));
+    let _operation = vm::begin(pool, call, &machine, "pool_migrate").await?;
+    placement::can_boot_here(&pool.db(), &machine, &host)?;
+    let (uuid, host) = (uuid_of(pool, &machine)?, pool.db().text("host", &host, "uuid")?.to_owned());
+    pool.clock.stage(&format!("VM.pool_migrate/moving/{uuid}"), STAGE * 5).await;
+    pool.world.domains.migrate(&uuid, &host);
+    reflect(pool, &uuid);
+    void()
+}
+
+/// `VM.power_state_reset`: the record alone says that the machine is off; a domain that is there runs on, until something makes the
+/// daemon look at it again.
+pub async fn reset(pool: &Arc<Pool>, call: &Call) -> Answer {
+    let machine = call.reference(0);
+    let _operation = vm::begin(pool, call, &machine, "power_state_reset").await?;
+    down(pool, &machine, "Halted")?;
+    void()
+}
+
+/// `VM.resume` and `VM.resume_on`: the same boot in a new domain, start_time and guest metrics as they were.
 pub async fn resume(pool: &Arc<Pool>, call: &Call) -> Answer {
     let machine = call.reference(0);
     let _operation = vm::begin(pool, call, &machine, call.message).await?;
@@ -286,17 +316,12 @@ pub async fn resume(pool: &Arc<Pool>, call: &Call) -> Answer {
     devices_ready(pool, &machine)?;
     let host = pick(pool, &machine, on)?;
     let uuid = uuid_of(pool, &machine)?;
-    let (metrics, before) = {
-        let db = pool.db();
-        let metrics = db.link_to("VM", &machine, "metrics")?;
-        let before: Record = db.get("VM_metrics", &metrics).cloned().unwrap_or_default();
-        (metrics, before.get("start_time").cloned().unwrap_or_default())
-    };
-    boot(pool, &uuid, &host, false)?;
-    if let Some(time) = before.as_str() {
-        pool.world.domains.with(&uuid, |d| d.started = time.to_owned());
-        pool.db().set("VM_metrics", &metrics, "start_time", before.clone()).unwrap_or_default();
+    let data = pool.db().field("VM", &machine, "xenstore_data")?.clone();
+    let paused = call.flag(if call.message == "resume_on" { 2 } else { 1 });
+    if !pool.world.domains.wake(&uuid, &host, &data, paused) {
+        return Err(Failure::new("INTERNAL_ERROR", ["the suspend image is gone"]));
     }
+    reflect(pool, &uuid);
     forget_image(pool, &machine)?;
     void()
 }

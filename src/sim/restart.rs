@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Pool, disk::Node, domain::reflect, row, sr};
+use super::{Pool, disk::Node, ha, reflect::reflect, row, sr};
 use crate::xapi::wire::{Failure, Ref};
 
 /// The stock configuration writes the database so often (xapi.md 14).
@@ -121,6 +121,7 @@ pub fn start(pool: &Arc<Pool>) {
     stamp_hosts(pool);
     awake(pool);
     pool.resume();
+    ha::look(pool);
     pool.spawn(keep_written(Arc::clone(pool)));
     let inner = Arc::clone(pool);
     pool.spawn(async move {

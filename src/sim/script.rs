@@ -176,7 +176,7 @@ impl Machine {
         BTreeMap::from([
             ("guid", self.guid.clone()),
             ("random", uuid::Uuid::new_v4().to_string()),
-            ("domid", self.guest.domid.to_string()),
+            ("domid", self.guest.domid().to_string()),
             ("boot", self.guest.boot.to_string()),
             ("name", self.guest.name.clone()),
             ("now", self.guest.now()),
@@ -235,5 +235,7 @@ mod tests {
         let scripts = parse(text).unwrap();
         assert_eq!(spread(scripts[0].steps.clone()).len(), 8);
         assert!(parse("- match: {}\n  steps: [fly]\n").is_err());
+        let refused = parse("- match: {name: 'm?'}\n  steps: [halt]\n").unwrap_err().to_string();
+        assert!(refused.contains("only * is known"), "{refused}");
     }
 }

@@ -21,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::clock::Clock;
 use super::session::{Account, Accounts};
-use super::{Pool, build, faults, http, task, world};
+use super::{Pool, faults, http, plan, task, world};
 use crate::xapi::wire::Ref;
 
 /// A port that is free on the first address may be taken on another: so many are tried.
@@ -41,6 +41,8 @@ pub enum Error {
     Tls(#[from] rustls::Error),
     #[error("the world has no host with an address to listen on")]
     NoHost,
+    #[error("there can be no such world")]
+    World(#[from] plan::Mistake),
 }
 
 pub struct Options {
@@ -52,8 +54,8 @@ pub struct Options {
     pub password: String,
     /// How long a wrong password waits for its refusal; about 5 s on a real host (xapi.md 2.1).
     pub refusal: Duration,
-    /// What the world has beside the default.
-    pub world: build::WorldFile,
+    /// What the world has beside the default, or in its place.
+    pub world: plan::WorldFile,
 }
 
 impl Default for Options {
@@ -66,7 +68,7 @@ impl Default for Options {
             user,
             password,
             refusal: Duration::from_millis(100),
-            world: build::WorldFile::default(),
+            world: plan::WorldFile::default(),
         }
     }
 }
@@ -91,10 +93,10 @@ impl Sim {
     /// Makes the world and opens its listeners.
     ///
     /// # Errors
-    /// Where a listener, a certificate or TLS cannot be had.
+    /// Where a listener, a certificate or TLS cannot be had, or no such world.
     pub async fn start(options: Options) -> Result<Self, Error> {
         let mut db = super::db::Db::default();
-        let world = world::World::populate(&mut db, &options.world);
+        let world = world::World::populate(&mut db, &options.world)?;
         let addresses = place(&mut db, options.listen.ip());
         let sockets = bind(&addresses, options.listen.port()).await?;
         let mut hosts = Vec::new();

@@ -33,6 +33,15 @@ pub async fn scan_call(pool: &Arc<Pool>, call: &Call) -> Answer {
     void()
 }
 
+/// `SR.update`: the numbers alone.
+pub async fn update_call(pool: &Arc<Pool>, call: &Call) -> Answer {
+    let sr = call.reference(0);
+    let uuid = pool.db().text("SR", &sr, "uuid")?.to_owned();
+    let _running = begin(pool, call, &Subject { sr: sr.clone(), vdi: None }, "update", || ()).await?;
+    usage(pool, &sr, &uuid)?;
+    void()
+}
+
 /// Rows for disks that have none, nameless and keyless; rows without a disk go; sizes and trees are put right; links to what is gone
 /// become NULL (xapi.md 14, Durability and Snapshots).
 pub fn scan(pool: &Pool, sr: &Ref) -> Result<(), Failure> {

@@ -7,13 +7,16 @@ use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::{Answer, Call, Pool, db::Db, disk::DiskError, queue::Permit, sr, task, vdi};
+use super::{Answer, Call, Pool, cbt, db::Db, disk::DiskError, queue::Permit, sr, task, vdi};
 use crate::xapi::wire::{Failure, Ref};
 
 /// How long an ordinary stage lasts.
 pub const STAGE: Duration = Duration::from_millis(10);
 /// xapi repeats a conflicting call after a pause (1–20 s in the daemon, xapi.md 4.2); the short end keeps simulations brisk.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// A call to the driver that is no operation: nobody's state forbids it, and it shows nowhere (xapi.md 14, Queue).
+pub const RENAME: &str = "rename";
 
 /// Operations of a VDI that go on while machines use it (xapi.md 4.3, row 4).
 const LIVE: [&str; 9] = [
@@ -45,9 +48,12 @@ pub async fn call(pool: &Arc<Pool>, call: &Call) -> Option<Answer> {
         ("VDI", "forget") => vdi::forget(pool, call).await,
         ("VDI", "update") => vdi::update(pool, call).await,
         ("VDI", "set_on_boot") => vdi::flag(pool, call, "set_on_boot", "on_boot", call.value(1).clone()).await,
-        ("VDI", "enable_cbt") => vdi::flag(pool, call, "enable_cbt", "cbt_enabled", json!(true)).await,
-        ("VDI", "disable_cbt") => vdi::flag(pool, call, "disable_cbt", "cbt_enabled", json!(false)).await,
+        ("VDI", "enable_cbt" | "disable_cbt") => cbt::track_changes(pool, call).await,
+        ("VDI", "data_destroy") => cbt::data_destroy(pool, call).await,
+        // No network of this pool has the purpose `nbd` (xapi.md 6.6).
+        ("VDI", "get_nbd_info") => pool.db().get("VDI", &object).map(|_| json!([])),
         ("SR", "scan") => sr::scan_call(pool, call).await,
+        ("SR", "update") => sr::update_call(pool, call).await,
         ("SR", "forget") => sr::forget(pool, &object),
         ("SR", "introduce") => Ok(sr::introduce(pool, call)),
         ("PBD", "create") => call.record(0).map(|row| sr::create_pbd(pool, &row)),
@@ -133,7 +139,7 @@ pub async fn begin(
     let permit = task::queue(pool, &call.task, wait).await??;
     let task = call.task.to_string();
     let mut marks = Vec::new();
-    {
+    if op != RENAME {
         let mut db = pool.db();
         if let Some(vdi) = vdi {
             mark(&mut db, "VDI", vdi, &task, Some(op));
@@ -170,7 +176,7 @@ pub fn name_of(pool: &Pool, subject: &Subject) -> String {
 }
 
 fn check(pool: &Pool, subject: &Subject, op: &str) -> Result<(), Failure> {
-    if let Some(vdi) = &subject.vdi {
+    if let Some(vdi) = subject.vdi.as_ref().filter(|_| op != RENAME) {
         check_vdi(&pool.db(), vdi, op)?;
         let uuid = pool.db().text("VDI", vdi, "uuid")?.to_owned();
         if op == "destroy" && pool.world.lingers(&uuid) {
@@ -179,7 +185,16 @@ fn check(pool: &Pool, subject: &Subject, op: &str) -> Result<(), Failure> {
     } else {
         feature(&pool.db(), &subject.sr, op)?;
     }
-    if attached(&pool.db(), &subject.sr) { Ok(()) } else { Err(Failure::new("SR_HAS_NO_PBDS", [subject.sr.as_str()])) }
+    if !attached(&pool.db(), &subject.sr) {
+        return Err(Failure::new("SR_HAS_NO_PBDS", [subject.sr.as_str()]));
+    }
+    match &subject.vdi {
+        // A base copy is of no use to clients (xapi.md 3, managed).
+        Some(vdi) if !["update", "forget"].contains(&op) && !pool.db().flag("VDI", vdi, "managed")? => {
+            Err(Failure::new("VDI_NOT_MANAGED", [vdi.as_str()]))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Whether any host has the SR attached.
@@ -194,6 +209,9 @@ pub fn check_vdi(db: &Db, vdi: &Ref, op: &str) -> Result<(), Failure> {
     let row = db.get("VDI", vdi)?;
     let text = |field: &str| row.get(field).and_then(Value::as_str).unwrap_or_default();
     let flag = |field: &str| row.get(field).and_then(Value::as_bool).unwrap_or_default();
+    if upgrading(db) {
+        return Err(Failure::new::<String>("NOT_SUPPORTED_DURING_UPGRADE", []));
+    }
     let busy = |ops: Option<&Value>, but: &str| {
         let ops = ops.and_then(Value::as_object).into_iter().flatten();
         let mut ops = ops.filter_map(|(task, op)| Some((task.clone(), op.as_str()?.to_owned())));
@@ -244,8 +262,23 @@ pub fn check_vdi(db: &Db, vdi: &Ref, op: &str) -> Result<(), Failure> {
         "enable_cbt" | "disable_cbt" if flag("is_a_snapshot") => {
             Err(Failure::new("OPERATION_NOT_ALLOWED", ["VDI is a snapshot: changed block tracking cannot be changed."]))
         }
+        "enable_cbt" | "disable_cbt" if !["user", "system"].contains(&text("type")) => {
+            Err(Failure::new("VDI_INCOMPATIBLE_TYPE", [vdi.as_str(), text("type")]))
+        }
+        "data_destroy" if !flag("is_a_snapshot") => {
+            Err(Failure::new("OPERATION_NOT_ALLOWED", ["VDI is not a snapshot: its data cannot be destroyed."]))
+        }
+        "data_destroy" if !cbt => fail("VDI_NO_CBT_METADATA"),
         _ => Ok(()),
     }
+}
+
+/// Row 1 of xapi.md 4.3: the pool's hosts are of different versions.
+fn upgrading(db: &Db) -> bool {
+    let marked = |row: &super::schema::Record| {
+        row.get("other_config").is_some_and(|keys| keys.get("rolling_upgrade_in_progress").is_some())
+    };
+    db.all("pool").any(|(_, row)| marked(row))
 }
 
 /// Row 6 of xapi.md 4.3: what the SR's driver can do at all.
@@ -256,7 +289,8 @@ fn feature(db: &Db, sr: &Ref, op: &str) -> Result<(), Failure> {
         "clone" => "VDI_CLONE",
         "destroy" => "VDI_DELETE",
         "resize" => "VDI_RESIZE",
-        "enable_cbt" | "disable_cbt" => "VDI_CONFIG_CBT",
+        "update" => "VDI_UPDATE",
+        "enable_cbt" | "disable_cbt" | "data_destroy" => "VDI_CONFIG_CBT",
         "set_on_boot" => "VDI_RESET_ON_BOOT",
         _ => return Ok(()),
     };

@@ -20,6 +20,8 @@ use crate::xapi::wire::{Failure, Ref, parse_time};
 const KEPT: usize = 200;
 /// Finished tasks go after this time (xapi.md 4.1).
 const FINISHED_FOR: Duration = Duration::from_secs(65 * 60);
+/// Tasks that pend without progress go after this time, whatever becomes of their work (xapi.md 4.1).
+const PENDING_FOR: Duration = Duration::from_secs(24 * 3600);
 /// More waiting threads than this are refused (xapi.md 4.2).
 const WAITING: usize = 100;
 
@@ -127,6 +129,13 @@ pub fn collect(pool: &Pool) {
         .filter(|(_, row)| !matches!(row.get("status").and_then(Value::as_str), Some("pending" | "cancelling")))
         .map(|(r, row)| (row.get("finished").and_then(Value::as_str).and_then(parse_time).unwrap_or(now), r.clone()))
         .collect();
+    let stale = |row: &super::schema::Record| {
+        let created = row.get("created").and_then(Value::as_str).and_then(parse_time);
+        let pending = matches!(row.get("status").and_then(Value::as_str), Some("pending" | "cancelling"));
+        pending && created.is_some_and(|at| now.duration_since(at).unsigned_abs() > PENDING_FOR)
+    };
+    let stale: Vec<Ref> = db.all("task").filter(|(_, row)| stale(row)).map(|(r, _)| r.clone()).collect();
+    stale.iter().for_each(|task| db.delete("task", task));
     finished.sort_by(|a, b| b.cmp(a));
     let keep = if db.count("task") > KEPT { KEPT.saturating_sub(finished.len()) } else { finished.len() };
     for (i, (at, task)) in finished.iter().enumerate() {

@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 use super::{
     Answer, Call, Pool, allowed,
     db::Db,
-    disk::{self, Node},
+    disk::{self, DiskError, Node},
     restart::{Redo, What},
     row,
     schema::Record,
     sr,
-    storage::{Running, STAGE, Subject, backend, begin, begin_copy},
+    storage::{RENAME, Running, STAGE, Subject, backend, begin, begin_copy},
 };
 use crate::xapi::wire::{Failure, NEVER, Ref};
 
@@ -114,7 +114,7 @@ pub async fn branch(pool: &Arc<Pool>, call: &Call, source: &Ref, snapshot: bool)
     row::set(pool, &child, [("tags", of("tags"))]);
     pool.clock.stage(&label(call, "tagged", &uuid), STAGE).await;
     if snapshot {
-        row::set(pool, &child, [("snapshot_of", json!(source))]);
+        row::set(pool, &child, [("snapshot_of", json!(source)), ("cbt_enabled", of("cbt_enabled"))]);
     }
     pool.clock.stage(&label(call, "linked", &uuid), STAGE).await;
     work.end(pool, &child);
@@ -187,7 +187,12 @@ pub async fn destroy(pool: &Arc<Pool>, call: &Call, vdi: &Ref) -> Answer {
     let subject = Subject::vdi(pool, vdi)?;
     let uuid = pool.db().text("VDI", vdi, "uuid")?.to_owned();
     let work = start(pool, call, &subject, "destroy", What::Destroy { uuid: uuid.clone() }).await?;
-    pool.world.disks().remove(&uuid).map_err(|e| backend(&e))?;
+    let removed = pool.world.disks().remove(&uuid);
+    match removed {
+        // Drivers that keep files find nothing left to do for a row that came back without its disk (xapi.md 14, Durability).
+        Err(DiskError::Missing(_)) if !thick(&pool.db(), &subject.sr) => {}
+        removed => removed.map_err(|e| backend(&e))?,
+    }
     work.redo.made();
     pool.clock.stage(&label(call, "removed", &uuid), STAGE).await;
     row::drop_row(&mut pool.db(), vdi);
@@ -201,14 +206,23 @@ pub async fn copy(pool: &Arc<Pool>, call: &Call) -> Answer {
     let (source, into) = (call.reference(0), call.reference(3));
     let subject = Subject::vdi(pool, &source)?;
     let to = if call.reference(1).is_null() { subject.sr.clone() } else { call.reference(1) };
-    copy_disk(pool, call, &source, &to, &into).await.map(|vdi| json!(vdi))
+    let base = Some(call.reference(2)).filter(|base| !base.is_null());
+    copy_disk(pool, call, &source, &to, &into, base).await.map(|vdi| json!(vdi))
 }
 
-/// A full copy of a disk on `to`, or into an existing disk.
+/// A copy of a disk on `to`, or into an existing disk; of a `base` only what differs from it is written.
 ///
 /// # Errors
-/// Those of `begin_copy`; `VDI_READONLY [dst]`, `VDI_TOO_SMALL [dst, size]`.
-pub async fn copy_disk(pool: &Arc<Pool>, call: &Call, source: &Ref, to: &Ref, into: &Ref) -> Result<Ref, Failure> {
+/// Those of `begin_copy`; `VDI_READONLY [dst]`, `VDI_TOO_SMALL [dst, size]`. A target of its own making goes with a failure, not with
+/// the daemon's death (xapi.md 4.4).
+pub async fn copy_disk(
+    pool: &Arc<Pool>,
+    call: &Call,
+    source: &Ref,
+    to: &Ref,
+    into: &Ref,
+    base: Option<Ref>,
+) -> Result<Ref, Failure> {
     let _running = begin_copy(pool, call, source).await?;
     let from = pool.db().get("VDI", source)?.clone();
     let size = from.get("virtual_size").cloned().unwrap_or_default();
@@ -228,10 +242,15 @@ pub async fn copy_disk(pool: &Arc<Pool>, call: &Call, source: &Ref, to: &Ref, in
     };
     let uuid = |vdi: &Ref| pool.db().text("VDI", vdi, "uuid").map(str::to_owned);
     let (from_uuid, to_uuid) = (uuid(source)?, uuid(&target)?);
+    let base = base.map(|base| uuid(&base)).transpose()?;
     let held = [(source, "RO"), (&target, "RW")].map(|(vdi, mode)| super::vbd::attach_to_dom0(pool, vdi, mode));
     pool.clock.stage(&label(call, "copying", &from_uuid), STAGE * 5).await;
-    let copied = pool.world.disks().overwrite(&from_uuid, &to_uuid).map_err(|e| backend(&e));
+    let copied = pool.world.disks().overwrite(&from_uuid, &to_uuid, base.as_deref()).map_err(|e| backend(&e));
     held.iter().for_each(|vbd| pool.db().delete("VBD", vbd));
+    if copied.is_err() && into.is_null() {
+        // What the copy died of is worth more to its caller than what its clearing up may die of.
+        destroy(pool, call, &target).await.map(|_| ()).unwrap_or_default();
+    }
     copied.map(|()| target)
 }
 
@@ -255,9 +274,14 @@ pub async fn resize(pool: &Arc<Pool>, call: &Call) -> Answer {
     Ok(json!(""))
 }
 
-/// `VDI.set_name_label` and `VDI.set_name_description` go down to the driver, and wait like everybody (xapi.md 14, Queue).
+/// `VDI.set_name_label` and `VDI.set_name_description` go down to the driver, and wait like everybody (xapi.md 14, Queue). The row has
+/// the name even where the driver then finds no disk.
 pub async fn rename(pool: &Arc<Pool>, call: &Call, field: &str) -> Answer {
-    flag(pool, call, "update", field, call.value(1).clone()).await
+    let vdi = call.reference(0);
+    let answer = flag(pool, call, RENAME, field, call.value(1).clone()).await?;
+    let uuid = pool.db().text("VDI", &vdi, "uuid")?.to_owned();
+    pool.world.disks().get(&uuid).map_err(|e| backend(&e))?;
+    Ok(answer)
 }
 
 /// A call that ends in one field of the row.

@@ -8,14 +8,17 @@ use std::{sync::Arc, time::Duration};
 use serde_json::{Value, json};
 
 use super::{
-    Answer, Call, Pool, allowed, clone, db::Db, fields, placement, power, schema::Record, storage::mark, task,
+    Answer, Call, Pool, allowed, clone, db::Db, fields, placement, plugin, power, schema::Record, settings, snapshot,
+    storage::mark, task,
 };
 use crate::xapi::wire::{Failure, NEVER, Ref};
 
 /// A conflicting call is tried again after a pause (xapi.md 4.2).
 const AGAIN: Duration = Duration::from_secs(1);
 /// Operations that several callers may have on one machine at a time.
-const TOGETHER: [&str; 4] = ["clone", "copy", "snapshot", "export"];
+const TOGETHER: [&[&str]; 2] = [&["clone", "copy", "export"], &["snapshot", "checkpoint"]];
+/// What a snapshot may undergo; all else is `VM_IS_SNAPSHOT` (xapi.md 4.5).
+const FOR_SNAPSHOTS: [&str; 6] = ["revert", "clone", "copy", "export", "destroy", "hard_shutdown"];
 /// What a template may undergo; all else is `VM_IS_TEMPLATE` (xapi.md 4.5).
 const FOR_TEMPLATES: [&str; 11] = [
     "clone",
@@ -43,6 +46,8 @@ pub async fn call(pool: &Arc<Pool>, call: &Call) -> Option<Answer> {
         "create" => create(pool, call),
         "destroy" => destroy(pool, call).await,
         "provision" => clone::provision(pool, call).await,
+        "snapshot" | "checkpoint" => snapshot::take(pool, call).await,
+        "revert" => snapshot::revert(pool, call).await,
         "start" => power::start(pool, call, None, call.flag(1)).await,
         "start_on" => power::start(pool, call, Some(call.reference(1)), call.flag(2)).await,
         "clean_shutdown" | "clean_reboot" => power::clean(pool, call, call.message).await,
@@ -51,35 +56,12 @@ pub async fn call(pool: &Arc<Pool>, call: &Call) -> Option<Answer> {
         "pause" | "unpause" => power::pause(pool, call).await,
         "suspend" => power::suspend(pool, call).await,
         "resume" | "resume_on" => power::resume(pool, call).await,
+        "pool_migrate" => power::migrate(pool, call).await,
+        "power_state_reset" => power::reset(pool, call).await,
+        "call_plugin" => plugin::call(pool, call),
         "set_is_a_template" => set_is_a_template(pool, call),
         "assert_can_boot_here" => placement::can_boot_here(&pool.db(), &vm, &call.reference(1)).map(|()| json!("")),
         "get_possible_hosts" => placement::possible_hosts(&pool.db(), &vm).map(|hosts| json!(hosts)),
-        "get_allowed_VBD_devices" => free_devices(&pool.db(), &vm, "VBDs", "VBD", "userdevice", 255),
-        "get_allowed_VIF_devices" => free_devices(&pool.db(), &vm, "VIFs", "VIF", "device", 16),
-        "set_memory" => {
-            set_memory(pool, call, ["memory_static_max", "memory_dynamic_min", "memory_dynamic_max"].map(|f| (f, 1)))
-        }
-        "set_memory_limits" => set_memory(
-            pool,
-            call,
-            [("memory_static_min", 1), ("memory_static_max", 2), ("memory_dynamic_min", 3), ("memory_dynamic_max", 4)],
-        ),
-        "set_memory_static_range" => set_memory(pool, call, [("memory_static_min", 1), ("memory_static_max", 2)]),
-        "set_memory_dynamic_range" => set_memory(pool, call, [("memory_dynamic_min", 1), ("memory_dynamic_max", 2)]),
-        "set_memory_static_min" => set_memory(pool, call, [("memory_static_min", 1)]),
-        "set_memory_static_max" => set_memory(pool, call, [("memory_static_max", 1)]),
-        "set_memory_dynamic_min" => set_memory(pool, call, [("memory_dynamic_min", 1)]),
-        "set_memory_dynamic_max" => set_memory(pool, call, [("memory_dynamic_max", 1)]),
-        "set_VCPUs_max" => set_vcpus(pool, call, "VCPUs_max"),
-        "set_VCPUs_at_startup" => set_vcpus(pool, call, "VCPUs_at_startup"),
-        "set_has_vendor_device" => halted_only(pool, &vm).and_then(|()| set(pool, call, "has_vendor_device")),
-        "set_HVM_boot_policy" => halted_only(pool, &vm).and_then(|()| set(pool, call, "HVM_boot_policy")),
-        "set_actions_after_crash" => set(pool, call, "actions_after_crash"),
-        "set_ha_restart_priority" => ha_priority(pool, call),
-        "set_ha_always_run" => set(pool, call, "ha_always_run"),
-        "set_start_delay" => set(pool, call, "start_delay"),
-        "set_shutdown_delay" => set(pool, call, "shutdown_delay"),
-        "set_order" => set(pool, call, "order"),
         "assert_operation_valid" => check(&pool.db(), &vm, call.text(1)).map(|()| json!("")),
         "update_allowed_operations" => {
             allowed::refresh(pool, "VM", &vm);
@@ -87,12 +69,8 @@ pub async fn call(pool: &Arc<Pool>, call: &Call) -> Option<Answer> {
         }
         "query_services" => Err(Failure::new("NOT_IMPLEMENTED", ["query_services"])),
         "set_xenstore_data" | "add_to_xenstore_data" | "remove_from_xenstore_data" => xenstore(pool, call),
-        _ => return None,
+        _ => return settings::call(pool, call),
     })
-}
-
-fn set(pool: &Pool, call: &Call, field: &str) -> Answer {
-    pool.db().set("VM", &call.reference(0), field, call.value(1).clone()).map(|()| json!(""))
 }
 
 /// Writing the map of a running machine makes the host write `vm-data` anew, out of the guest's hands (xapi.md 7.4).
@@ -132,7 +110,8 @@ fn states(op: &str, snapshot: bool) -> &'static [&'static str] {
         "destroy" => &["halted", "suspended"],
         "hard_shutdown" | "shutdown" => &["paused", "suspended", "running"],
         "hard_reboot" => &["paused", "running"],
-        "clean_shutdown" | "clean_reboot" | "pause" | "suspend" | "call_plugin" => &["running"],
+        "checkpoint" => &["paused", "suspended", "running"],
+        "clean_shutdown" | "clean_reboot" | "pause" | "suspend" | "call_plugin" | "pool_migrate" => &["running"],
         "unpause" => &["paused"],
         "resume" | "resume_on" => &["suspended"],
         _ => &[],
@@ -153,21 +132,29 @@ pub fn check(db: &Db, vm: &Ref, op: &str) -> Result<(), Failure> {
     let under_way = row.get("current_operations").and_then(Value::as_object).into_iter().flatten();
     for (task, other) in under_way {
         let other = other.as_str().unwrap_or_default();
-        let together = TOGETHER.contains(&op) && TOGETHER.contains(&other);
+        let together = TOGETHER.iter().any(|set| set.contains(&op) && set.contains(&other));
         // A hard stop ends what else goes on (xapi.md 4.5).
-        let forced = op.starts_with("hard_") && !other.starts_with("hard_");
+        let forced = match op {
+            "hard_shutdown" => other != "hard_shutdown",
+            "hard_reboot" => !other.starts_with("hard_"),
+            _ => false,
+        };
         if !together && !forced {
             return Err(Failure::new("OTHER_OPERATION_IN_PROGRESS", ["VM", vm.as_str(), other, task]));
         }
     }
-    if yes(row, "is_a_template") && !FOR_TEMPLATES.contains(&op) {
+    let snapshot = yes(row, "is_a_snapshot");
+    if yes(row, "is_a_template") && !snapshot && !FOR_TEMPLATES.contains(&op) {
         return Err(Failure::new("VM_IS_TEMPLATE", [vm.as_str(), op]));
     }
-    if yes(row, "is_a_snapshot") && !["clone", "copy", "export", "destroy"].contains(&op) {
+    if snapshot && !FOR_SNAPSHOTS.contains(&op) {
         return Err(Failure::new("VM_IS_SNAPSHOT", [vm.as_str(), op]));
     }
     if op == "provision" && !yes(row, "is_a_template") {
         return Err(Failure::new::<String>("PROVISION_ONLY_ALLOWED_ON_TEMPLATE", []));
+    }
+    if op == "revert" && !snapshot {
+        return Err(Failure::new::<String>("REVERT_ONLY_ALLOWED_ON_SNAPSHOT", []));
     }
     if yes(row, "is_control_domain") {
         return Err(Failure::new("OPERATION_NOT_ALLOWED", ["Operations on domain 0 are not allowed"]));
@@ -282,59 +269,4 @@ fn set_is_a_template(pool: &Arc<Pool>, call: &Call) -> Answer {
     drop(db);
     allowed::refresh(pool, "VM", &vm);
     Ok(json!(""))
-}
-
-fn halted_only(pool: &Pool, vm: &Ref) -> Result<(), Failure> {
-    let db = pool.db();
-    let state = db.text("VM", vm, "power_state")?.to_lowercase();
-    if state == "halted" { Ok(()) } else { Err(Failure::new("VM_BAD_POWER_STATE", [vm.as_str(), "halted", &state])) }
-}
-
-/// Memory limits, which must keep their order (xapi.md 3).
-fn set_memory<const N: usize>(pool: &Pool, call: &Call, given: [(&str, usize); N]) -> Answer {
-    let vm = call.reference(0);
-    halted_only(pool, &vm)?;
-    let mut db = pool.db();
-    let mut row = db.get("VM", &vm)?.clone();
-    row.extend(given.iter().map(|(field, i)| ((*field).to_owned(), call.value(*i).clone())));
-    let size = |field: &str| row.get(field).and_then(Value::as_i64).unwrap_or_default();
-    let limits = ["memory_static_min", "memory_dynamic_min", "memory_dynamic_max", "memory_static_max"].map(size);
-    if !limits.is_sorted() {
-        return Err(Failure::new(
-            "MEMORY_CONSTRAINT_VIOLATION",
-            ["Memory limits must satisfy: static_min ≤ dynamic_min ≤ dynamic_max ≤ static_max"],
-        ));
-    }
-    db.update("VM", &vm, |old| *old = row)?;
-    Ok(json!(""))
-}
-
-/// The number at start may not exceed the maximum: raise that first (xapi.md 4.5).
-fn set_vcpus(pool: &Pool, call: &Call, field: &str) -> Answer {
-    let vm = call.reference(0);
-    halted_only(pool, &vm)?;
-    let wanted = call.int(1);
-    let mut db = pool.db();
-    let (max, start) = (db.int("VM", &vm, "VCPUs_max")?, db.int("VM", &vm, "VCPUs_at_startup")?);
-    let fits = if field == "VCPUs_max" { start <= wanted } else { wanted <= max };
-    if wanted < 1 || !fits {
-        let text = "VCPUs_at_startup must be at least 1 and at most VCPUs_max";
-        return Err(Failure::new("INVALID_VALUE", [field, &format!("{wanted}: {text}")]));
-    }
-    db.set("VM", &vm, field, json!(wanted))?;
-    Ok(json!(""))
-}
-
-fn ha_priority(pool: &Pool, call: &Call) -> Answer {
-    let value = call.text(1);
-    if !["", "best-effort", "restart"].contains(&value) {
-        return Err(Failure::new("INVALID_VALUE", ["ha_restart_priority", value]));
-    }
-    set(pool, call, "ha_restart_priority")
-}
-
-fn free_devices(db: &Db, vm: &Ref, set: &str, class: &str, field: &str, count: u32) -> Answer {
-    let taken: Vec<String> =
-        db.links("VM", vm, set)?.iter().filter_map(|c| db.text(class, c, field).ok().map(str::to_owned)).collect();
-    Ok((0..count).map(|n| n.to_string()).filter(|n| !taken.contains(n)).map(Value::from).collect())
 }

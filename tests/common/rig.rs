@@ -294,7 +294,7 @@ pub fn uid(l: &PlatformLayer) -> String {
 
 /// Waits until the controller has noted this boot on the machine.
 pub async fn noted(pool: &Weak<Pool>, guest: &Guest) {
-    let boot = format!("{}@", guest.domid);
+    let boot = format!("{}@", guest.domid());
     let is_noted = |pool: Arc<Pool>| {
         let db = pool.db();
         let vm = db.by_uuid("VM", &guest.vm).ok()?;

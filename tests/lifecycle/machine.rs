@@ -116,9 +116,8 @@ async fn a_paused_machine_waits_to_be_resumed() {
     rig.guest("asleep", idle());
     let _controller = rig.run().await;
     rig.layer("asleep", json!({})).await;
-    // At rest: a machine that is paused in the middle of its boot is another story.
-    let layer =
-        rig.until("asleep", "tools at work", |l| says(l, ConditionType::GuestToolsReady) == "True/ToolsRunning").await;
+    // In the middle of its boot, before it reports tools: nothing moves inside until it is resumed.
+    let layer = rig.until_reason("asleep", "InstallSoftware").await;
     let vm = rig.hands.machine(&machine(&layer)).await.expect("M").r;
     rig.hands.call("VM.pause", json!([vm])).await;
     let paused = rig.until_reason("asleep", "ResumeMachine").await;

@@ -168,3 +168,27 @@ async fn odd_floats_are_bare_tokens() {
     let text = post(&raw, "/jsonrpc", &ask).await.2;
     assert!(text.contains("\"HVM_shadow_multiplier\":NaN,"), "{text}");
 }
+
+/// xapi.md 1.3: values of enumerations that nobody has heard of pass as they are, in records and events.
+#[tokio::test]
+async fn odd_values_of_enumerations_are_served_as_they_are() {
+    let raw = Raw::new().await;
+    let vm = raw.row("VM", "x");
+    let reference = lamina::xapi::wire::Ref(vm.clone());
+    raw.sim.pool.db().set("VM", &reference, "power_state", json!("Dreaming")).unwrap();
+    raw.sim.pool.db().set("VM", &reference, "allowed_operations", json!(["levitate"])).unwrap();
+    assert_eq!(raw.call("VM.get_power_state", json!([vm])).await, Ok(json!("Dreaming")));
+    let batch = raw.call("event.from", json!([[format!("vm/{vm}")], "", 5.0])).await.unwrap();
+    let snapshot = &batch["events"][0]["snapshot"];
+    assert_eq!((&snapshot["power_state"], &snapshot["allowed_operations"]), (&json!("Dreaming"), &json!(["levitate"])));
+}
+
+/// xapi.md 2.1: a log-in meets the booting host, too.
+#[tokio::test]
+async fn a_booting_host_lets_nobody_in() {
+    let raw = Raw::new().await;
+    raw.sim.pool.faults.set_booting(Some(Failure::new::<&str>("HOST_STILL_BOOTING", [])));
+    let ask = json!({"jsonrpc": "2.0", "id": 1, "method": "session.login_with_password", "params": ["root", "secret", "1.0", "t"]});
+    let (_, _, body) = post(&raw, "/jsonrpc", &ask.to_string()).await;
+    assert_eq!(serde_json::from_str::<Value>(&body).unwrap()["error"], json!(["HOST_STILL_BOOTING"]));
+}

@@ -138,3 +138,65 @@ async fn a_synchronous_call_outlives_its_caller() {
         tokio::time::timeout(std::time::Duration::from_secs(10), changed.changed()).await.unwrap().unwrap();
     }
 }
+
+/// xapi.md 4.2: more than a hundred waiting calls are refused; those that wait go on.
+#[tokio::test]
+async fn a_hundred_calls_may_wait() {
+    let raw = Raw::new().await;
+    let pool = &raw.sim.pool;
+    let disks = raw.call("VDI.get_by_name_label", json!(["win11-24h2"])).await.unwrap();
+    pool.clock.hold("VDI.set_name_description/queued");
+    let mut tasks = Vec::new();
+    for _ in 0..101 {
+        tasks.push(raw.call("Async.VDI.set_name_description", json!([disks[0], "d"])).await.unwrap());
+    }
+    raw.seen("a refusal", async || {
+        let all = raw.call("task.get_all_records", json!([])).await.unwrap();
+        all.as_object().unwrap().values().any(|row| row["status"] == "failure").then_some(())
+    })
+    .await;
+    let mut outcomes = Vec::new();
+    pool.clock.unhold("VDI.set_name_description/queued");
+    for task in &tasks {
+        let record = ended(&raw, task).await;
+        outcomes.push((record["status"].clone(), record["error_info"].clone()));
+    }
+    let failed: Vec<_> = outcomes.iter().filter(|(status, _)| status != "success").collect();
+    assert_eq!(failed, [&(json!("failure"), json!(["TOO_MANY_PENDING_TASKS"]))]);
+}
+
+/// xapi.md 4.1, Garbage: a task that is gone is unknown; its work goes on.
+#[tokio::test]
+async fn a_collected_task_leaves_its_work_to_go_on() {
+    let raw = Raw::new().await;
+    let pool = &raw.sim.pool;
+    let disks = raw.call("VDI.get_by_name_label", json!(["win11-24h2"])).await.unwrap();
+    pool.clock.hold("VDI.snapshot/running");
+    let task = raw.call("Async.VDI.snapshot", json!([disks[0]])).await.unwrap();
+    pool.clock.held("VDI.snapshot/running").await;
+    let reference = lamina::xapi::wire::Ref(task.as_str().unwrap().to_owned());
+    pool.db().delete("task", &reference);
+    let gone = raw.call("task.get_status", json!([task])).await;
+    assert_eq!(gone, failure(["HANDLE_INVALID", "task", reference.as_str()]));
+    pool.clock.unhold("VDI.snapshot/running");
+    let source = lamina::xapi::wire::Ref(disks[0].as_str().unwrap().to_owned());
+    let mut changed = pool.db().watch();
+    while pool.db().links("VDI", &source, "snapshots").unwrap().is_empty() {
+        tokio::time::timeout(std::time::Duration::from_secs(10), changed.changed()).await.unwrap().unwrap();
+    }
+}
+
+/// xapi.md 4.1, Garbage: finished for 65 minutes, or pending for a day without progress.
+#[tokio::test]
+async fn old_tasks_are_collected() {
+    let raw = Raw::new().await;
+    let pool = &raw.sim.pool;
+    let [old, stale, fresh] = ["old", "stale", "fresh"].map(|label| lamina::sim::task::begin(pool, label, &[], None));
+    let set = |task, field, value: Value| pool.db().set("task", task, field, value).unwrap();
+    set(&old, "status", json!("success"));
+    set(&old, "finished", json!("20200101T00:00:00Z"));
+    set(&stale, "created", json!("20200101T00:00:00Z"));
+    lamina::sim::task::collect(pool);
+    assert!(pool.db().find("task", &old).is_none() && pool.db().find("task", &stale).is_none());
+    assert!(pool.db().find("task", &fresh).is_some());
+}

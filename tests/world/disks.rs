@@ -83,13 +83,21 @@ async fn storage_calls_wait_for_one_another_and_only_queued_ones_are_cancelled()
     let raw = brisk().await;
     let clock = &raw.sim.pool.clock;
     let source = os(&raw).await;
-    clock.hold("VDI.clone/running");
+    for prefix in ["VDI.clone/running", "VDI.snapshot/queued", "VDI.set_name_label/queued"] {
+        clock.hold(prefix);
+    }
     let first = raw.send_async("VDI.clone", json!([source])).await;
     let held = clock.held("VDI.clone/running").await;
     let waiting = raw.send_async("VDI.snapshot", json!([source])).await;
     let rename = raw.send_async("VDI.set_name_label", json!([source, "renamed"])).await;
     raw.call("VDI.add_to_other_config", json!([source, "free", "yes"])).await.unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    for prefix in ["VDI.snapshot/queued", "VDI.set_name_label/queued"] {
+        clock.held(prefix).await;
+        clock.unhold(prefix);
+    }
+    // Another repository has a queue of its own: what is done there was begun later.
+    let local = raw.named("SR", "Local storage on host1").await;
+    raw.run("SR.scan", json!([local])).await.unwrap();
     for task in [&waiting, &rename] {
         assert_eq!(raw.get("task", task, "status").await, "pending");
     }

@@ -109,12 +109,22 @@ async fn a_guest_may_lack_the_feature_refuse_or_hang() {
     raw.run("VM.start", json!([deaf, false, false])).await.unwrap();
     let metrics = raw.get("VM", &deaf, "guest_metrics").await;
     raw.until("VM_guest_metrics", metrics.as_str().unwrap(), "other", |o| o.get("feature-shutdown").is_some()).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    let uuid = raw.get("VM", &deaf, "uuid").await;
+    raw.sim.pool.world.domains.until(uuid.as_str().unwrap(), |d| d.is_some_and(|d| d.deaf)).await;
     assert_eq!(
         raw.run("VM.clean_shutdown", json!([deaf])).await,
         failure(["VM_FAILED_SHUTDOWN_ACKNOWLEDGMENT", &deaf])
     );
     raw.run("VM.hard_shutdown", json!([deaf])).await.unwrap();
+}
+
+/// Waits for the trail of a crash.
+async fn crashed(raw: &crate::wire::Raw) {
+    raw.seen("a crash", async || {
+        let all = raw.call("message.get_all_records", json!([])).await.unwrap();
+        all.as_object().unwrap().values().any(|m: &Value| m["name"] == "VM_CRASHED").then_some(())
+    })
+    .await;
 }
 
 /// xapi.md 4.5, "Guest-driven power changes": a crash does what the machine says; `preserve` keeps the domain.
@@ -125,14 +135,31 @@ async fn a_crash_is_told_and_preserved() {
     let (vm, _) = raw.machine("m").await;
     raw.call("VM.set_actions_after_crash", json!([vm, "preserve"])).await.unwrap();
     raw.run("VM.start", json!([vm, false, false])).await.unwrap();
-    for _ in 0..1000 {
-        let all = raw.call("message.get_all_records", json!([])).await.unwrap();
-        if all.as_object().unwrap().values().any(|m: &Value| m["name"] == "VM_CRASHED") {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    crashed(&raw).await;
     assert_eq!(raw.get("VM", &vm, "power_state").await, "Running");
+}
+
+/// xapi.md 3 (actions) and 4.5: restarted in a new domain while Running, or switched off.
+#[tokio::test]
+async fn a_crash_does_what_the_machine_says() {
+    let raw = brisk().await;
+    install(&raw, "- match: {}\n  steps: [{wait: 2}, crash, {wait: 2}, crash]\n");
+    let (vm, _) = raw.machine("m").await;
+    raw.call("VM.set_actions_after_crash", json!([vm, "restart"])).await.unwrap();
+    raw.run("VM.start", json!([vm, false, false])).await.unwrap();
+    let first = raw.get("VM", &vm, "domid").await.as_i64().unwrap();
+    raw.until("VM", &vm, "domid", |d| *d == json!(first + 1)).await;
+    assert_eq!(raw.get("VM", &vm, "power_state").await, "Running");
+    raw.call("VM.set_actions_after_crash", json!([vm, "destroy"])).await.unwrap();
+    raw.until("VM", &vm, "power_state", |s| s == "Halted").await;
+    crashed(&raw).await;
+}
+
+async fn protected(raw: &crate::wire::Raw, name: &str) -> String {
+    raw.call("pool.enable_ha", json!([[], {}])).await.unwrap();
+    let (vm, _) = raw.machine(name).await;
+    raw.call("VM.set_ha_restart_priority", json!([vm, "restart"])).await.unwrap();
+    vm
 }
 
 /// xapi.md 9.2: with high availability a machine that halts from inside comes back, and one that was shut down does not.
@@ -140,10 +167,7 @@ async fn a_crash_is_told_and_preserved() {
 async fn high_availability_restarts_what_may_be_restarted() {
     let raw = brisk().await;
     install(&raw, "- match: {}\n  steps: [{install_tools: 0}, {wait: 5}, halt]\n");
-    let reference = lamina::xapi::wire::Ref(raw.first("pool").await);
-    raw.sim.pool.db().set("pool", &reference, "ha_enabled", json!(true)).unwrap();
-    let (vm, _) = raw.machine("m").await;
-    raw.call("VM.set_ha_restart_priority", json!([vm, "restart"])).await.unwrap();
+    let vm = protected(&raw, "m").await;
     raw.run("VM.start", json!([vm, false, false])).await.unwrap();
     assert_eq!(raw.get("VM", &vm, "ha_always_run").await, json!(true));
     let first = raw.get("VM", &vm, "domid").await;
@@ -151,8 +175,33 @@ async fn high_availability_restarts_what_may_be_restarted() {
     raw.until("VM", &vm, "domid", |d| d.as_i64() > first.as_i64()).await;
     let metrics = raw.get("VM", &vm, "guest_metrics").await;
     raw.until("VM_guest_metrics", metrics.as_str().unwrap(), "other", |o| o.get("feature-shutdown").is_some()).await;
+    raw.sim.pool.clock.hold("ha/");
     raw.run("VM.clean_shutdown", json!([vm])).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(raw.get("VM", &vm, "power_state").await, "Halted");
     assert_eq!(raw.get("VM", &vm, "ha_always_run").await, json!(false));
+    assert_eq!(raw.sim.pool.clock.waiting(), [], "nobody is about to restart it");
+}
+
+/// The same for one that crashes, one that halts while the daemon is down, and one that became protected while it ran.
+#[tokio::test]
+async fn high_availability_sees_crashes_and_what_happened_while_it_was_down() {
+    let mut raw = brisk().await;
+    install(&raw, "- match: {name: crashing}\n  steps: [{wait: 2}, crash]\n");
+    let crashing = protected(&raw, "crashing").await;
+    raw.call("VM.set_actions_after_crash", json!([crashing, "destroy"])).await.unwrap();
+    raw.run("VM.start", json!([crashing, false, false])).await.unwrap();
+    let first = raw.get("VM", &crashing, "domid").await.as_i64().unwrap();
+    raw.until("VM", &crashing, "domid", |d| d.as_i64() > Some(first)).await;
+    let (late, _) = raw.machine("late").await;
+    raw.run("VM.start", json!([late, false, false])).await.unwrap();
+    assert_eq!(raw.get("VM", &late, "ha_always_run").await, json!(false));
+    raw.call("VM.set_ha_restart_priority", json!([late, "restart"])).await.unwrap();
+    assert_eq!(raw.get("VM", &late, "ha_always_run").await, json!(true));
+    let uuid = raw.get("VM", &late, "uuid").await;
+    let before = raw.get("VM", &late, "domid").await.as_i64().unwrap();
+    lamina::sim::restart::stop(&raw.sim.pool, true).await;
+    raw.sim.pool.world.domains.end(uuid.as_str().unwrap(), None);
+    lamina::sim::restart::start(&raw.sim.pool);
+    raw.session = raw.login("root", "secret").await.unwrap();
+    raw.until("VM", &late, "domid", |d| d.as_i64() > Some(before)).await;
 }

@@ -89,12 +89,10 @@ async fn a_storage_call_under_way_runs_a_second_time() {
             all.into_iter().filter(|(r, row)| *r != source && of(row)).map(|(_, row)| row).collect::<Vec<_>>()
         };
         let expected = if clean { 2 } else { 1 };
-        for _ in 0..1000 {
-            if children().await.iter().any(|row| row["name_label"] == "win11-24h2") {
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
+        raw.seen("the second run", async || {
+            children().await.iter().any(|row| row["name_label"] == "win11-24h2").then_some(())
+        })
+        .await;
         assert_eq!(children().await.len(), expected, "clean: {clean}");
         scan(&raw).await;
         let all = children().await;
@@ -143,12 +141,129 @@ async fn machines_run_on_while_the_daemon_dies() {
     assert_eq!(raw.get("VBD", vbds[0].as_str().unwrap(), "currently_attached").await, json!(true));
 }
 
-/// xapi.md 2.1, 2.2, 9.2: the address changes, and sessions are gone.
+/// A start that was not written: the row is Halted in what the new daemon reads, and as its domain is once the daemon has looked.
+#[tokio::test]
+async fn a_start_that_was_not_written_shows_all_the_same() {
+    let mut raw = brisk().await;
+    let (vm, disk) = raw.machine("m").await;
+    raw.call("pool.sync_database", json!([])).await.unwrap();
+    raw.sim.pool.clock.hold("VM.start/started");
+    let task = raw.send_async("VM.start", json!([vm, false, false])).await;
+    raw.sim.pool.clock.held("VM.start/started").await;
+    let shown = async |raw: &Raw| {
+        let row = raw.call("VM.get_record", json!([vm])).await.unwrap();
+        let time = raw.get("VM_metrics", row["metrics"].as_str().unwrap(), "start_time").await;
+        (["power_state", "domid", "resident_on"].map(|field| row[field].clone()), time)
+    };
+    let before = shown(&raw).await;
+    assert_eq!(before.0[0], "Running");
+    let metrics = raw.get("VM", &vm, "guest_metrics").await;
+    back(&mut raw, false).await;
+    assert_eq!(shown(&raw).await, before);
+    assert_eq!(raw.call("task.get_status", json!([task])).await, failure(["HANDLE_INVALID", "task", &task]));
+    assert_eq!(raw.get("VM", &vm, "current_operations").await, json!({}));
+    let now = raw.get("VM", &vm, "guest_metrics").await;
+    assert_ne!(now, metrics, "its row was not written: it is made anew");
+    raw.until("VM_guest_metrics", now.as_str().unwrap(), "PV_drivers_detected", |v| *v == json!(true)).await;
+    assert_eq!(raw.run("VDI.destroy", json!([disk])).await, failure(["VDI_IN_USE", &disk, "destroy"]));
+    assert_eq!(
+        raw.run("VM.start", json!([vm, false, false])).await,
+        failure(["VM_BAD_POWER_STATE", &vm, "halted", "running"])
+    );
+}
+
+/// A start that had not come to the domain is lost; one that was written keeps its guest metrics, too.
+#[tokio::test]
+async fn a_start_before_its_domain_is_lost_and_a_written_one_is_whole() {
+    let mut raw = brisk().await;
+    let (vm, _) = raw.machine("m").await;
+    raw.call("pool.sync_database", json!([])).await.unwrap();
+    raw.sim.pool.clock.hold("VM.start/domain");
+    raw.send_async("VM.start", json!([vm, false, false])).await;
+    raw.sim.pool.clock.held("VM.start/domain").await;
+    back(&mut raw, false).await;
+    raw.sim.pool.clock.unhold("VM.start/domain");
+    assert_eq!(raw.get("VM", &vm, "power_state").await, "Halted");
+    assert_eq!(raw.get("VM", &vm, "current_operations").await, json!({}));
+    raw.run("VM.start", json!([vm, false, false])).await.unwrap();
+    let metrics = raw.get("VM", &vm, "guest_metrics").await;
+    raw.call("pool.sync_database", json!([])).await.unwrap();
+    back(&mut raw, false).await;
+    assert_eq!(raw.get("VM", &vm, "guest_metrics").await, metrics);
+}
+
+/// A halt and a destroy that were not written: the machine's row is back and off, its VBD holds its disk again, and the domain is gone.
+#[tokio::test]
+async fn a_destroyed_machine_comes_back_as_a_row() {
+    let mut raw = brisk().await;
+    let (vm, disk) = raw.machine("m").await;
+    raw.run("VM.start", json!([vm, false, false])).await.unwrap();
+    raw.call("pool.sync_database", json!([])).await.unwrap();
+    raw.run("VM.hard_shutdown", json!([vm])).await.unwrap();
+    raw.run("VM.destroy", json!([vm])).await.unwrap();
+    back(&mut raw, false).await;
+    let row = raw.call("VM.get_record", json!([vm])).await.unwrap();
+    assert_eq!((&row["power_state"], &row["domid"]), (&json!("Halted"), &json!(-1)), "as its domain is");
+    assert_eq!(row["resident_on"], "OpaqueRef:NULL");
+    let vbds = raw.get("VDI", &disk, "VBDs").await;
+    assert_eq!(vbds.as_array().unwrap().len(), 1);
+    assert_eq!(raw.get("VBD", vbds[0].as_str().unwrap(), "currently_attached").await, json!(false));
+    raw.run("VM.destroy", json!([vm])).await.unwrap();
+    raw.run("VDI.destroy", json!([disk])).await.unwrap();
+}
+
+/// A disk destroyed since the last write: its row is back until a scan, or until somebody destroys it again; names and keys go on its row.
+#[tokio::test]
+async fn a_row_without_its_disk_can_be_destroyed_again() {
+    let mut raw = brisk().await;
+    let source = raw.named("VDI", "win11-24h2").await;
+    let doomed = raw.make("VDI.clone", json!([source])).await;
+    raw.call("pool.sync_database", json!([])).await.unwrap();
+    raw.run("VDI.destroy", json!([doomed])).await.unwrap();
+    back(&mut raw, false).await;
+    for call in ["VDI.clone", "VDI.snapshot"] {
+        assert_eq!(raw.run(call, json!([doomed])).await.unwrap_err()[0], "SR_BACKEND_FAILURE_46", "{call}");
+    }
+    raw.call("VDI.add_to_other_config", json!([doomed, "k", "v"])).await.unwrap();
+    let renamed = raw.call("VDI.set_name_label", json!([doomed, "ghost"])).await;
+    assert_eq!(renamed.unwrap_err()[0], "SR_BACKEND_FAILURE_46");
+    raw.run("VDI.destroy", json!([doomed])).await.unwrap();
+    assert_eq!(raw.call("VDI.get_uuid", json!([doomed])).await, failure(["HANDLE_INVALID", "VDI", &doomed]));
+}
+
+/// xapi.md 2.1, 2.2, 9.2: the address changes, sessions are gone, and the new coordinator takes log-ins.
 #[tokio::test]
 async fn another_host_becomes_coordinator() {
-    let raw = brisk().await;
+    let mut raw = brisk().await;
     let second = raw.named("host", "host2").await;
+    let (vm, _) = raw.machine("m").await;
     let uuid = raw.get("host", &second, "uuid").await;
     restart::change_coordinator(&raw.sim.pool, uuid.as_str().unwrap()).await.unwrap();
-    assert_eq!(raw.login("root", "secret").await, Err(vec!["HOST_IS_SLAVE".to_owned(), "127.0.0.2".to_owned()]));
+    let refused = Err(vec!["HOST_IS_SLAVE".to_owned(), "127.0.0.2".to_owned()]);
+    assert_eq!(raw.login("root", "secret").await, refused);
+    let foreign = raw.call("pool.get_all", json!([])).await;
+    assert_eq!(foreign, failure(["HOST_IS_SLAVE", "127.0.0.2"]), "whatever the session");
+    raw.sim.hosts.swap(0, 1);
+    assert_eq!(raw.call("pool.get_all", json!([])).await, failure(["SESSION_INVALID", &raw.session]));
+    raw.session = raw.login("root", "secret").await.unwrap();
+    let this = raw.call("session.get_this_host", json!([raw.session])).await;
+    assert_eq!(this, Ok(json!(second)));
+    assert_eq!(raw.get("VM", &vm, "name_label").await, "m", "a planned change keeps everything");
+}
+
+/// As `xe pool-designate-new-master` does it: the answer goes out first.
+#[tokio::test]
+async fn a_coordinator_can_be_designated() {
+    let raw = brisk().await;
+    let (pool, second) = (raw.first("pool").await, raw.named("host", "host2").await);
+    raw.sim.pool.clock.hold("daemon/designate");
+    raw.call("pool.designate_new_master", json!([second])).await.unwrap();
+    assert_ne!(raw.get("pool", &pool, "master").await, second);
+    let mut changed = raw.sim.pool.db().watch();
+    raw.sim.pool.clock.held("daemon/designate").await;
+    raw.sim.pool.clock.unhold("daemon/designate");
+    let reference = lamina::xapi::wire::Ref(pool);
+    while raw.sim.pool.db().link_to("pool", &reference, "master").unwrap().as_str() != second {
+        tokio::time::timeout(std::time::Duration::from_secs(20), changed.changed()).await.unwrap().unwrap();
+    }
 }
