@@ -13,10 +13,12 @@ use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 
 use super::act::{self, act};
+use super::around::{is_frozen, lens};
 use super::audit;
 use super::context::{ConnectorKey, Context, Guarded, connector_of};
+use super::ended;
 use super::live;
-use super::observe::{Around, Lens, Scene, observe};
+use super::observe::{Scene, observe};
 use super::report as tell;
 use super::site::{Site, site};
 use super::status::{self, Outcome, WriteError};
@@ -28,9 +30,7 @@ use crate::domain::observed::{Making, Sight, Trouble};
 use crate::domain::plan::{self, Next, Plan, Step};
 use crate::domain::removal;
 use crate::domain::want::{DeletionPolicy, Want};
-use crate::xapi::model::TaskStatus;
 use crate::xapi::view::View;
-use crate::xapi::wire::Failure;
 
 /// A pass that could not tell what it came to.
 #[derive(Debug, thiserror::Error)]
@@ -157,57 +157,6 @@ async fn ask_hosts(site: &Site, view: &View, want: &Want, scene: &mut Scene, pla
     Ok(())
 }
 
-fn lens<'a>(
-    ctx: &'a Context,
-    layer: &'a PlatformLayer,
-    want: &'a Want,
-    site: &'a Site,
-    view: &'a View,
-    live: bool,
-    slot: Result<(), String>,
-) -> Lens<'a> {
-    let siblings = ctx.layers_of(&connector_of(layer));
-    let deleting = layer.metadata.deletion_timestamp.is_some();
-    Lens {
-        cluster: &ctx.cluster,
-        pace: &ctx.pace,
-        pool: &site.pool,
-        layer,
-        want,
-        connector: &site.connector,
-        view,
-        live,
-        deleting,
-        now: ctx.pace.now(),
-        slot,
-        name_taken_by: older_namesake(layer, &siblings),
-        around: around(ctx, layer, want),
-    }
-}
-
-fn around(ctx: &Context, layer: &PlatformLayer, want: &Want) -> Around {
-    let mut around = Around::default();
-    let all = ctx.layers.state();
-    for other in all.iter().filter_map(|guard| guard.0.as_ref().ok()) {
-        let (own, leaving) = (other.metadata.uid == layer.metadata.uid, other.metadata.deletion_timestamp.is_some());
-        around.alive.extend(other.uid());
-        if !own && !leaving && !is_frozen(other) {
-            around.wanted.insert(other.spec.os_layer.version.clone());
-        }
-        let Some(status) = &other.status else { continue };
-        around.operations.extend(status.operation.as_ref().and_then(|o| o.opid.clone()));
-        // Of two that go at the same time neither may leave the base to the other.
-        if leaving {
-            continue;
-        }
-        // A disk that is being thrown away names its base no more.
-        let disk = status.disk.as_ref().filter(|d| !own || want.discard.as_ref() != Some(&d.version));
-        let bases = disk.map(|d| &d.base).into_iter().chain(status.versions.iter().map(|v| &v.base));
-        around.recorded_bases.extend(bases.flatten().map(|b| b.uuid.clone()));
-    }
-    around
-}
-
 /// Asks for a machine slot, where a machine will be wanted. Only a decision asks: a grant that nobody decides on would be kept.
 fn slot(ctx: &Context, layer: &PlatformLayer, want: &Want, site: &Site) -> Result<(), String> {
     if layer.metadata.deletion_timestamp.is_some() || want.suspend || is_frozen(layer) {
@@ -216,20 +165,6 @@ fn slot(ctx: &Context, layer: &PlatformLayer, want: &Want, site: &Site) -> Resul
     let limit = usize::try_from(site.connector.spec.limits.machines).unwrap_or(0);
     let siblings = ctx.layers_of(&connector_of(layer));
     ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).ask(layer, &siblings, limit)
-}
-
-/// The wanted version is there: nothing is made for it any more.
-fn is_frozen(layer: &PlatformLayer) -> bool {
-    layer.status.as_ref().is_some_and(|s| s.versions.iter().any(|v| v.version == layer.spec.version))
-}
-
-/// The older layer of the same name on the same Connector, in words.
-fn older_namesake(layer: &PlatformLayer, siblings: &[PlatformLayer]) -> Option<String> {
-    let age = |l: &PlatformLayer| (l.creation_timestamp(), l.uid());
-    let older = siblings
-        .iter()
-        .find(|l| l.uid() != layer.uid() && l.layer_name() == layer.layer_name() && age(l) < age(layer))?;
-    Some(format!("layer {}/{}", older.namespace().unwrap_or_default(), older.name_any()))
 }
 
 fn decide(
@@ -266,7 +201,8 @@ async fn carry_out(
 ) -> Result<Action, Error> {
     let uid = layer.uid().unwrap_or_default();
     tracing::debug!(layer = %layer.name_any(), live, phase = plan.phase.as_str(), step = ?plan.step, "decided");
-    if let Some(refused) = refused(ctx, site, view, &uid, &scene) {
+    let sr = scene.observed.storage.uuid.as_str();
+    if let Some(refused) = ended::refused(ctx, &site.pool, view, &uid, sr).await {
         return report(ctx, layer, want, None, Some((&scene, &plan)), Some(&refused)).await;
     }
     // The mirror may not show yet what the last pass did: the same step again is waited for, not repeated.
@@ -309,24 +245,6 @@ async fn carry_out(
         }
     }
     Ok(action)
-}
-
-/// What the pool ended the last step's task with, where that is a refusal. What is as wanted already (a drive that is empty, a machine that
-/// is off) shows in the next decision.
-fn refused(ctx: &Context, site: &Site, view: &View, uid: &str, scene: &Scene) -> Option<Trouble> {
-    let task = site.pool.memory().last_task(uid)?;
-    let failure = view.tasks.get(&task).filter(|t| t.status == TaskStatus::Failure)?;
-    let failure = Failure::from_list(&failure.error_info)?;
-    let code = failure.code.as_str();
-    if matches!(
-        code,
-        "VBD_IS_EMPTY" | "VBD_NOT_EMPTY" | "VM_BAD_POWER_STATE" | "DEVICE_ALREADY_DETACHED" | "HANDLE_INVALID"
-    ) {
-        return None;
-    }
-    let sr = code.starts_with("SR_BACKEND_FAILURE_").then_some(scene.observed.storage.uuid.as_str());
-    site.pool.memory().refused(uid, sr, ctx.pace.now());
-    Some(trouble::of_failure(&failure))
 }
 
 /// Status, then events and metrics, then when to come back.

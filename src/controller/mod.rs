@@ -4,6 +4,7 @@
 //! of Kubernetes, nothing beside it of XAPI.
 
 pub mod act;
+pub mod around;
 pub mod audit;
 pub mod backoff;
 pub mod checks;
@@ -12,6 +13,7 @@ pub mod connector_status;
 pub mod connector_write;
 pub mod context;
 pub mod credentials;
+pub mod ended;
 pub mod history;
 pub mod inspect;
 pub mod layer;

@@ -271,10 +271,17 @@ impl Memory {
         self.last.get(layer)?.task.clone()
     }
 
+    /// The last step's task is over.
+    pub fn task_ended(&mut self, layer: &str) {
+        if let Some(last) = self.last.get_mut(layer) {
+            last.task = None;
+        }
+    }
+
     /// The last step's task was refused; `sr`: where the storage refused it.
     pub fn refused(&mut self, layer: &str, sr: Option<&str>, now: Instant) {
         if let Some(last) = self.last.get_mut(layer) {
-            (last.at, last.task, last.refused) = (now, None, true);
+            (last.at, last.refused) = (now, true);
         }
         self.doubted.extend(sr.map(str::to_owned));
     }

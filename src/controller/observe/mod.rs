@@ -2,11 +2,11 @@
 //!
 //! Reads only, and never waits: whatever needs a fresh look says so (`Scene::doubt`), and `layer` looks and asks again with the live view.
 //! It must not conclude anything from a view that is not whole.
-//!
-//! Longer than 350 lines: one observation is one document, and its parts are small already.
 
+mod bases;
 pub mod flights;
 pub mod objects;
+mod records;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -14,16 +14,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub use self::bases::base_lineage;
+use self::bases::{bases, copies, idle_bases, stray_marks};
+use self::records::{Owned, owned, recorded, records, repository, subject, unseen};
+
 use super::inspect;
 use super::pace::Pace;
 use super::pool::Pool;
-use crate::api::layer_status::PlatformLayerStatus;
 use crate::api::{Connector, PlatformLayer};
 use crate::domain::gate::{self, BaseChoice};
-use crate::domain::identity::{self, Lineage, Proof, Role, prove};
-use crate::domain::observed::{
-    Disk, DiskRecord, Intent, Machine, MachineRecord, Making, Observed, Records, Sight, Storage, Trouble, VersionRecord,
-};
+use crate::domain::identity::{self, Lineage, Role};
+use crate::domain::observed::{Disk, Machine, Making, Observed, Sight, Storage, Trouble};
 use crate::domain::removal::Estate;
 use crate::domain::want::Want;
 use crate::xapi::model::{TaskStatus, Vdi, Vm};
@@ -82,52 +83,6 @@ pub struct Scene {
     pub sr: Ref,
     /// Uuid of F that the packaging disk was or will be made from; none: from the OS layer.
     pub parent: Option<String>,
-}
-
-/// The records of a status.
-pub fn records(status: Option<&PlatformLayerStatus>) -> Records {
-    let Some(s) = status else { return Records::default() };
-    Records {
-        pool: s.pool.clone(),
-        disk: s.disk.as_ref().map(|d| DiskRecord {
-            uuid: d.uuid.clone(),
-            version: d.version.clone(),
-            worked: d.worked,
-            sr: d.storage_repository_uuid.clone(),
-        }),
-        machine: s.machine.as_ref().map(|m| MachineRecord {
-            uuid: m.uuid.clone(),
-            restart_token: m.restart_token.clone(),
-            agent_start: m.agent_start.clone(),
-        }),
-        versions: s
-            .versions
-            .iter()
-            .map(|v| VersionRecord {
-                version: v.version.clone(),
-                disk: v.disk.clone(),
-                base: v.base.as_ref().map(|b| b.uuid.clone()).unwrap_or_default(),
-                os_version: v.os_version.clone(),
-                sr: v.storage_repository_uuid.clone(),
-            })
-            .collect(),
-        operation: s.operation.as_ref().and_then(|o| {
-            Some(Intent {
-                step: Making::parse(&o.step)?,
-                opid: identity::Opid(o.opid.clone()?),
-                source: o.source.clone()?,
-                agent_start: o.agent_start.clone()?,
-                boot: o.boot_id.clone(),
-            })
-        }),
-    }
-}
-
-/// Where a layer's W, M and F are.
-struct Owned<'a> {
-    machines: Vec<(&'a Ref, &'a Arc<Vm>)>,
-    works: Vec<(&'a Ref, &'a Arc<Vdi>)>,
-    frozen: Vec<(&'a Ref, &'a Arc<Vdi>)>,
 }
 
 /// Looks. `Err`: nothing can be said of the pool, and why.
@@ -255,131 +210,11 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     Ok(Scene { observed, estate, doubt: doubt && !lens.live, soon, sr, parent })
 }
 
-/// Where the subject's disk is, whatever the Connector names by now; nothing yet: the Connector's.
-fn repository(lens: &Lens<'_>, records: &Records, subject: &str) -> Result<Ref, Trouble> {
-    let (named, record) = inspect::storage(lens.view, &lens.connector.spec.storage_repository)?;
-    let version = records.versions.iter().find(|v| v.version == subject).and_then(|v| v.sr.as_ref());
-    let recorded = version.or(records.disk.as_ref().filter(|d| d.version == subject).and_then(|d| d.sr.as_ref()));
-    let Some(uuid) = recorded.filter(|uuid| **uuid != record.uuid) else { return Ok(named) };
-    lens.view.srs.by_uuid(uuid).map(|(r, _)| r.clone()).ok_or_else(|| {
-        Trouble::new(
-            crate::api::reason::Reason::WaitingForStorage,
-            format!(
-                "storage repository {uuid}, which holds the disk of version '{subject}', is not in the pool any more: introduce it again; nothing is made or called lost meanwhile"
-            ),
-        )
-    })
-}
-
 /// A clone that is at work pauses its source too, for moments.
 fn left_paused(lens: &Lens<'_>, disk: &Disk) -> bool {
     let paused = disk.keyed && disk.paused && !disk.busy;
     let since = lens.pool.memory().since(&format!("paused/{}", disk.uuid), paused, lens.now);
     since.is_some_and(|t| lens.now.duration_since(t) >= lens.pace.in_flight)
-}
-
-/// See [`Observed::unseen`].
-fn unseen(lens: &Lens<'_>, records: &Records) -> Vec<String> {
-    let disks = records.disk.iter().map(|d| &d.uuid).chain(records.versions.iter().map(|v| &v.disk));
-    let lost = disks.filter(|uuid| lens.view.vdis.by_uuid(uuid).is_none());
-    let memory = lens.pool.memory();
-    lost.filter(|uuid| !memory.was_removed(uuid)).cloned().collect()
-}
-
-fn recorded(record: &Option<MachineRecord>, uuid: &str) -> bool {
-    record.as_ref().is_some_and(|r| r.uuid == uuid)
-}
-
-/// The version that this pass is about: what is in work on the pool comes first, whatever the spec says by now.
-fn subject(want: &Want, records: &Records, owned: &Owned<'_>) -> String {
-    let version = |keys: &identity::Keys| keys.get(identity::VERSION).cloned();
-    let known = |v: &String| records.versions.iter().any(|r| r.version == *v);
-    let on_pool = || {
-        let machines = owned.machines.iter().map(|(_, m)| &m.other_config);
-        machines.chain(owned.works.iter().map(|(_, d)| &d.other_config)).filter_map(version)
-    };
-    let unrecorded = || owned.frozen.iter().filter_map(|(_, d)| version(&d.other_config)).find(|v| !known(v));
-    let lost = || {
-        let of = records.disk.as_ref().map(|d| d.version.clone())?;
-        (!known(&of) && !of.is_empty()).then_some(of)
-    };
-    // What is left of a finalized version, or came back of it, waits for its turn.
-    let left = || on_pool().next();
-    let in_work = on_pool().find(|v| !known(v));
-    in_work.or_else(unrecorded).or_else(lost).or_else(left).unwrap_or_else(|| want.version.clone())
-}
-
-/// All objects that are provably this layer's, by their keys or by its records.
-fn owned<'a>(lens: &Lens<'a>, records: &Records) -> Owned<'a> {
-    let uid = lens.want.uid.as_str();
-    let mine = |uuid: &str, keys: &identity::Keys, role| objects::owned(lens.cluster, uuid, keys, role, uid);
-    let vdis = |role, uuids: Vec<&str>| {
-        let keyed =
-            lens.view.vdis.with(identity::LAYER, uid).filter(move |(_, d)| mine(&d.uuid, &d.other_config, role));
-        let mut all: Vec<(&Ref, &Arc<Vdi>)> = keyed.collect();
-        for (r, d) in uuids.into_iter().filter_map(|uuid| lens.view.vdis.by_uuid(uuid)) {
-            if prove(lens.cluster, &d.uuid, &d.other_config, true) == Proof::ByRecord {
-                all.push((r, d));
-            }
-        }
-        all
-    };
-    let mut machines: Vec<_> = lens
-        .view
-        .vms
-        .with(identity::LAYER, uid)
-        .filter(|(_, m)| mine(&m.uuid, &m.other_config, Role::Machine))
-        .collect();
-    if let Some((r, m)) = records.machine.as_ref().and_then(|m| lens.view.vms.by_uuid(&m.uuid))
-        && prove(lens.cluster, &m.uuid, &m.other_config, true) == Proof::ByRecord
-    {
-        machines.push((r, m));
-    }
-    Owned {
-        machines,
-        works: vdis(Role::Work, records.disk.iter().map(|d| d.uuid.as_str()).collect()),
-        frozen: vdis(Role::Frozen, records.versions.iter().map(|v| v.disk.as_str()).collect()),
-    }
-}
-
-/// Candidates for S, best first: by lineage; where the OS disk or S's keys are gone, those that our records name for this OS layer version.
-fn bases(lens: &Lens<'_>, os: Option<&str>, sr: &str, records: &Records) -> Vec<String> {
-    let proof = |d: &Vdi, recorded| prove(lens.cluster, &d.uuid, &d.other_config, recorded);
-    let mut found: Vec<String> = Vec::new();
-    if let Some(os) = os {
-        let opid = base_lineage(lens, sr, os).opid();
-        let keyed =
-            lens.view.vdis.with(identity::OP, &opid.0).filter(|(_, d)| proof(d, false) == Proof::ByKeys(Role::Base));
-        found.extend(keyed.map(|(_, d)| d.uuid.clone()));
-    }
-    let version = |v: &VersionRecord| (v.base.clone(), v.os_version.as_ref() == Some(&lens.want.os_version));
-    let in_work = lens.layer.status.iter().filter_map(|s| Some(s.disk.as_ref()?.base.as_ref()?.uuid.clone()));
-    let source = records.operation.iter().filter(|i| i.step == Making::CloneDisk).map(|i| i.source.clone());
-    let recorded = records.versions.iter().rev().map(version).chain(in_work.map(|uuid| (uuid, false)));
-    for (uuid, same_os) in recorded.chain(source.map(|uuid| (uuid, false))) {
-        let fits = lens.view.vdis.by_uuid(&uuid).is_some_and(|(_, d)| match proof(d, true) {
-            Proof::ByKeys(Role::Base) => {
-                d.other_config.get(identity::OS_VERSION) == Some(&lens.want.os_version)
-                    && os.is_none_or(|os| d.other_config.get(identity::OS).is_some_and(|o| o == os))
-            }
-            // It lost its keys, and gets them back.
-            Proof::ByRecord => same_os,
-            Proof::ByKeys(_) | Proof::Unclaimed | Proof::Foreign | Proof::None => false,
-        });
-        if fits {
-            found.push(uuid);
-        }
-    }
-    found
-}
-
-pub fn base_lineage(lens: &Lens<'_>, sr: &str, os: &str) -> Lineage {
-    Lineage::Base {
-        cluster: lens.cluster.to_owned(),
-        sr: sr.to_owned(),
-        os: os.to_owned(),
-        os_version: lens.want.os_version.clone(),
-    }
 }
 
 /// The lineage of this layer's object of this role and version.
@@ -458,34 +293,6 @@ fn tools(lens: &Lens<'_>, m: &mut Machine, vm: Option<&Arc<Vm>>) -> Option<Durat
     }
 }
 
-/// See [`Observed::stray_marks`]. The base's is another layer's as long as the base is not there. A removal's is ours while its base is to
-/// go.
-fn stray_marks(lens: &Lens<'_>, seen: &Observed) -> Vec<(String, identity::Mark)> {
-    let base = seen.flight(Making::SnapshotOsDisk).filter(|_| seen.base.found().is_some());
-    let base = base.and_then(|f| f.wanted_mark.as_ref()).filter(|m| !lens.around.operations.contains(&m.op));
-    let removal = identity::Mark::removal(lens.cluster, &lens.want.uid);
-    let ours = |m: &identity::Mark| m.cluster == lens.cluster && (m.owner == lens.want.uid || base == Some(m));
-    // A child bears its source's mark too, and is none: it has the source's `self`, or is a snapshot without one.
-    let source = |d: &Vdi| d.other_config.get(identity::SELF).map_or(!d.is_a_snapshot, |own| *own == d.uuid);
-    let stray = |d: &Vdi, m: &identity::Mark| {
-        ours(m) && source(d) || *m == removal && seen.idle_bases.iter().all(|idle| idle.uuid != d.uuid)
-    };
-    let marked = lens.view.vdis.iter().filter(|_| seen.records.operation.is_none());
-    marked
-        .filter_map(|(_, d)| Some((d.uuid.clone(), identity::Mark::read(&d.other_config).filter(|m| stray(d, m))?)))
-        .collect()
-}
-
-/// Copies of our disks that another tool made: our keys, but `self` is another disk.
-fn copies(lens: &Lens<'_>, subject: &str) -> Vec<String> {
-    let uid = lens.want.uid.as_str();
-    let copied = |d: &Vdi| {
-        prove(lens.cluster, &d.uuid, &d.other_config, false) == Proof::Unclaimed
-            && d.other_config.get(identity::VERSION).is_some_and(|v| v == subject)
-    };
-    lens.view.vdis.with(identity::LAYER, uid).filter(|(_, d)| copied(d)).map(|(_, d)| d.uuid.clone()).collect()
-}
-
 fn estate(lens: &Lens<'_>, owned: &Owned<'_>, disk: &dyn Fn(&Arc<Vdi>) -> Disk) -> Result<Estate, Trouble> {
     let work = |m: &Vm| {
         let version = m.other_config.get(identity::VERSION);
@@ -508,32 +315,4 @@ fn estate(lens: &Lens<'_>, owned: &Owned<'_>, disk: &dyn Fn(&Arc<Vdi>) -> Disk) 
         frozen: owned.frozen.iter().map(|(_, d)| disk(d)).collect(),
         retained,
     })
-}
-
-/// Every S on which no W or F stands, which nobody is about to clone, and which no layer's status names.
-fn idle_bases(lens: &Lens<'_>, sr: &Ref) -> Vec<Arc<Vdi>> {
-    // Only a whole look tells that nobody stands on it; the mirror's index makes this cheap until then.
-    let used: HashSet<&str> =
-        lens.view.vdis.iter().filter_map(|(_, d)| d.other_config.get(identity::BASE).map(String::as_str)).collect();
-    // A removal leaves it to nobody: who wants it next makes it anew.
-    let removal = lens.deleting || lens.want.discard.is_some();
-    let wanted =
-        |d: &Vdi| !removal && d.other_config.get(identity::OS_VERSION).is_some_and(|v| lens.around.wanted.contains(v));
-    let free = |uuid: &str| {
-        !used.contains(uuid)
-            && !lens.around.recorded_bases.contains(uuid)
-            && lens.pool.memory().has_turn(uuid, &lens.want.uid)
-    };
-    lens.view
-        .vdis
-        .with(identity::ROLE, Role::Base.as_str())
-        .filter(|(_, d)| {
-            d.sr == *sr && prove(lens.cluster, &d.uuid, &d.other_config, false) == Proof::ByKeys(Role::Base)
-        })
-        .filter(|(_, d)| free(&d.uuid) && !wanted(d))
-        .filter(|(_, d)| {
-            identity::Mark::read(&d.other_config).is_none_or(|m| m.is_removal() && m.cluster == lens.cluster)
-        })
-        .map(|(_, d)| Arc::clone(d))
-        .collect()
 }

@@ -1,0 +1,141 @@
+//! What a status records, and where that is on the pool: the subject of a pass and all objects that are provably a layer's.
+//!
+//! Called by `observe` alone.
+
+use std::sync::Arc;
+
+use super::super::inspect;
+use super::{Lens, objects};
+use crate::api::layer_status::PlatformLayerStatus;
+use crate::api::reason::Reason;
+use crate::domain::identity::{self, Proof, Role, prove};
+use crate::domain::observed::{DiskRecord, Intent, MachineRecord, Making, Records, Trouble, VersionRecord};
+use crate::domain::want::Want;
+use crate::xapi::model::{Vdi, Vm};
+use crate::xapi::wire::Ref;
+
+/// The records of a status.
+pub(super) fn records(status: Option<&PlatformLayerStatus>) -> Records {
+    let Some(s) = status else { return Records::default() };
+    Records {
+        pool: s.pool.clone(),
+        disk: s.disk.as_ref().map(|d| DiskRecord {
+            uuid: d.uuid.clone(),
+            version: d.version.clone(),
+            worked: d.worked,
+            sr: d.storage_repository_uuid.clone(),
+        }),
+        machine: s.machine.as_ref().map(|m| MachineRecord {
+            uuid: m.uuid.clone(),
+            restart_token: m.restart_token.clone(),
+            agent_start: m.agent_start.clone(),
+        }),
+        versions: s
+            .versions
+            .iter()
+            .map(|v| VersionRecord {
+                version: v.version.clone(),
+                disk: v.disk.clone(),
+                base: v.base.as_ref().map(|b| b.uuid.clone()).unwrap_or_default(),
+                os_version: v.os_version.clone(),
+                sr: v.storage_repository_uuid.clone(),
+            })
+            .collect(),
+        operation: s.operation.as_ref().and_then(|o| {
+            Some(Intent {
+                step: Making::parse(&o.step)?,
+                opid: identity::Opid(o.opid.clone()?),
+                source: o.source.clone()?,
+                agent_start: o.agent_start.clone()?,
+                boot: o.boot_id.clone(),
+            })
+        }),
+    }
+}
+
+/// Where a layer's W, M and F are.
+pub(super) struct Owned<'a> {
+    pub(super) machines: Vec<(&'a Ref, &'a Arc<Vm>)>,
+    pub(super) works: Vec<(&'a Ref, &'a Arc<Vdi>)>,
+    pub(super) frozen: Vec<(&'a Ref, &'a Arc<Vdi>)>,
+}
+
+pub(super) fn recorded(record: &Option<MachineRecord>, uuid: &str) -> bool {
+    record.as_ref().is_some_and(|r| r.uuid == uuid)
+}
+
+/// The version that this pass is about: what is in work on the pool comes first, whatever the spec says by now.
+pub(super) fn subject(want: &Want, records: &Records, owned: &Owned<'_>) -> String {
+    let version = |keys: &identity::Keys| keys.get(identity::VERSION).cloned();
+    let known = |v: &String| records.versions.iter().any(|r| r.version == *v);
+    let on_pool = || {
+        let machines = owned.machines.iter().map(|(_, m)| &m.other_config);
+        machines.chain(owned.works.iter().map(|(_, d)| &d.other_config)).filter_map(version)
+    };
+    let unrecorded = || owned.frozen.iter().filter_map(|(_, d)| version(&d.other_config)).find(|v| !known(v));
+    let lost = || {
+        let of = records.disk.as_ref().map(|d| d.version.clone())?;
+        (!known(&of) && !of.is_empty()).then_some(of)
+    };
+    // What is left of a finalized version, or came back of it, waits for its turn.
+    let left = || on_pool().next();
+    let in_work = on_pool().find(|v| !known(v));
+    in_work.or_else(unrecorded).or_else(lost).or_else(left).unwrap_or_else(|| want.version.clone())
+}
+
+/// All objects that are provably this layer's, by their keys or by its records.
+pub(super) fn owned<'a>(lens: &Lens<'a>, records: &Records) -> Owned<'a> {
+    let uid = lens.want.uid.as_str();
+    let mine = |uuid: &str, keys: &identity::Keys, role| objects::owned(lens.cluster, uuid, keys, role, uid);
+    let vdis = |role, uuids: Vec<&str>| {
+        let keyed =
+            lens.view.vdis.with(identity::LAYER, uid).filter(move |(_, d)| mine(&d.uuid, &d.other_config, role));
+        let mut all: Vec<(&Ref, &Arc<Vdi>)> = keyed.collect();
+        for (r, d) in uuids.into_iter().filter_map(|uuid| lens.view.vdis.by_uuid(uuid)) {
+            if prove(lens.cluster, &d.uuid, &d.other_config, true) == Proof::ByRecord {
+                all.push((r, d));
+            }
+        }
+        all
+    };
+    let mut machines: Vec<_> = lens
+        .view
+        .vms
+        .with(identity::LAYER, uid)
+        .filter(|(_, m)| mine(&m.uuid, &m.other_config, Role::Machine))
+        .collect();
+    if let Some((r, m)) = records.machine.as_ref().and_then(|m| lens.view.vms.by_uuid(&m.uuid))
+        && prove(lens.cluster, &m.uuid, &m.other_config, true) == Proof::ByRecord
+    {
+        machines.push((r, m));
+    }
+    Owned {
+        machines,
+        works: vdis(Role::Work, records.disk.iter().map(|d| d.uuid.as_str()).collect()),
+        frozen: vdis(Role::Frozen, records.versions.iter().map(|v| v.disk.as_str()).collect()),
+    }
+}
+
+/// Where the subject's disk is, whatever the Connector names by now; nothing yet: the Connector's.
+pub(super) fn repository(lens: &Lens<'_>, records: &Records, subject: &str) -> Result<Ref, Trouble> {
+    let (named, record) = inspect::storage(lens.view, &lens.connector.spec.storage_repository)?;
+    let version = records.versions.iter().find(|v| v.version == subject).and_then(|v| v.sr.as_ref());
+    let recorded = version.or(records.disk.as_ref().filter(|d| d.version == subject).and_then(|d| d.sr.as_ref()));
+    let Some(uuid) = recorded.filter(|uuid| **uuid != record.uuid) else { return Ok(named) };
+    lens.view.srs.by_uuid(uuid).map(|(r, _)| r.clone()).ok_or_else(|| {
+        Trouble::new(
+            Reason::WaitingForStorage,
+            format!(
+                "storage repository {uuid}, which holds the disk of version '{subject}', is not in the pool any more: introduce it again; nothing is made or called lost meanwhile"
+            ),
+        )
+    })
+}
+
+/// See [`Observed::unseen`].
+pub(super) fn unseen(lens: &Lens<'_>, records: &Records) -> Vec<String> {
+    let disks = records.disk.iter().map(|d| &d.uuid).chain(records.versions.iter().map(|v| &v.disk));
+    let lost = disks.filter(|uuid| lens.view.vdis.by_uuid(uuid).is_none());
+    let memory = lens.pool.memory();
+    lost.filter(|uuid| !memory.was_removed(uuid)).cloned().collect()
+}
