@@ -7,6 +7,7 @@ mod approval;
 mod disks;
 mod happy;
 mod integrity;
+mod law;
 mod loss;
 mod machine;
 mod midway;

@@ -113,9 +113,17 @@ impl Memory {
     pub fn set_attempt(&mut self, opid: &Opid, sent: Sent, task: Option<Ref>) {
         self.flights.remove(&opid.0);
         let before = self.attempts.remove(opid);
-        let marked = sent != Sent::Never && before.as_ref().is_some_and(|b| b.marked);
+        let marked = before.as_ref().is_some_and(|b| b.marked);
         let refused = before.and_then(|b| b.refused);
         self.attempts.insert(opid.clone(), Attempt { sent, task, marked, refused });
+    }
+
+    /// A new intent: nothing was sent for it, and no mark set.
+    pub fn begin(&mut self, opid: &Opid) {
+        self.set_attempt(opid, Sent::Never, None);
+        if let Some(attempt) = self.attempts.get_mut(opid) {
+            attempt.marked = false;
+        }
     }
 
     /// The mark was set for this attempt.

@@ -59,6 +59,9 @@ fn removal(want: &Want, seen: &Observed, estate: &Estate) -> Verdict {
     if let Some(uuid) = seen.untagged.first().filter(|_| want.deletion == DeletionPolicy::Retain) {
         return act(Step::TagAgain { uuid: uuid.clone() });
     }
+    if let Some(base) = seen.base.found().filter(|b| !b.keyed && seen.os_disk.is_ok()) {
+        return act(Step::TagAgain { uuid: base.uuid.clone() });
+    }
     for m in &estate.machines {
         if let Some(verdict) = machine(m, Reason::Deleting, DELETING) {
             return verdict;

@@ -11,7 +11,7 @@ use super::observe::{Lens, Scene, lineage, tools_iso};
 use super::trouble;
 use crate::api::reason::Reason;
 use crate::domain::identity::{self, BOOT, Lineage, Mark, Opid, Proof, Role, TAG, TOKEN, prove};
-use crate::domain::observed::{Disk, Making, Sent, Trouble};
+use crate::domain::observed::{Disk, Making, Trouble};
 use crate::domain::plan::Step;
 use crate::xapi::error::Error;
 use crate::xapi::model::{Vdi, Vm};
@@ -127,7 +127,7 @@ pub fn after_status(lens: &Lens<'_>, scene: &Scene, step: &Step) {
     match step {
         Step::RecordIntent(making) => {
             if let Some(f) = scene.observed.flight(*making) {
-                memory.set_attempt(&f.opid, Sent::Never, None);
+                memory.begin(&f.opid);
             }
         }
         Step::DropIntent => {

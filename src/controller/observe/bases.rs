@@ -24,7 +24,9 @@ pub(super) fn bases(lens: &Lens<'_>, os: Option<&str>, sr: &str, records: &Recor
     let version = |v: &VersionRecord| (v.base.clone(), v.os_version.as_ref() == Some(&lens.want.os_version));
     let in_work = lens.layer.status.iter().filter_map(|s| Some(s.disk.as_ref()?.base.as_ref()?.uuid.clone()));
     let source = records.operation.iter().filter(|i| i.step == Making::CloneDisk).map(|i| i.source.clone());
-    let recorded = records.versions.iter().rev().map(version).chain(in_work.map(|uuid| (uuid, false)));
+    // The OS layer of a version in work is fixed.
+    let same_os = records.disk.as_ref().is_some_and(|d| d.version == lens.want.version);
+    let recorded = records.versions.iter().rev().map(version).chain(in_work.map(|uuid| (uuid, same_os)));
     for (uuid, same_os) in recorded.chain(source.map(|uuid| (uuid, false))) {
         let fits = lens.view.vdis.by_uuid(&uuid).is_some_and(|(_, d)| match proof(d, true) {
             Proof::ByKeys(Role::Base) => {
