@@ -17,13 +17,14 @@ use tokio::sync::watch;
 use super::checks::{ANSWERS, Outcome};
 use super::connector_status::{Subject, compose};
 use super::connector_write::{Error, announce, publish, set_finalizer};
-use super::context::{ConnectorKey, Context, Guarded, connector_of};
+use super::context::{ConnectorKey, Context, Guarded, belongs, readable};
 use super::credentials::Reader;
 use super::inspect;
-use super::link::{Link, Origin, Setup, deliver, wake_connector};
+use super::link::{Link, Origin, Setup, deliver};
+use super::roster::Roster;
 use super::sweep::{Known, Swept, sweep};
 use super::wakes::Wakes;
-use crate::api::condition::ConditionType as C;
+use crate::api::condition::{ConditionType as C, find};
 use crate::api::connector::{AllowedNamespaces, ConnectorStatus, NamespacesFrom};
 use crate::api::reason::{Fault, Reason};
 use crate::api::{Connector, PlatformLayer, REQUESTED_AT};
@@ -35,8 +36,7 @@ pub struct Connectors {
     links: Mutex<HashMap<ConnectorKey, Arc<Link>>>,
     /// The statuses as last written, by uid: a watch may lag behind our own writes, and times must not move for that.
     written: Mutex<HashMap<String, ConnectorStatus>>,
-    /// Where each layer was last seen to belong, by uid, and whether it was being deleted.
-    places: Mutex<HashMap<String, (ConnectorKey, bool)>>,
+    roster: Roster,
     /// All layers are in the store. Not asked of the store itself, whose answer wakes only one of those who wait for it.
     counted: watch::Sender<bool>,
 }
@@ -52,8 +52,8 @@ impl Drop for Connectors {
 
 impl Connectors {
     pub fn new(ctx: Arc<Context>) -> Arc<Self> {
-        let (links, written, places) = Default::default();
-        Arc::new(Self { ctx, links, written, places, counted: watch::Sender::new(false) })
+        let (links, written, roster) = Default::default();
+        Arc::new(Self { ctx, links, written, roster, counted: watch::Sender::new(false) })
     }
 
     pub fn ctx(&self) -> &Context {
@@ -68,39 +68,29 @@ impl Connectors {
         }
     }
 
-    /// To be told of each event of the layers' watch, after the store was. Wakes the Connectors whose users changed.
+    /// To be told of each event of the layers' watch, after the store was.
     pub fn layer_event(&self, event: &Event<Guarded<PlatformLayer>>) {
-        let (layer, gone) = match event {
-            Event::Apply(layer) | Event::InitApply(layer) => (layer, false),
-            Event::Delete(layer) => (layer, true),
-            Event::Init => return,
-            Event::InitDone => {
-                self.counted.send_replace(true);
-                return;
-            }
-        };
-        let Some(uid) = &layer.meta().uid else { return };
-        let deleting = layer.meta().deletion_timestamp.is_some();
-        let place = layer.0.as_ref().ok().filter(|_| !gone).map(|layer| (connector_of(layer), deleting));
-        let before = match place.clone() {
-            Some(place) => lock(&self.places).insert(uid.clone(), place),
-            None => lock(&self.places).remove(uid),
-        };
-        if before != place {
-            [before, place].into_iter().flatten().for_each(|(key, _)| wake_connector(&self.ctx, &key));
+        match event {
+            Event::Apply(layer) | Event::InitApply(layer) => self.roster.seen(&self.ctx, layer, false),
+            Event::Delete(layer) => self.roster.seen(&self.ctx, layer, true),
+            Event::Init => {}
+            Event::InitDone => drop(self.counted.send_replace(true)),
         }
     }
 
     /// The layers that use a Connector. Those of namespaces that it does not let in do not count, or anybody could keep it from being
     /// deleted; unless it let them in once, and they have something in the pool.
-    fn users(&self, key: &ConnectorKey, allowed: &AllowedNamespaces) -> Vec<PlatformLayer> {
-        let mut users = self.ctx.layers_of(key);
-        users.retain(|layer| {
-            let own = layer.namespace().is_some_and(|ns| ns == key.0);
+    fn users<'a>(
+        stored: &'a [Arc<Guarded<PlatformLayer>>],
+        key: &ConnectorKey,
+        allowed: &AllowedNamespaces,
+    ) -> Vec<&'a PlatformLayer> {
+        let counts = |layer: &&PlatformLayer| {
+            let own = layer.metadata.namespace.as_ref() == Some(&key.0);
             let had_pool = layer.status.as_ref().is_some_and(|s| s.pool.is_some());
             own || had_pool || allowed.from != NamespacesFrom::Same
-        });
-        users
+        };
+        readable(stored).filter(|layer| belongs(layer, key)).filter(counts).collect()
     }
 
     fn link(&self, key: &ConnectorKey) -> Option<Arc<Link>> {
@@ -276,7 +266,8 @@ pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> 
     // Without the layers no Connector knows who needs it. The sender is ours: it cannot be gone.
     let _told = hub.counted.subscribe().wait_for(|counted| *counted).await.is_ok();
     let everybody = AllowedNamespaces { from: NamespacesFrom::All, selector: None };
-    let layers = hub.users(&key, connector.map_or(&everybody, |c| &c.spec.allowed_namespaces));
+    let stored = hub.ctx.layers.state();
+    let layers = Connectors::users(&stored, &key, connector.map_or(&everybody, |c| &c.spec.allowed_namespaces));
     if deleting && layers.is_empty() {
         hub.forget(&key, &uid);
         set_finalizer(&hub.ctx, &guard, false).await?;
@@ -306,11 +297,20 @@ pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> 
     let insecure = tls.is_some_and(|tls| tls.insecure_skip_verify == Some(true));
     let subject = Subject { generation: guard.meta().generation, deleting, insecure, users: &users };
     let pause = hub.pause(&uid, &outcome);
+    // A process that has just begun has no news: what was told of this spec holds until the pool has answered, or failed to.
+    if !deleting && outcome.is_unfinished() && told(&old, subject.generation) {
+        return Ok(Action::requeue(pause));
+    }
     let status = compose(&subject, &old, outcome, swept.as_ref(), &Time(jiff::Timestamp::now()));
     publish(&hub.ctx, &guard, &status).await?;
     announce(&hub.ctx, &guard, &old, &status).await;
     lock(&hub.written).insert(uid, status);
     Ok(Action::requeue(pause))
+}
+
+/// Has Ready been told of this generation?
+fn told(status: &ConnectorStatus, generation: Option<i64>) -> bool {
+    status.observed_generation == generation && find(&status.conditions, C::Ready).is_some()
 }
 
 fn kind(fault: Fault) -> &'static str {

@@ -71,16 +71,6 @@ impl Pools {
 }
 
 impl Context {
-    /// All layers that can be read.
-    pub fn all_layers(&self) -> impl Iterator<Item = PlatformLayer> {
-        self.layers.state().into_iter().filter_map(|guard| guard.0.as_ref().ok().cloned())
-    }
-
-    /// The layers of a Connector.
-    pub fn layers_of(&self, connector: &ConnectorKey) -> Vec<PlatformLayer> {
-        self.all_layers().filter(|l| connector_of(l) == *connector).collect()
-    }
-
     pub fn connector(&self, key: &ConnectorKey) -> Option<Connector> {
         let found = self.connectors.get(&ObjectRef::new_with(&key.1, ()).within(&key.0))?;
         found.0.as_ref().ok().cloned()
@@ -92,6 +82,17 @@ impl Context {
         // Nobody listens any more: the process is ending.
         let _closed = self.wake_layer.send(target);
     }
+}
+
+/// Those of the store's layers that can be read. Nothing is copied: each pass of thousands of layers looks through all.
+pub fn readable(stored: &[Arc<Guarded<PlatformLayer>>]) -> impl Iterator<Item = &PlatformLayer> + Clone {
+    stored.iter().filter_map(|guard| guard.0.as_ref().ok())
+}
+
+/// Does the layer name this Connector?
+pub fn belongs(layer: &PlatformLayer, (namespace, name): &ConnectorKey) -> bool {
+    let named = &layer.spec.connector_ref;
+    named.name == *name && named.namespace.as_ref().or(layer.metadata.namespace.as_ref()) == Some(namespace)
 }
 
 /// The Connector that a layer names.

@@ -14,11 +14,11 @@ use kube::{Api, ResourceExt};
 
 use super::act::{self, act};
 use super::audit;
-use super::context::{Context, Guarded, connector_of};
+use super::context::{Context, Guarded, belongs, connector_of, readable};
 use super::live;
 use super::observe::{Lens, Scene, observe};
 use super::report as tell;
-use super::site::{Site, site};
+use super::site::{NoSite, Site, site};
 use super::status::{self, Outcome, WriteError};
 use crate::api::condition::{ConditionType, find};
 use crate::api::reason::Fault;
@@ -59,7 +59,11 @@ pub async fn reconcile(stored: Arc<Guarded<PlatformLayer>>, ctx: Arc<Context>) -
     }
     match site(&ctx, layer).await {
         Ok(site) => pass(&ctx, layer, &want, &site).await,
-        Err(trouble) => report(&ctx, layer, &want, Some(&trouble), None, None).await,
+        // The first look at the pool wakes us; this is for the case that there will be none.
+        Err(NoSite::NotYet(_)) if layer.status.is_some() => Ok(Action::requeue(ctx.pace.task)),
+        Err(NoSite::NotYet(trouble) | NoSite::Trouble(trouble)) => {
+            report(&ctx, layer, &want, Some(&trouble), None, None).await
+        }
     }
 }
 
@@ -87,9 +91,8 @@ fn forget(ctx: &Context, layer: &PlatformLayer) {
 
 /// Those whose turn on a source has come.
 fn wake_next(ctx: &Context, uids: &[String]) {
-    for layer in ctx.all_layers().filter(|l| l.uid().is_some_and(|uid| uids.contains(&uid))) {
-        ctx.wake(&layer);
-    }
+    let is_next = |l: &&PlatformLayer| l.metadata.uid.as_ref().is_some_and(|uid| uids.contains(uid));
+    readable(&ctx.layers.state()).filter(is_next).for_each(|layer| ctx.wake(layer));
 }
 
 fn api(ctx: &Context, layer: &PlatformLayer) -> Api<PlatformLayer> {
@@ -99,12 +102,12 @@ fn api(ctx: &Context, layer: &PlatformLayer) -> Api<PlatformLayer> {
 /// Observe and decide on the mirror; once more on the live pool and the live object before anything that cannot be taken back; act.
 async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -> Result<Action, Error> {
     let mirror = site.pool.mirror.view();
-    let (mut scene, mut plan) = match decide(ctx, cached, want, site, &mirror, false) {
+    let (lens, scene, plan) = match decide(ctx, cached, want, site, &mirror, false) {
         Ok(decided) => decided,
         Err(t) => return report(ctx, cached, want, Some(&t), None, None).await,
     };
     if !(plan.step.needs_live_look() || plan.next == Next::InFlight || scene.doubt) {
-        return carry_out(ctx, cached, want, site, &mirror, false, scene, plan).await;
+        return carry_out(ctx, &lens, scene, plan).await;
     }
     let Some(fresh) = fetch(ctx, cached).await? else { return Ok(Action::await_change()) };
     let want = Want::of(&fresh);
@@ -112,7 +115,7 @@ async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -
         Ok(view) => view,
         Err(e) => return report(ctx, &fresh, &want, None, Some((&scene, &plan)), Some(&super::trouble::of(&e))).await,
     };
-    (scene, plan) = match decide(ctx, &fresh, &want, site, &view, true) {
+    let (lens, mut scene, mut plan) = match decide(ctx, &fresh, &want, site, &view, true) {
         Ok(decided) => decided,
         Err(t) => return report(ctx, &fresh, &want, Some(&t), None, None).await,
     };
@@ -121,7 +124,7 @@ async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -
     {
         return report(ctx, &fresh, &want, None, Some((&scene, &plan)), Some(&t)).await;
     }
-    carry_out(ctx, &fresh, &want, site, &view, true, scene, plan).await
+    carry_out(ctx, &lens, scene, plan).await
 }
 
 async fn fetch(ctx: &Context, cached: &PlatformLayer) -> Result<Option<PlatformLayer>, Error> {
@@ -152,23 +155,22 @@ fn lens<'a>(
     live: bool,
     slot: Result<(), String>,
 ) -> Lens<'a> {
-    let siblings = ctx.layers_of(&connector_of(layer));
+    let stored = ctx.layers.state();
+    let key = connector_of(layer);
     let deleting = layer.metadata.deletion_timestamp.is_some();
-    let recorded_bases = ctx
-        .all_layers()
+    let recorded_bases = readable(&stored)
         // Of two that go at the same time neither may leave the base to the other.
         .filter(|l| l.metadata.deletion_timestamp.is_none())
-        .filter_map(|l| Some((l.uid() == layer.uid(), l.status?)))
+        .filter_map(|l| Some((l.metadata.uid == layer.metadata.uid, l.status.as_ref()?)))
         // A disk that is being thrown away names its base no more.
         .flat_map(|(own, s)| {
-            s.disk
-                .filter(|d| !own || want.discard.as_ref() != Some(&d.version))
-                .and_then(|d| d.base)
-                .into_iter()
-                .chain(s.versions.into_iter().filter_map(|v| v.base))
+            let disk = s.disk.iter().filter(move |d| !own || want.discard.as_ref() != Some(&d.version));
+            disk.filter_map(|d| d.base.as_ref()).chain(s.versions.iter().filter_map(|v| v.base.as_ref()))
         })
-        .map(|b| b.uuid)
-        .collect();
+        .map(|b| b.uuid.as_str())
+        // Thousands of layers stand on few bases.
+        .collect::<HashSet<_>>();
+    let recorded_bases = recorded_bases.into_iter().map(str::to_owned).collect();
     Lens {
         cluster: &ctx.cluster,
         pace: &ctx.pace,
@@ -181,7 +183,7 @@ fn lens<'a>(
         deleting,
         now: ctx.pace.now(),
         slot,
-        name_taken_by: older_namesake(layer, &siblings),
+        name_taken_by: older_namesake(layer, readable(&stored).filter(|l| belongs(l, &key))),
         recorded_bases,
     }
 }
@@ -192,8 +194,9 @@ fn slot(ctx: &Context, layer: &PlatformLayer, want: &Want, site: &Site) -> Resul
         return Ok(());
     }
     let limit = usize::try_from(site.connector.spec.limits.machines).unwrap_or(0);
-    let siblings = ctx.layers_of(&connector_of(layer));
-    ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).ask(layer, &siblings, limit)
+    let (stored, key) = (ctx.layers.state(), connector_of(layer));
+    let siblings = readable(&stored).filter(|l| belongs(l, &key));
+    ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).ask(layer, siblings, limit)
 }
 
 /// The wanted version is there: nothing is made for it any more.
@@ -202,22 +205,23 @@ fn is_frozen(layer: &PlatformLayer) -> bool {
 }
 
 /// The older layer of the same name on the same Connector, in words.
-fn older_namesake(layer: &PlatformLayer, siblings: &[PlatformLayer]) -> Option<String> {
-    let age = |l: &PlatformLayer| (l.creation_timestamp(), l.uid());
-    let older = siblings
-        .iter()
-        .find(|l| l.uid() != layer.uid() && l.layer_name() == layer.layer_name() && age(l) < age(layer))?;
+fn older_namesake<'a>(layer: &PlatformLayer, mut siblings: impl Iterator<Item = &'a PlatformLayer>) -> Option<String> {
+    let is_older = |l: &PlatformLayer| {
+        let (its, ours) = (&l.metadata, &layer.metadata);
+        (&its.creation_timestamp, &its.uid) < (&ours.creation_timestamp, &ours.uid)
+    };
+    let older = siblings.find(|l| l.layer_name() == layer.layer_name() && is_older(l))?;
     Some(format!("layer {}/{}", older.namespace().unwrap_or_default(), older.name_any()))
 }
 
-fn decide(
-    ctx: &Context,
-    layer: &PlatformLayer,
-    want: &Want,
-    site: &Site,
-    view: &View,
+fn decide<'a>(
+    ctx: &'a Context,
+    layer: &'a PlatformLayer,
+    want: &'a Want,
+    site: &'a Site,
+    view: &'a View,
     live: bool,
-) -> Result<(Scene, Plan), Trouble> {
+) -> Result<(Lens<'a>, Scene, Plan), Trouble> {
     let lens = lens(ctx, layer, want, site, view, live, slot(ctx, layer, want, site));
     let scene = observe(&lens)?;
     let plan = if lens.deleting {
@@ -225,37 +229,22 @@ fn decide(
     } else {
         plan::decide(want, &scene.observed)
     };
-    Ok((scene, plan))
+    Ok((lens, scene, plan))
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "what a decision was made on travels with it, so that nothing else can be acted on"
-)]
-async fn carry_out(
-    ctx: &Context,
-    layer: &PlatformLayer,
-    want: &Want,
-    site: &Site,
-    view: &View,
-    live: bool,
-    scene: Scene,
-    plan: Plan,
-) -> Result<Action, Error> {
+/// What a decision was made on travels with it, so that nothing else can be acted on.
+async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> Result<Action, Error> {
+    let Lens { layer, want, pool, live, .. } = *lens;
     let uid = layer.uid().unwrap_or_default();
     tracing::debug!(layer = %layer.name_any(), live, phase = plan.phase.as_str(), step = ?plan.step, "decided");
     // The mirror may not show yet what the last pass did: the same step again is waited for, not repeated.
-    if !live
-        && !plan.step.only_status()
-        && site.pool.memory().just_done(&uid, &plan.step, ctx.pace.now(), ctx.pace.task)
-    {
+    if !live && !plan.step.only_status() && pool.memory().just_done(&uid, &plan.step, ctx.pace.now(), ctx.pace.task) {
         return Ok(Action::requeue(ctx.pace.task));
     }
     let acted = {
-        let lens = lens(ctx, layer, want, site, view, live, scene.observed.slot.clone());
-        let result = audit::scope(layer, &scene.observed.subject, act(&lens, &scene, &plan.step)).await;
+        let result = audit::scope(layer, &scene.observed.subject, act(lens, &scene, &plan.step)).await;
         if result.is_ok() {
-            site.pool.memory().did(&uid, &plan.step, ctx.pace.now());
+            pool.memory().did(&uid, &plan.step, ctx.pace.now());
         }
         result
     };
@@ -273,10 +262,9 @@ async fn carry_out(
     }
     let action = report(ctx, layer, want, None, Some((&scene, &plan)), failed.as_ref()).await?;
     if failed.is_none() {
-        let lens = lens(ctx, layer, want, site, view, live, scene.observed.slot.clone());
-        act::after_status(&lens, &scene, &plan.step);
+        act::after_status(lens, &scene, &plan.step);
         if plan.step == Step::DropIntent {
-            let next = site.pool.memory().leave_sources(&uid);
+            let next = pool.memory().leave_sources(&uid);
             wake_next(ctx, &next);
         }
     }

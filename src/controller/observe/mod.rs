@@ -429,11 +429,12 @@ fn estate(lens: &Lens<'_>, owned: &Owned<'_>, disk: &dyn Fn(&Arc<Vdi>) -> Disk) 
 
 /// Every S on which no W or F stands, which nobody is about to clone, and which no layer's status names.
 fn idle_bases(lens: &Lens<'_>, sr: &Ref) -> Vec<Arc<Vdi>> {
-    // Only a whole look tells that nobody stands on it; the mirror's index makes this cheap until then.
-    let used: HashSet<&str> =
-        lens.view.vdis.iter().filter_map(|(_, d)| d.other_config.get(identity::BASE).map(String::as_str)).collect();
+    // What a status names is in use; only of the others a whole look must tell, which is dear.
+    let used = |uuid: &str| {
+        lens.view.vdis.iter().any(|(_, d)| d.other_config.get(identity::BASE).is_some_and(|base| base == uuid))
+    };
     let free = |uuid: &str| {
-        !used.contains(uuid) && !lens.recorded_bases.contains(uuid) && lens.pool.memory().has_turn(uuid, &lens.want.uid)
+        !lens.recorded_bases.contains(uuid) && lens.pool.memory().has_turn(uuid, &lens.want.uid) && !used(uuid)
     };
     lens.view
         .vdis
