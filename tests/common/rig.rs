@@ -97,13 +97,18 @@ impl Rig {
 
     /// Runs the controller with exactly the rights that `deploy/` gives it.
     pub async fn run(&self) -> Running {
-        let client = super::client(Who::ServiceAccount { namespace: "lamina-system", name: "lamina" }).await;
+        self.run_as(Who::ServiceAccount { namespace: "lamina-system", name: "lamina" }, PACE, Metrics::default()).await
+    }
+
+    /// Runs the controller as somebody, at a pace.
+    pub async fn run_as(&self, who: Who<'_>, pace: Pace, metrics: Metrics) -> Running {
+        let client = super::client(who).await;
         let settings = Settings {
-            pace: PACE,
+            pace,
             identity: format!("test-{}", uuid::Uuid::new_v4()),
             namespace: Some(self.namespace.clone()),
             deadline: Deadline::none(),
-            metrics: Metrics::default(),
+            metrics,
             health: Health::default(),
         };
         Running(tokio::spawn(async move {
