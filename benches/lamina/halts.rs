@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use crate::common::rig::{Rig, quick};
-use crate::lives::{instant, run, settled};
+use crate::lives::{instant, os_disk, run, settled};
 use crate::{distribution, row, title};
 
 const MACHINES: usize = 500;
@@ -67,8 +67,8 @@ pub async fn measure() {
 }
 
 async fn create(rig: &Rig) {
-    let names: Vec<_> = (0..MACHINES).map(|n| format!("halt-{n}")).collect();
-    futures::stream::iter(names).for_each_concurrent(16, async |name| rig.layer(&name, json!({})).await).await;
+    let layer = async |n| rig.layer(&format!("halt-{n}"), json!({"osLayer": os_disk(n)})).await;
+    futures::stream::iter(0..MACHINES).for_each_concurrent(16, layer).await;
 }
 
 /// When each layer was first seen to await its finalize.

@@ -20,6 +20,8 @@ use crate::common::rig::{Rig, Running, quick};
 use crate::{replay, row, title};
 
 const LAYERS: usize = 50;
+/// Layers of one OS disk are cloned one after the other; of several, beside each other.
+pub const OS_DISKS: usize = 16;
 /// A Connector lets no more machines be.
 const MOST: usize = 1000;
 
@@ -28,13 +30,24 @@ pub async fn instant(machines: usize) -> Rig {
     let rig = Rig::with(Clock::new(1000.0)).await;
     let limits = Patch::Merge(json!({"spec": {"limits": {"machines": machines.min(MOST)}}}));
     rig.connectors().patch("lab", &PatchParams::default(), &limits).await.expect("a limit");
-    let mut db = rig.sim.pool.db();
-    let hosts: Vec<_> = db.all("host_metrics").map(|(r, _)| r.clone()).collect();
+    let hosts: Vec<_> = rig.sim.pool.db().all("host_metrics").map(|(r, _)| r.clone()).collect();
     for host in hosts {
-        db.set("host_metrics", &host, "memory_total", json!(64_u64 << 40)).expect("a host");
+        rig.sim.pool.db().set("host_metrics", &host, "memory_total", json!(64_u64 << 40)).expect("a host");
     }
-    drop(db);
+    let sr = rig.hands.named("SR", "Shared storage").await.r;
+    for n in 0..OS_DISKS {
+        let disk = json!({
+            "name_label": format!("os-{n}"), "SR": sr, "virtual_size": 32_u64 << 30, "type": "user", "sharable": false,
+            "read_only": false, "other_config": {}, "name_description": "",
+        });
+        rig.hands.call("VDI.create", json!([disk])).await;
+    }
     rig
+}
+
+/// What the n-th layer is made from.
+pub fn os_disk(n: usize) -> serde_json::Value {
+    json!({"disk": {"name": format!("os-{}", n % OS_DISKS)}})
 }
 
 /// The controller under the account and with the rights of `deploy/`.
