@@ -1,5 +1,6 @@
 //! The one integration test binary: one API server, one link step.
 mod admission;
+mod at_rest;
 mod client;
 mod common;
 mod connector;

@@ -1,76 +1,24 @@
 //! The real binary as a pod would run it: under the service account and the rights that `deploy/` ships, stopped by signals.
-use std::process::Stdio;
-
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
 use lamina::controller::lease::NAME;
 use lamina::local::Who;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::sync::Mutex;
 
+use crate::common::binary::Binary;
 use crate::common::rig::{Rig, uid};
-use crate::common::{cluster, installed, tls, until};
+use crate::common::{installed, until};
 
 const NAMESPACE: &str = "lamina-system";
 /// There is one Lease, since its place is given by the rights.
 static TURN: Mutex<()> = Mutex::const_new(());
 
-struct Running {
-    child: Child,
-    logs: Lines<BufReader<ChildStderr>>,
-    audit: Lines<BufReader<ChildStdout>>,
-    url: String,
-}
-
-async fn start(identity: &str) -> Running {
-    // The layers of other tests have a controller of their own: two would make two of each disk.
-    start_for(identity, NAMESPACE).await
-}
-
-/// A controller that looks after the layers of `watched` alone.
-async fn start_for(identity: &str, watched: &str) -> Running {
+async fn start(identity: &str) -> Binary {
     let account = Who::ServiceAccount { namespace: NAMESPACE, name: "lamina" };
-    let kubeconfig = cluster().await.kubeconfig(account).await.unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_lamina"))
-        .args(["run", "--listen=127.0.0.1:0", "--namespace", NAMESPACE, "--identity", identity])
-        .args(["--watch-namespace", watched, "--kubeconfig"])
-        .arg(kubeconfig)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut logs = BufReader::new(child.stderr.take().unwrap()).lines();
-    let starting = line(&mut logs, "starting").await;
-    let url = format!("http://{}", starting["listen"].as_str().unwrap());
-    let audit = BufReader::new(child.stdout.take().unwrap()).lines();
-    Running { child, logs, audit, url }
-}
-
-/// The next log line with this message; each line before it must be JSON too.
-async fn line(logs: &mut Lines<BufReader<ChildStderr>>, message: &str) -> Value {
-    loop {
-        let line = logs.next_line().await.unwrap().unwrap_or_else(|| panic!("the log ended without {message:?}"));
-        let line: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
-        if line["message"] == message {
-            return line;
-        }
-    }
-}
-
-impl Running {
-    async fn get(&self, path: &str) -> String {
-        tls();
-        reqwest::get(format!("{}{path}", self.url)).await.unwrap().text().await.unwrap()
-    }
-
-    async fn signal(&self, signal: &str) {
-        let pid = self.child.id().unwrap().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().await.unwrap().success());
-    }
+    // The layers of other tests have a controller of their own: two would make two of each disk.
+    Binary::start(account, NAMESPACE, NAMESPACE, &["--identity", identity]).await
 }
 
 fn leases(client: &Client) -> Api<Lease> {
@@ -86,7 +34,7 @@ async fn one_leads_one_stands_by_and_takes_over_after_a_clean_stop() {
     let _turn = TURN.lock().await;
     let client = installed().await;
     let mut first = start("first").await;
-    line(&mut first.logs, "leading").await;
+    first.line("leading").await;
     let second = start("second").await;
     let ready = async || (second.get("/readyz").await == "ok\n").then_some(());
     crate::common::eventually("the standby is ready", ready).await;
@@ -95,13 +43,13 @@ async fn one_leads_one_stands_by_and_takes_over_after_a_clean_stop() {
     assert_eq!(first.get("/livez").await, "ok\n");
 
     first.signal("-TERM").await;
-    assert_eq!(first.child.wait().await.unwrap().code(), Some(0));
+    assert_eq!(first.ended().await.code(), Some(0));
     let begins = |lease: Option<&Lease>| lease.is_some_and(|lease| holder(lease).starts_with("second_"));
     until(leases(&client), NAME, "the second leads", begins).await;
 
     let mut second = second;
     second.signal("-INT").await;
-    assert_eq!(second.child.wait().await.unwrap().code(), Some(0));
+    assert_eq!(second.ended().await.code(), Some(0));
     assert_eq!(holder(&leases(&client).get(NAME).await.unwrap()), "", "released");
 }
 
@@ -110,13 +58,13 @@ async fn a_lost_lease_ends_the_process_and_says_why() {
     let _turn = TURN.lock().await;
     let client = installed().await;
     let mut running = start("first").await;
-    line(&mut running.logs, "leading").await;
+    running.line("leading").await;
     let mut record = leases(&client).get(NAME).await.unwrap();
     record.spec.as_mut().unwrap().holder_identity = Some("usurper".into());
     leases(&client).replace(NAME, &PostParams::default(), &record).await.unwrap();
-    let why = line(&mut running.logs, "giving up").await;
+    let why = running.line("giving up").await;
     assert_eq!(why["error"], "another controller may lead by now: the lease was taken over by usurper");
-    assert_eq!(running.child.wait().await.unwrap().code(), Some(1));
+    assert_eq!(running.ended().await.code(), Some(1));
     leases(&client).delete(NAME, &DeleteParams::default()).await.unwrap();
 }
 
@@ -125,15 +73,15 @@ async fn a_lost_lease_ends_the_process_and_says_why() {
 async fn audit_lines_say_who_did_what_to_which_object() {
     let _turn = TURN.lock().await;
     let rig = Rig::new().await;
-    let mut running = start_for("auditor", &rig.namespace).await;
+    let account = Who::ServiceAccount { namespace: NAMESPACE, name: "lamina" };
+    let running = Binary::start(account, NAMESPACE, &rig.namespace, &["--identity", "auditor"]).await;
     rig.layer("watched", json!({"machine": {"powerOn": false}, "deletionPolicy": "Delete"})).await;
     let made = rig.until_reason("watched", "StartMachine").await;
     let objects: Vec<_> = rig.hands.of_layer(&uid(&made)).await.iter().map(|t| t.uuid().to_owned()).collect();
     rig.delete("watched").await;
     rig.until_gone("watched").await;
-    running.signal("-TERM").await;
     let (mut calls, mut transitions) = (Vec::new(), Vec::new());
-    while let Some(line) = running.audit.next_line().await.unwrap() {
+    for line in running.stop().await {
         let line: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(
             (line["layer"].as_str(), line["version"].as_str()),

@@ -12,10 +12,10 @@ mod sessions;
 mod tasks;
 mod unsimulated;
 
-use std::time::Duration;
-
 use lamina::sim::serve::{Options, Sim};
 use serde_json::{Value, json};
+
+use crate::common::hands::http;
 
 /// A failure as a list: code, then parameters.
 pub type Outcome = Result<Value, Vec<String>>;
@@ -30,7 +30,7 @@ pub struct Raw {
 impl Raw {
     pub async fn new() -> Self {
         let sim = Sim::start(Options::default()).await.unwrap();
-        let http = client(&sim);
+        let http = http(&sim);
         let mut raw = Self { sim, http, session: String::new() };
         raw.session = raw.login("root", "secret").await.unwrap();
         raw
@@ -86,14 +86,6 @@ impl Raw {
     pub fn row(&self, class: &str, name: &str) -> String {
         self.sim.pool.db().create(class, [("name_label", json!(name))]).to_string()
     }
-}
-
-pub fn client(sim: &Sim) -> reqwest::Client {
-    // Another test of this process may have been first.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let roots = reqwest::Certificate::from_pem_bundle(sim.ca_pem().as_bytes()).unwrap();
-    let builder = reqwest::Client::builder().tls_certs_only(roots).timeout(Duration::from_secs(20));
-    builder.build().unwrap()
 }
 
 /// A failure's expected form.

@@ -20,12 +20,13 @@ use lamina::sim::{
 };
 use serde_json::{Value, json};
 
-use crate::wire::{Outcome, Raw, client};
+use crate::common::hands::http;
+use crate::wire::{Outcome, Raw};
 
 /// A pool with a clock of the test's choice, and a session.
 pub async fn pool(clock: Clock) -> Raw {
     let sim = Sim::start(Options { clock, ..Options::default() }).await.unwrap();
-    let http = client(&sim);
+    let http = http(&sim);
     let mut raw = Raw { sim, http, session: String::new() };
     raw.session = raw.login("root", "secret").await.unwrap();
     raw

@@ -2,9 +2,12 @@
 //!
 //! Called by `layer`. Nothing is decided here.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use kube::ResourceExt;
 
-use super::context::{Context, connector_of};
+use super::context::{Context, Guarded, belongs, connector_of, readable};
 use super::observe::{Around, Lens};
 use super::site::Site;
 use crate::api::PlatformLayer;
@@ -20,7 +23,7 @@ pub fn lens<'a>(
     live: bool,
     slot: Result<(), String>,
 ) -> Lens<'a> {
-    let siblings = ctx.layers_of(&connector_of(layer));
+    let (stored, key) = (ctx.layers.state(), connector_of(layer));
     let deleting = layer.metadata.deletion_timestamp.is_some();
     Lens {
         cluster: &ctx.cluster,
@@ -34,32 +37,33 @@ pub fn lens<'a>(
         deleting,
         now: ctx.pace.now(),
         slot,
-        name_taken_by: older_namesake(layer, &siblings),
-        around: around(ctx, layer, want),
+        name_taken_by: older_namesake(layer, readable(&stored).filter(|l| belongs(l, &key))),
+        around: around(stored, layer, want),
     }
 }
 
-fn around(ctx: &Context, layer: &PlatformLayer, want: &Want) -> Around {
-    let mut around = Around::default();
-    let all = ctx.layers.state();
-    for other in all.iter().filter_map(|guard| guard.0.as_ref().ok()) {
+fn around(stored: Vec<Arc<Guarded<PlatformLayer>>>, layer: &PlatformLayer, want: &Want) -> Around {
+    let (mut bases, mut wanted, mut operations) = (HashSet::new(), HashSet::new(), HashSet::new());
+    for other in readable(&stored) {
         let (own, leaving) = (other.metadata.uid == layer.metadata.uid, other.metadata.deletion_timestamp.is_some());
-        around.alive.extend(other.uid());
         if !own && !leaving && !is_frozen(other) {
-            around.wanted.insert(other.spec.os_layer.version.clone());
+            wanted.insert(other.spec.os_layer.version.as_str());
         }
         let Some(status) = &other.status else { continue };
-        around.operations.extend(status.operation.as_ref().and_then(|o| o.opid.clone()));
+        operations.extend(status.operation.as_ref().and_then(|o| o.opid.as_deref()));
         // Of two that go at the same time neither may leave the base to the other.
         if leaving {
             continue;
         }
         // A disk that is being thrown away names its base no more.
         let disk = status.disk.as_ref().filter(|d| !own || want.discard.as_ref() != Some(&d.version));
-        let bases = disk.map(|d| &d.base).into_iter().chain(status.versions.iter().map(|v| &v.base));
-        around.recorded_bases.extend(bases.flatten().map(|b| b.uuid.clone()));
+        let named = disk.map(|d| &d.base).into_iter().chain(status.versions.iter().map(|v| &v.base));
+        bases.extend(named.flatten().map(|b| b.uuid.as_str()));
     }
-    around
+    // Thousands of layers stand on few bases.
+    let owned = |set: HashSet<&str>| set.into_iter().map(str::to_owned).collect();
+    let (recorded_bases, wanted, operations) = (owned(bases), owned(wanted), owned(operations));
+    Around { recorded_bases, wanted, operations, stored }
 }
 
 /// The wanted version is there: nothing is made for it any more.
@@ -68,10 +72,11 @@ pub fn is_frozen(layer: &PlatformLayer) -> bool {
 }
 
 /// The older layer of the same name on the same Connector, in words.
-fn older_namesake(layer: &PlatformLayer, siblings: &[PlatformLayer]) -> Option<String> {
-    let age = |l: &PlatformLayer| (l.creation_timestamp(), l.uid());
-    let older = siblings
-        .iter()
-        .find(|l| l.uid() != layer.uid() && l.layer_name() == layer.layer_name() && age(l) < age(layer))?;
+fn older_namesake<'a>(layer: &PlatformLayer, mut siblings: impl Iterator<Item = &'a PlatformLayer>) -> Option<String> {
+    let is_older = |l: &PlatformLayer| {
+        let (its, ours) = (&l.metadata, &layer.metadata);
+        (&its.creation_timestamp, &its.uid) < (&ours.creation_timestamp, &ours.uid)
+    };
+    let older = siblings.find(|l| l.layer_name() == layer.layer_name() && is_older(l))?;
     Some(format!("layer {}/{}", older.namespace().unwrap_or_default(), older.name_any()))
 }

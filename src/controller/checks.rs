@@ -111,6 +111,11 @@ impl Outcome {
         self.failed.as_ref().map(|(_, trouble)| trouble.reason)
     }
 
+    /// Nothing failed, and not all could be asked.
+    pub fn is_unfinished(&self) -> bool {
+        self.failed.is_none() && self.passed.len() < C::CHECKS.len()
+    }
+
     /// All checks passed, or all but rights that we can do without.
     pub fn is_ready(&self) -> bool {
         match self.failure() {

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::checks::{ANSWERS, Outcome};
 use super::connector_status::{Subject, compose};
 use super::connector_write::{Error, announce, publish, set_finalizer};
-use super::context::{ConnectorKey, Context, Guarded};
+use super::context::{ConnectorKey, Context, Guarded, belongs, readable};
 use super::credentials::Reader;
 use super::inspect;
 use super::link::{Link, Origin, Setup, deliver};
@@ -67,23 +67,17 @@ impl Connectors {
 
     /// The layers that use a Connector. Those of namespaces that it does not let in do not count, or anybody could keep it from being
     /// deleted; unless it let them in once, and they have something in the pool.
-    fn users(&self, key: &ConnectorKey, allowed: &AllowedNamespaces) -> Vec<PlatformLayer> {
-        let mut users = self.ctx.layers_of(key);
-        users.retain(|layer| {
-            let own = layer.namespace().is_some_and(|ns| ns == key.0);
+    fn users<'a>(
+        stored: &'a [Arc<Guarded<PlatformLayer>>],
+        key: &ConnectorKey,
+        allowed: &AllowedNamespaces,
+    ) -> Vec<&'a PlatformLayer> {
+        let counts = |layer: &&PlatformLayer| {
+            let own = layer.metadata.namespace.as_ref() == Some(&key.0);
             let had_pool = layer.status.as_ref().is_some_and(|s| s.pool.is_some());
             own || had_pool || allowed.from != NamespacesFrom::Same
-        });
-        users
-    }
-
-    /// Once it is known that a Connector leads nowhere its layers may say so; until then they say what they said before.
-    fn first_word(&self, key: &ConnectorKey) {
-        let asking = self.link(key).is_some_and(|link| matches!(link.health(), Health::Never));
-        if !asking && !self.ctx.pools.tried(key) {
-            self.ctx.pools.set(key, None);
-            deliver(&self.ctx, key, &Wakes::everybody());
-        }
+        };
+        readable(stored).filter(|layer| belongs(layer, key)).filter(counts).collect()
     }
 
     fn link(&self, key: &ConnectorKey) -> Option<Arc<Link>> {
@@ -222,7 +216,6 @@ impl Connectors {
     /// The Connector is gone.
     fn forget(&self, key: &ConnectorKey, uid: &str) {
         self.unlink(key);
-        self.ctx.pools.forget(key);
         lock(&self.written).remove(uid);
         lock(&self.strays).remove(key);
         lock(&self.ctx.backoff).succeeded(uid);
@@ -265,7 +258,8 @@ pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> 
     // Without the layers no Connector knows who needs it.
     hub.ctx.synced.both().await;
     let everybody = AllowedNamespaces { from: NamespacesFrom::All, selector: None };
-    let layers = hub.users(&key, connector.map_or(&everybody, |c| &c.spec.allowed_namespaces));
+    let stored = hub.ctx.layers.state();
+    let layers = Connectors::users(&stored, &key, connector.map_or(&everybody, |c| &c.spec.allowed_namespaces));
     if deleting && layers.is_empty() {
         hub.forget(&key, &uid);
         set_finalizer(&hub.ctx, &guard, false).await?;
@@ -298,12 +292,20 @@ pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> 
     if swept.as_ref().is_some_and(|swept| swept.unripe) {
         pause = pause.min(hub.ctx.pace.in_flight);
     }
+    // A process that has just begun has no news: what was told of this spec holds until the pool has answered, or failed to.
+    if !deleting && outcome.is_unfinished() && told(&old, subject.generation) {
+        return Ok(Action::requeue(pause));
+    }
     let status = compose(&subject, &old, outcome, swept.as_ref(), &Time(jiff::Timestamp::now()));
     publish(&hub.ctx, &guard, &status).await?;
-    hub.first_word(&key);
     announce(&hub.ctx, &guard, &old, &status).await;
     lock(&hub.written).insert(uid, status);
     Ok(Action::requeue(pause))
+}
+
+/// Has Ready been told of this generation?
+fn told(status: &ConnectorStatus, generation: Option<i64>) -> bool {
+    status.observed_generation == generation && find(&status.conditions, C::Ready).is_some()
 }
 
 fn kind(fault: Fault) -> &'static str {

@@ -65,47 +65,30 @@ impl Synced {
     }
 }
 
-/// The pools that Connectors lead to. `None`: it was tried, and leads to none.
+/// The pools that Connectors lead to.
 #[derive(Default)]
-pub struct Pools(Mutex<HashMap<ConnectorKey, Option<Arc<Pool>>>>);
+pub struct Pools(Mutex<HashMap<ConnectorKey, Arc<Pool>>>);
 
 impl Pools {
-    fn lock(&self) -> MutexGuard<'_, HashMap<ConnectorKey, Option<Arc<Pool>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ConnectorKey, Arc<Pool>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The pool of a Connector, where it has one.
     pub fn get(&self, connector: &ConnectorKey) -> Option<Arc<Pool>> {
-        self.lock().get(connector).cloned().flatten()
+        self.lock().get(connector).cloned()
     }
 
-    /// Was this Connector's pool looked for since this process began?
-    pub fn tried(&self, connector: &ConnectorKey) -> bool {
-        self.lock().contains_key(connector)
-    }
-
-    /// Puts a pool in a Connector's place, or says that there is none.
+    /// Puts a pool in a Connector's place, or takes it away.
     pub fn set(&self, connector: &ConnectorKey, pool: Option<Arc<Pool>>) {
-        self.lock().insert(connector.clone(), pool);
-    }
-
-    /// The Connector is gone.
-    pub fn forget(&self, connector: &ConnectorKey) {
-        self.lock().remove(connector);
+        match pool {
+            Some(pool) => drop(self.lock().insert(connector.clone(), pool)),
+            None => drop(self.lock().remove(connector)),
+        }
     }
 }
 
 impl Context {
-    /// All layers that can be read.
-    pub fn all_layers(&self) -> impl Iterator<Item = PlatformLayer> {
-        self.layers.state().into_iter().filter_map(|guard| guard.0.as_ref().ok().cloned())
-    }
-
-    /// The layers of a Connector.
-    pub fn layers_of(&self, connector: &ConnectorKey) -> Vec<PlatformLayer> {
-        self.all_layers().filter(|l| connector_of(l) == *connector).collect()
-    }
-
     pub fn connector(&self, key: &ConnectorKey) -> Option<Connector> {
         let found = self.connectors.get(&ObjectRef::new_with(&key.1, ()).within(&key.0))?;
         found.0.as_ref().ok().cloned()
@@ -117,6 +100,17 @@ impl Context {
         // Nobody listens any more: the process is ending.
         let _closed = self.wake_layer.send(target);
     }
+}
+
+/// Those of the store's layers that can be read. Nothing is copied: each pass of thousands of layers looks through all.
+pub fn readable(stored: &[Arc<Guarded<PlatformLayer>>]) -> impl Iterator<Item = &PlatformLayer> + Clone {
+    stored.iter().filter_map(|guard| guard.0.as_ref().ok())
+}
+
+/// Does the layer name this Connector?
+pub fn belongs(layer: &PlatformLayer, (namespace, name): &ConnectorKey) -> bool {
+    let named = &layer.spec.connector_ref;
+    named.name == *name && named.namespace.as_ref().or(layer.metadata.namespace.as_ref()) == Some(namespace)
 }
 
 /// The Connector that a layer names.

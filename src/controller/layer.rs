@@ -15,12 +15,12 @@ use kube::{Api, ResourceExt};
 use super::act::{self, act};
 use super::around::{is_frozen, lens};
 use super::audit;
-use super::context::{ConnectorKey, Context, Guarded, connector_of};
+use super::context::{ConnectorKey, Context, Guarded, belongs, connector_of, readable};
 use super::ended;
 use super::live;
-use super::observe::{Scene, observe};
+use super::observe::{Lens, Scene, observe};
 use super::report as tell;
-use super::site::{Site, site};
+use super::site::{NoSite, Site, site};
 use super::status::{self, Outcome, WriteError};
 use super::trouble;
 use crate::api::condition::{ConditionType, find};
@@ -62,24 +62,19 @@ pub async fn reconcile(stored: Arc<Guarded<PlatformLayer>>, ctx: Arc<Context>) -
     if deleting && may_go_blind(layer, &want) {
         return let_go(&ctx, layer).await;
     }
-    // A process that has just begun knows nothing of the pool: what was said before stands until it does.
-    if is_connecting(&ctx, layer) {
-        return Ok(Action::requeue(ctx.pace.task));
-    }
     match site(&ctx, layer).await {
         Ok(site) => pass(&ctx, layer, &want, &site).await,
-        Err(trouble) => report(&ctx, layer, &want, Some(&trouble), None, None).await,
+        // The first look at the pool wakes us; this is for the case that there will be none.
+        Err(NoSite::NotYet(_)) if layer.status.is_some() => Ok(Action::requeue(ctx.pace.task)),
+        Err(NoSite::NotYet(trouble) | NoSite::Trouble(trouble)) => {
+            report(&ctx, layer, &want, Some(&trouble), None, None).await
+        }
     }
 }
 
 /// Nothing of it is on a pool that we know of, or its owner said to leave that alone.
 fn may_go_blind(layer: &PlatformLayer, want: &Want) -> bool {
     want.deletion == DeletionPolicy::Orphan || layer.status.as_ref().is_none_or(|s| s.pool.is_none())
-}
-
-fn is_connecting(ctx: &Context, layer: &PlatformLayer) -> bool {
-    let key = connector_of(layer);
-    ctx.connector(&key).is_some() && !ctx.pools.tried(&key)
 }
 
 async fn let_go(ctx: &Context, layer: &PlatformLayer) -> Result<Action, Error> {
@@ -101,9 +96,8 @@ pub fn forget(ctx: &Context, uid: &str, connector: Option<&ConnectorKey>) {
 
 /// Those whose turn on a source has come.
 fn wake_next(ctx: &Context, uids: &[String]) {
-    for layer in ctx.all_layers().filter(|l| l.uid().is_some_and(|uid| uids.contains(&uid))) {
-        ctx.wake(&layer);
-    }
+    let is_next = |l: &&PlatformLayer| l.metadata.uid.as_ref().is_some_and(|uid| uids.contains(uid));
+    readable(&ctx.layers.state()).filter(is_next).for_each(|layer| ctx.wake(layer));
 }
 
 fn api(ctx: &Context, layer: &PlatformLayer) -> Api<PlatformLayer> {
@@ -113,12 +107,12 @@ fn api(ctx: &Context, layer: &PlatformLayer) -> Api<PlatformLayer> {
 /// Observe and decide on the mirror; once more on the live pool and the live object before anything that cannot be taken back; act.
 async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -> Result<Action, Error> {
     let mirror = site.pool.mirror.view();
-    let (mut scene, mut plan) = match decide(ctx, cached, want, site, &mirror, false) {
+    let (lens, scene, plan) = match decide(ctx, cached, want, site, &mirror, false) {
         Ok(decided) => decided,
         Err(t) => return report(ctx, cached, want, Some(&t), None, None).await,
     };
     if !(plan.step.needs_live_look() || plan.next == Next::InFlight || scene.doubt) {
-        return carry_out(ctx, cached, want, site, &mirror, false, scene, plan).await;
+        return carry_out(ctx, &lens, scene, plan).await;
     }
     let Some(fresh) = fetch(ctx, cached).await? else { return Ok(Action::await_change()) };
     let want = Want::of(&fresh);
@@ -126,7 +120,7 @@ async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -
         Ok(view) => view,
         Err(e) => return report(ctx, &fresh, &want, None, Some((&scene, &plan)), Some(&trouble::of(&e))).await,
     };
-    (scene, plan) = match decide(ctx, &fresh, &want, site, &view, true) {
+    let (lens, mut scene, mut plan) = match decide(ctx, &fresh, &want, site, &view, true) {
         Ok(decided) => decided,
         Err(t) => return report(ctx, &fresh, &want, Some(&t), None, None).await,
     };
@@ -135,7 +129,7 @@ async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -
     {
         return report(ctx, &fresh, &want, None, Some((&scene, &plan)), Some(&t)).await;
     }
-    carry_out(ctx, &fresh, &want, site, &view, true, scene, plan).await
+    carry_out(ctx, &lens, scene, plan).await
 }
 
 async fn fetch(ctx: &Context, cached: &PlatformLayer) -> Result<Option<PlatformLayer>, Error> {
@@ -163,18 +157,19 @@ fn slot(ctx: &Context, layer: &PlatformLayer, want: &Want, site: &Site) -> Resul
         return Ok(());
     }
     let limit = usize::try_from(site.connector.spec.limits.machines).unwrap_or(0);
-    let siblings = ctx.layers_of(&connector_of(layer));
-    ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).ask(layer, &siblings, limit)
+    let (stored, key) = (ctx.layers.state(), connector_of(layer));
+    let siblings = readable(&stored).filter(|l| belongs(l, &key));
+    ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).ask(layer, siblings, limit)
 }
 
-fn decide(
-    ctx: &Context,
-    layer: &PlatformLayer,
-    want: &Want,
-    site: &Site,
-    view: &View,
+fn decide<'a>(
+    ctx: &'a Context,
+    layer: &'a PlatformLayer,
+    want: &'a Want,
+    site: &'a Site,
+    view: &'a View,
     live: bool,
-) -> Result<(Scene, Plan), Trouble> {
+) -> Result<(Lens<'a>, Scene, Plan), Trouble> {
     let lens = lens(ctx, layer, want, site, view, live, slot(ctx, layer, want, site));
     let scene = observe(&lens)?;
     let plan = if lens.deleting {
@@ -182,44 +177,32 @@ fn decide(
     } else {
         plan::decide(want, &scene.observed)
     };
-    Ok((scene, plan))
+    Ok((lens, scene, plan))
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "what a decision was made on travels with it, so that nothing else can be acted on"
-)]
-async fn carry_out(
-    ctx: &Context,
-    layer: &PlatformLayer,
-    want: &Want,
-    site: &Site,
-    view: &View,
-    live: bool,
-    scene: Scene,
-    plan: Plan,
-) -> Result<Action, Error> {
+/// What a decision was made on travels with it, so that nothing else can be acted on.
+async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> Result<Action, Error> {
+    let Lens { layer, want, pool, live, .. } = *lens;
     let uid = layer.uid().unwrap_or_default();
     tracing::debug!(layer = %layer.name_any(), live, phase = plan.phase.as_str(), step = ?plan.step, "decided");
     let sr = scene.observed.storage.uuid.as_str();
-    if let Some(refused) = ended::refused(ctx, &site.pool, view, &uid, sr).await {
+    if let Some(refused) = ended::refused(ctx, pool, lens.view, &uid, sr).await {
         return report(ctx, layer, want, None, Some((&scene, &plan)), Some(&refused)).await;
     }
     // The mirror may not show yet what the last pass did: the same step again is waited for, not repeated.
     let (now, within) = (ctx.pace.now(), ctx.pace.task);
     let again = match live {
         // The pool itself does not show it.
-        true => site.pool.memory().just_refused(&uid, &plan.step, now, within),
-        false => site.pool.memory().just_done(&uid, &plan.step, now, within),
+        true => pool.memory().just_refused(&uid, &plan.step, now, within),
+        false => pool.memory().just_done(&uid, &plan.step, now, within),
     };
     if again && !plan.step.only_status() {
         return Ok(Action::requeue(within));
     }
     let acted = {
-        let lens = lens(ctx, layer, want, site, view, live, scene.observed.slot.clone());
-        let result = audit::scope(layer, &scene.observed.subject, view, act(&lens, &scene, &plan.step)).await;
+        let result = audit::scope(layer, &scene.observed.subject, lens.view, act(lens, &scene, &plan.step)).await;
         if let Ok(task) = &result {
-            site.pool.memory().did(&uid, &plan.step, task.clone(), ctx.pace.now());
+            pool.memory().did(&uid, &plan.step, task.clone(), ctx.pace.now());
         }
         result
     };
@@ -237,10 +220,9 @@ async fn carry_out(
     }
     let action = report(ctx, layer, want, None, Some((&scene, &plan)), failed.as_ref()).await?;
     if failed.is_none() {
-        let lens = lens(ctx, layer, want, site, view, live, scene.observed.slot.clone());
-        act::after_status(&lens, &scene, &plan.step);
+        act::after_status(lens, &scene, &plan.step);
         if plan.step == Step::DropIntent {
-            let next = site.pool.memory().leave_sources(&uid);
+            let next = pool.memory().leave_sources(&uid);
             wake_next(ctx, &next);
         }
     }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::audit;
 use super::checks::Rights;
-use super::context::{ConnectorKey, Context, connector_of};
+use super::context::{ConnectorKey, Context, belongs, readable};
 use super::pool::Pool;
 use super::wakes::Wakes;
 use crate::domain::identity::{LAYER, MAKING, OP};
@@ -164,14 +164,9 @@ async fn carry(
 
 /// Wakes those of the Connector's layers, and the Connector, whom it concerns.
 pub fn deliver(ctx: &Context, key: &ConnectorKey, wakes: &Wakes) {
-    for guard in ctx.layers.state() {
-        if let Ok(layer) = &guard.0
-            && connector_of(layer) == *key
-            && wakes.concern(layer)
-        {
-            ctx.wake(layer);
-        }
-    }
+    let stored = ctx.layers.state();
+    let concerned = readable(&stored).filter(|layer| belongs(layer, key) && wakes.concern(layer));
+    concerned.for_each(|layer| ctx.wake(layer));
     if wakes.connector {
         wake_connector(ctx, key);
     }

@@ -25,6 +25,7 @@ pub mod observe;
 pub mod pace;
 pub mod pool;
 pub mod report;
+pub mod roster;
 pub mod site;
 pub mod slots;
 pub mod status;

@@ -21,8 +21,22 @@ pub struct Site {
     pub pool: Arc<Pool>,
 }
 
+/// Why a layer has no site.
+pub enum NoSite {
+    Trouble(Trouble),
+    /// The Connector's status says that it is ready, and this process has not looked at its pool yet, or has just lost it: what was told of
+    /// the layer still holds, until the Connector tells otherwise. Without this each restart would write every status twice.
+    NotYet(Trouble),
+}
+
+impl From<Trouble> for NoSite {
+    fn from(trouble: Trouble) -> Self {
+        Self::Trouble(trouble)
+    }
+}
+
 /// The site of a layer. A Connector whose template or tools are wrong still leads to its pool: what is there is looked after.
-pub async fn site(ctx: &Context, layer: &PlatformLayer) -> Result<Site, Trouble> {
+pub async fn site(ctx: &Context, layer: &PlatformLayer) -> Result<Site, NoSite> {
     let key = connector_of(layer);
     let (namespace, name) = (&key.0, &key.1);
     let Some(connector) = ctx.connector(&key) else {
@@ -31,7 +45,8 @@ pub async fn site(ctx: &Context, layer: &PlatformLayer) -> Result<Site, Trouble>
             format!(
                 "there is no Connector '{name}' in namespace '{namespace}' that can be read: create it, or correct spec.connectorRef"
             ),
-        ));
+        )
+        .into());
     };
     admitted(ctx, &connector, &layer.namespace().unwrap_or_default()).await?;
     let conditions = connector.status.iter().flat_map(|s| &s.conditions).cloned().collect::<Vec<_>>();
@@ -39,11 +54,13 @@ pub async fn site(ctx: &Context, layer: &PlatformLayer) -> Result<Site, Trouble>
     if let Some(changed) =
         find(&conditions, ConditionType::CoordinatorFound).filter(|c| c.reason == Reason::PoolChanged.as_str())
     {
-        return Err(Trouble::new(Reason::PoolChanged, changed.message.clone()));
+        return Err(Trouble::new(Reason::PoolChanged, changed.message.clone()).into());
     }
     let not_ready = || {
-        let why = told.filter(|c| c.status != "True").map_or("it is being connected", |c| c.message.as_str());
-        Trouble::new(Reason::ConnectorNotReady, format!("Connector '{name}' is not ready: {why}"))
+        let failed = told.filter(|c| c.status != "True");
+        let why = failed.map_or("it is being connected", |c| c.message.as_str());
+        let trouble = Trouble::new(Reason::ConnectorNotReady, format!("Connector '{name}' is not ready: {why}"));
+        if told.is_some() && failed.is_none() { NoSite::NotYet(trouble) } else { NoSite::Trouble(trouble) }
     };
     let pool = ctx.pools.get(&key).ok_or_else(not_ready)?;
     if pool.mirror.view().synced { Ok(Site { connector, pool }) } else { Err(not_ready()) }

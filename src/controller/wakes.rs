@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use kube::ResourceExt;
 
+use super::slots;
 use crate::api::{Phase, PlatformLayer};
 use crate::domain::identity::{Keys, LAYER, Mark, OS, PREFIX, TASK_TAG};
 use crate::xapi::mirror::{Change, Diff};
@@ -56,10 +57,16 @@ impl Wakes {
         if self.working && operation.is_some() || id.is_some_and(|id| self.operations.contains(id)) {
             return true;
         }
+        let at_rest = status.and_then(|s| s.phase) == Some(Phase::Finalized)
+            && operation.is_none()
+            && layer.metadata.deletion_timestamp.is_none();
+        // What others do changes nothing for a layer that is done, nor for one that waits for a slot: that wakes it when it comes free.
+        // There may be thousands of the one and hundreds of the other, and each operation makes a dozen events.
+        if at_rest || slots::waits(layer) {
+            return false;
+        }
         // The tasks of steps without an intent (attach, insert, destroy) bear ids that no status names.
-        let at_rest =
-            status.and_then(|s| s.phase) == Some(Phase::Finalized) && layer.metadata.deletion_timestamp.is_none();
-        if !self.operations.is_empty() && !at_rest && id.is_none() {
+        if !self.operations.is_empty() && id.is_none() {
             return true;
         }
         let disk = &layer.spec.os_layer.disk;
@@ -85,7 +92,10 @@ impl Wakes {
             }
             Change::Vm(diff) => {
                 self.connector |= came_or_went(diff);
-                both(diff).for_each(|vm| self.vm(vm, view));
+                // A template that is being cloned shows an operation, which is nobody's business.
+                let idle = |vm: &Arc<Vm>| Vm { current_operations: Keys::new(), ..Vm::clone(vm) };
+                let changed = diff.old.as_ref().map(idle) != diff.new.as_ref().map(idle);
+                both(diff).for_each(|vm| self.vm(vm, changed, view));
             }
             Change::Vbd(diff) => both(diff).for_each(|vbd| self.vbd(vbd, view)),
             Change::Vif(diff) => both(diff).for_each(|vif| self.machine(&vif.vm, view)),
@@ -122,14 +132,15 @@ impl Wakes {
         }
     }
 
-    fn vm(&mut self, vm: &Vm, view: &View) {
+    /// `changed`: more than the operations that it is at.
+    fn vm(&mut self, vm: &Vm, changed: bool, view: &View) {
         if let Some(op) = vm.name_label.strip_prefix("lamina-") {
             self.operations.insert(op.to_owned());
         }
         if self.owner(&vm.other_config) || vm.name_label.starts_with("lamina-") {
             return;
         }
-        if vm.is_a_template {
+        if vm.is_a_template && changed {
             self.connector = true;
             self.all = true;
         }
@@ -147,7 +158,8 @@ impl Wakes {
     /// Something about the machine changed, but not its record.
     fn machine(&mut self, vm: &Ref, view: &View) {
         let Some(vm) = view.vms.get(vm) else { return };
-        if !self.owner(&vm.other_config) && vm.is_a_template {
+        let in_the_making = vm.name_label.starts_with("lamina-");
+        if !self.owner(&vm.other_config) && vm.is_a_template && !in_the_making {
             self.connector = true;
             self.all = true;
         }

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::controller::inspect::tests::{r, table, vdi};
-use crate::xapi::model::{Map, Pbd, PowerState, Task};
+use crate::xapi::model::{Map, Pbd, PowerState, Task, Vif};
 
 fn layer(uid: &str, status: serde_json::Value) -> PlatformLayer {
     serde_json::from_value(json!({
@@ -55,6 +55,9 @@ fn keys_and_marks_wake_their_layers_alone() {
         ["b"],
         "a machine in the making is no template"
     );
+    let view = View { vms: table(vec![Vm { is_a_template: true, ..vm("lamina-op", Map::new()) }]), ..View::default() };
+    let vif = Vif { uuid: "v".into(), vm: r("m"), ..Vif::default() };
+    assert_eq!(woken(Change::Vif(Diff { reference: r("v"), old: None, new: Some(Arc::new(vif)) }), &view).0, [""; 0]);
 }
 
 #[test]
@@ -83,11 +86,27 @@ fn tasks_wake_whoever_is_at_the_operation() {
 }
 
 #[test]
-fn an_os_disk_wakes_those_who_name_it_and_so_does_its_machine() {
+fn nobodys_doings_wake_a_layer_that_waits_for_a_slot() {
+    let ready = json!({
+        "type": "Ready", "status": "False", "reason": "WaitingForSlot", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    });
+    let waiting = layer("c", json!({"phase": "Pending", "conditions": [ready]}));
+    let task = Task { uuid: "t".into(), other_config: keys(TASK_TAG, "op"), ..Task::default() };
+    let os = vdi("os", "win11", "sr");
+    let busy = [Change::Task(diff("t", task.clone(), task)), Change::Vdi(diff("os", os.clone(), os))];
+    let wakes = Wakes::of(&busy, &View::default());
+    assert!(!wakes.concern(&waiting));
+    assert!(wakes.concern(&layer("d", json!({"phase": "Pending"}))), "it may be its own task");
+    assert!(Wakes::everybody().concern(&waiting));
+}
+
+#[test]
+fn an_os_disk_wakes_those_who_want_it_and_so_does_its_machine() {
     let os = vdi("os", "win11", "sr");
     assert_eq!(
         woken(Change::Vdi(diff("os", os.clone(), Vdi { sharable: true, ..os.clone() })), &View::default()),
-        (vec!["a", "b"], true)
+        (vec!["b"], true)
     );
     let vm = |power_state| Vm { uuid: "m".into(), power_state, vbds: vec![r("v")], ..Vm::default() };
     let view = View {
@@ -97,7 +116,7 @@ fn an_os_disk_wakes_those_who_name_it_and_so_does_its_machine() {
     };
     assert_eq!(
         woken(Change::Vm(diff("m", vm(PowerState::Running), vm(PowerState::Halted))), &view),
-        (vec!["a", "b"], false)
+        (vec!["b"], false)
     );
 }
 
@@ -118,4 +137,6 @@ fn the_pools_parts_wake_everybody_and_storage_at_work_only_those_who_work() {
     assert_eq!(woken(Change::Sr(diff("s", sr(Map::new(), "x"), sr(Map::new(), "y"))), &view), (vec!["a", "b"], true));
     let template = |name: &str| Vm { uuid: "t".into(), is_a_template: true, name_label: name.into(), ..Vm::default() };
     assert_eq!(woken(Change::Vm(diff("t", template("x"), template("y"))), &view), (vec!["a", "b"], true));
+    let cloning = Vm { current_operations: keys("t", "clone"), ..template("x") };
+    assert_eq!(woken(Change::Vm(diff("t", template("x"), cloning)), &view), (vec![], false));
 }

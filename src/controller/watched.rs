@@ -8,17 +8,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
 
-use super::context::{ConnectorKey, Context, Guarded, connector_of};
+use super::context::{ConnectorKey, Context, Guarded, belongs, readable};
 use super::layer;
-use super::link::wake_connector;
+use super::roster::Roster;
 use crate::api::condition::{ConditionType, find};
 use crate::api::{Connector, PlatformLayer};
 
 /// What the watches told last.
 pub struct Watched {
     ctx: Arc<Context>,
-    /// Where each layer was last seen to belong, by uid, and whether it was being deleted.
-    places: Mutex<HashMap<String, (ConnectorKey, bool)>>,
+    roster: Roster,
     /// What each Connector last told its layers.
     words: Mutex<HashMap<ConnectorKey, Word>>,
 }
@@ -28,7 +27,7 @@ type Word = (Option<i64>, Option<(String, String)>);
 
 impl Watched {
     pub fn new(ctx: Arc<Context>) -> Self {
-        Self { ctx, places: Mutex::default(), words: Mutex::default() }
+        Self { ctx, roster: Roster::default(), words: Mutex::default() }
     }
 
     /// An event of the layers. Wakes the Connectors whose users changed.
@@ -42,18 +41,9 @@ impl Watched {
                 return;
             }
         };
-        let Some(uid) = &guard.meta().uid else { return };
-        let deleting = guard.meta().deletion_timestamp.is_some();
-        let place = guard.0.as_ref().ok().filter(|_| !gone).map(|layer| (connector_of(layer), deleting));
-        let before = match place.clone() {
-            Some(place) => lock(&self.places).insert(uid.clone(), place),
-            None => lock(&self.places).remove(uid),
-        };
-        if gone {
-            layer::forget(&self.ctx, uid, before.as_ref().map(|(key, _)| key));
-        }
-        if before != place {
-            [before, place].into_iter().flatten().for_each(|(key, _)| wake_connector(&self.ctx, &key));
+        let belonged = self.roster.seen(&self.ctx, guard, gone);
+        if let (true, Some(uid)) = (gone, &guard.meta().uid) {
+            layer::forget(&self.ctx, uid, belonged.as_ref());
         }
     }
 
@@ -77,7 +67,8 @@ impl Watched {
             lock(&self.words).insert(key.clone(), word.clone()) != Some(word)
         };
         if changed {
-            self.ctx.layers_of(&key).iter().for_each(|layer| self.ctx.wake(layer));
+            let stored = self.ctx.layers.state();
+            readable(&stored).filter(|layer| belongs(layer, &key)).for_each(|layer| self.ctx.wake(layer));
         }
     }
 }

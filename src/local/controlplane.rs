@@ -23,8 +23,9 @@ const POLL: Duration = Duration::from_millis(100);
 /// A demo that is kept may be looked at for days, and the default is an hour.
 const TOKEN_SECONDS: i64 = 7 * 24 * 3600;
 
-/// Each call, who and on what, but no bodies: Secrets pass here.
-const AUDIT_POLICY: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}"#;
+/// Each write, who and on what, but no bodies: Secrets pass here.
+const AUDIT_POLICY: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
+    "rules": [{"level": "None", "verbs": ["get", "list", "watch"]}, {"level": "Metadata"}]}"#;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -54,7 +55,7 @@ pub enum Error {
 
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
-    /// Writes the API server's audit log, one JSON line per call, to [`ControlPlane::audit_log`].
+    /// Writes the API server's audit log, one JSON line per write, to [`ControlPlane::audit_log`].
     pub audit: bool,
 }
 
@@ -166,6 +167,8 @@ impl ControlPlane {
             args.extend(flags(&[
                 ("audit-policy-file", &self.path("audit-policy.json")),
                 ("audit-log-path", &self.path("audit.log")),
+                // MB: never begun anew, or whoever reads it afterwards misses a part.
+                ("audit-log-maxsize", "4096"),
             ]));
         }
         Ok(args)

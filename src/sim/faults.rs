@@ -10,7 +10,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::xapi::wire::Failure;
+use super::Answer;
+use crate::xapi::wire::{Failure, Ref};
 
 /// The log keeps so many calls; counts go on for ever.
 const KEPT: usize = 200_000;
@@ -130,6 +131,10 @@ pub struct Entry {
     pub tags: Vec<(String, String)>,
     /// `None`: carried out and answered.
     pub fault: Option<Effect>,
+    /// The call's task; null for calls without one.
+    pub task: Ref,
+    /// What a changing call came to, once it did; for an asynchronous one, what its task did.
+    pub outcome: Option<Answer>,
 }
 
 struct Kept {
@@ -198,6 +203,16 @@ impl Log {
             taken = *n;
         });
         taken
+    }
+
+    /// Notes what the changing call of this number came to.
+    pub(super) fn ended(&self, number: u64, task: &Ref, outcome: &Answer) {
+        let entries = &mut self.kept().entries;
+        // It is among the last: calls end not long after they came.
+        if let Some(entry) = entries.iter_mut().rev().find(|entry| entry.number == Some(number)) {
+            entry.task = task.clone();
+            entry.outcome = Some(outcome.clone());
+        }
     }
 
     pub(super) fn push(&self, entry: Entry) {

@@ -170,8 +170,18 @@ async fn carry_out(pool: &Arc<Pool>, request: Request, target: &Target, call: Ca
     let number = changes(call.class, call.message).then(|| pool.log.take_number());
     let fault = pool.faults.strike(&method, number);
     let params = call.args.clone();
-    pool.log.push(Entry { number, method: method.clone(), params, tags: tags.clone(), fault: fault.clone() });
-    let run = Run { pool: Arc::clone(pool), method, tags, call, asynchronous: target.asynchronous, kind: kind.clone() };
+    let (task, outcome) = (Ref::null(), None);
+    pool.log.push(Entry {
+        number,
+        method: method.clone(),
+        params,
+        tags: tags.clone(),
+        fault: fault.clone(),
+        task,
+        outcome,
+    });
+    let asynchronous = target.asynchronous;
+    let run = Run { pool: Arc::clone(pool), number, method, tags, call, asynchronous, kind: kind.clone() };
     let run_has_task = target.message.has_async(run.call.class);
     match fault {
         None => answer(pool, run, run_has_task).await.map_or(Verdict::Cut, |(a, k)| Verdict::Reply(a, k)),
@@ -197,6 +207,7 @@ async fn carry_out(pool: &Arc<Pool>, request: Request, target: &Target, call: Ca
 
 struct Run {
     pool: Arc<Pool>,
+    number: Option<u64>,
     method: String,
     tags: Vec<(String, String)>,
     call: Call,
@@ -207,7 +218,7 @@ struct Run {
 /// Runs a call to its answer, apart from the connection: it goes on when the caller hangs up (xapi.md 14). `None` where the
 /// daemon died over it.
 async fn answer(pool: &Arc<Pool>, run: Run, has_task: bool) -> Option<(Answer, Type)> {
-    let Run { pool: inner, method, tags, mut call, asynchronous, kind } = run;
+    let Run { pool: inner, number, method, tags, mut call, asynchronous, kind } = run;
     if has_task {
         call.task = task::begin(pool, &method, &tags, None);
     }
@@ -217,6 +228,9 @@ async fn answer(pool: &Arc<Pool>, run: Run, has_task: bool) -> Option<(Answer, T
     let ended = task.clone();
     pool.spawn(async move {
         let answer = dispatch(&inner, &call).await;
+        if let Some(number) = number {
+            inner.log.ended(number, &call.task, &answer);
+        }
         if has_task {
             task::finish(&inner, &ended, &answer, &result);
         }

@@ -1,6 +1,7 @@
 //! A user of the pool beside the controller: reads and changes it over the wire, as `xe` would, with a session of its own.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use lamina::sim::serve::Sim;
 use serde_json::{Map, Value, json};
@@ -36,6 +37,14 @@ impl Thing {
     }
 }
 
+/// A client that trusts this pool's hosts.
+pub fn http(sim: &Sim) -> reqwest::Client {
+    super::tls();
+    let roots = reqwest::Certificate::from_pem_bundle(sim.ca_pem().as_bytes()).unwrap();
+    let builder = reqwest::Client::builder().tls_certs_only(roots).timeout(Duration::from_secs(20));
+    builder.build().unwrap()
+}
+
 pub struct Hands {
     http: reqwest::Client,
     url: String,
@@ -45,7 +54,7 @@ pub struct Hands {
 
 impl Hands {
     pub async fn of(sim: &Sim) -> Self {
-        let hands = Self { http: crate::wire::client(sim), url: sim.urls().remove(0), session: Mutex::default() };
+        let hands = Self { http: http(sim), url: sim.urls().remove(0), session: Mutex::default() };
         hands.log_in().await;
         hands
     }

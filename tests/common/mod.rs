@@ -1,6 +1,8 @@
 //! What the tests share: one real control plane a process, a namespace a test, and waiting for what is to come without guessing how long.
 //!
 //! The control plane is a static and never dropped; its programs end with this process (`lamina::local`).
+pub mod binary;
+pub mod copies;
 pub mod hands;
 pub mod rig;
 
@@ -27,7 +29,9 @@ pub fn tls() {
 
 pub async fn cluster() -> &'static ControlPlane {
     static CLUSTER: OnceCell<ControlPlane> = OnceCell::const_new();
-    CLUSTER.get_or_init(async || ControlPlane::start(Options::default()).await.expect("the control plane starts")).await
+    CLUSTER
+        .get_or_init(async || ControlPlane::start(Options { audit: true }).await.expect("the control plane starts"))
+        .await
 }
 
 /// A client of its own for each test: its connections belong to the test's runtime.

@@ -114,7 +114,12 @@ impl Rig {
     }
 
     pub async fn run_with(&self, settings: Settings) -> Running {
-        let client = super::client(Who::ServiceAccount { namespace: "lamina-system", name: "lamina" }).await;
+        self.run_as(Who::ServiceAccount { namespace: "lamina-system", name: "lamina" }, settings).await
+    }
+
+    /// Runs the controller as somebody.
+    pub async fn run_as(&self, who: Who<'_>, settings: Settings) -> Running {
+        let client = super::client(who).await;
         let metrics = settings.metrics.clone();
         let task = tokio::spawn(async move {
             controller::run(client, settings, CancellationToken::new()).await.expect("the controller runs")

@@ -9,7 +9,7 @@ use lamina::sim::restart;
 use serde_json::json;
 
 use crate::common::eventually;
-use crate::common::rig::{Rig, disk, idle, machine, quick, ready, status, uid};
+use crate::common::rig::{Rig, disk, idle, machine, quick, status, uid};
 
 const OFF: &str = "StartMachine";
 

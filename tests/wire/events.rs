@@ -132,7 +132,7 @@ async fn a_restart_forgets_what_only_the_process_knew() {
     pool.db().reload();
     pool.resume();
     // The old connections are gone with the process.
-    raw.http = super::client(&raw.sim);
+    raw.http = crate::common::hands::http(&raw.sim);
     assert_eq!(raw.call("VM.get_all", json!([])).await, failure(["SESSION_INVALID", &raw.session]));
     raw.session = raw.login("root", "secret").await.unwrap();
     let vms = raw.call("VM.get_all_records", json!([])).await.unwrap();

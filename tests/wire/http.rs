@@ -1,6 +1,6 @@
 //! Transport: xapi.md 1.1, 1.2, 1.5 and 14 (HTTP).
 
-use super::{Raw, client};
+use super::Raw;
 use lamina::xapi::wire::Failure;
 use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
@@ -143,7 +143,7 @@ async fn every_host_shows_its_own_certificate() {
 #[tokio::test]
 async fn members_name_the_coordinator() {
     let raw = Raw::new().await;
-    let http = client(&raw.sim);
+    let http = crate::common::hands::http(&raw.sim);
     for url in &raw.sim.urls()[1..] {
         for (method, params) in [
             ("session.login_with_password", json!(["root", "secret", "1.0", "t"])),

@@ -6,7 +6,8 @@ use lamina::sim::{
 };
 use serde_json::json;
 
-use crate::wire::{Raw, client};
+use crate::common::hands::http;
+use crate::wire::Raw;
 
 fn file(text: &str) -> WorldFile {
     serde_saphyr::from_str(text).unwrap()
@@ -14,7 +15,7 @@ fn file(text: &str) -> WorldFile {
 
 async fn of(text: &str) -> Raw {
     let sim = Sim::start(Options { world: file(text), ..Options::default() }).await.unwrap();
-    let http = client(&sim);
+    let http = http(&sim);
     let mut raw = Raw { sim, http, session: String::new() };
     raw.session = raw.login("root", "secret").await.unwrap();
     raw

@@ -2,7 +2,6 @@
 //!
 //! Called by `observe` alone.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Lens;
@@ -83,17 +82,16 @@ pub(super) fn copies(lens: &Lens<'_>, subject: &str) -> Vec<String> {
 
 /// Every S on which no W or F stands, which nobody is about to clone, and which no layer's status names.
 pub(super) fn idle_bases(lens: &Lens<'_>, sr: &Ref) -> Vec<Arc<Vdi>> {
-    // Only a whole look tells that nobody stands on it; the mirror's index makes this cheap until then.
-    let used: HashSet<&str> =
-        lens.view.vdis.iter().filter_map(|(_, d)| d.other_config.get(identity::BASE).map(String::as_str)).collect();
+    // What a status names is in use; only of the others a whole look must tell, which is dear.
+    let used = |uuid: &str| {
+        lens.view.vdis.iter().any(|(_, d)| d.other_config.get(identity::BASE).is_some_and(|base| base == uuid))
+    };
     // A removal leaves it to nobody: who wants it next makes it anew.
     let removal = lens.deleting || lens.want.discard.is_some();
     let wanted =
         |d: &Vdi| !removal && d.other_config.get(identity::OS_VERSION).is_some_and(|v| lens.around.wanted.contains(v));
     let free = |uuid: &str| {
-        !used.contains(uuid)
-            && !lens.around.recorded_bases.contains(uuid)
-            && lens.pool.memory().has_turn(uuid, &lens.want.uid)
+        !lens.around.recorded_bases.contains(uuid) && lens.pool.memory().has_turn(uuid, &lens.want.uid) && !used(uuid)
     };
     lens.view
         .vdis

@@ -18,6 +18,7 @@ pub use self::bases::base_lineage;
 use self::bases::{bases, copies, idle_bases, stray_marks};
 use self::records::{Owned, owned, recorded, records, repository, subject, unseen};
 
+use super::context::{Guarded, readable};
 use super::inspect;
 use super::pace::Pace;
 use super::pool::Pool;
@@ -50,23 +51,28 @@ pub struct Lens<'a> {
 }
 
 /// What the other layers of the cluster say, as far as pools share it.
-#[derive(Default)]
 pub struct Around {
     /// uuids of S that any layer's status names.
     pub recorded_bases: HashSet<String>,
-    /// uids.
-    pub alive: HashSet<String>,
     /// Ids of the operations they are at.
     pub operations: HashSet<String>,
     /// OS layer versions that others have yet to make something of.
     pub wanted: HashSet<String>,
+    /// All of them.
+    pub stored: Vec<Arc<Guarded<PlatformLayer>>>,
+}
+
+impl Around {
+    fn is_alive(&self, uid: &str) -> bool {
+        readable(&self.stored).any(|l| l.metadata.uid.as_deref() == Some(uid))
+    }
 }
 
 impl Lens<'_> {
     /// Is the layer that this mark is of still at it?
     fn is_at_work(&self, mark: &identity::Mark) -> bool {
         match mark.layer() {
-            Some(uid) if mark.is_removal() => self.around.alive.contains(uid),
+            Some(uid) if mark.is_removal() => self.around.is_alive(uid),
             Some(_) | None => self.around.operations.contains(&mark.op),
         }
     }

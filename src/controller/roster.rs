@@ -1,0 +1,57 @@
+//! Which Connector each layer belongs to and whether it has a machine slot, as the watch last told.
+//!
+//! Kept by `watched`, which is told of each event. When one changes, it wakes those whom it concerns: the Connector, whose users are
+//! counted, and the layer whose turn it is for a slot. Only wakes: who may have the slot is said by `slots`.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use kube::Resource;
+
+use super::context::{ConnectorKey, Context, Guarded, belongs, connector_of, readable};
+use super::link::wake_connector;
+use super::slots;
+use crate::api::PlatformLayer;
+
+/// All layers, by uid.
+#[derive(Default)]
+pub struct Roster(Mutex<HashMap<String, Place>>);
+
+#[derive(Clone)]
+struct Place {
+    connector: ConnectorKey,
+    deleting: bool,
+    in_work: bool,
+}
+
+impl Roster {
+    /// A layer as the store has it now; `gone`: as it had it last. Returns where it belonged before.
+    pub fn seen(&self, ctx: &Context, stored: &Guarded<PlatformLayer>, gone: bool) -> Option<ConnectorKey> {
+        let uid = stored.meta().uid.clone()?;
+        let now = stored.0.as_ref().ok().filter(|_| !gone).map(|layer| Place {
+            connector: connector_of(layer),
+            deleting: layer.metadata.deletion_timestamp.is_some(),
+            in_work: slots::in_work(layer),
+        });
+        let before = {
+            let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match now.clone() {
+                Some(now) => places.insert(uid, now),
+                None => places.remove(&uid),
+            }
+        };
+        let user = |p: &Place| (p.connector.clone(), p.deleting);
+        if before.as_ref().map(user) != now.as_ref().map(user) {
+            [&before, &now].into_iter().flatten().for_each(|p| wake_connector(ctx, &p.connector));
+        }
+        let belonged = before.as_ref().map(|p| p.connector.clone());
+        let left = before.filter(|p| p.in_work).map(|p| p.connector);
+        let left = left.filter(|left| now.is_none_or(|p| !p.in_work || p.connector != *left));
+        if let Some(connector) = left
+            && let Some(next) = slots::next(readable(&ctx.layers.state()).filter(|l| belongs(l, &connector)))
+        {
+            ctx.wake(next);
+        }
+        belonged
+    }
+}
