@@ -5,6 +5,7 @@
 
 mod approval;
 mod disks;
+mod gates;
 mod happy;
 mod integrity;
 mod law;

@@ -28,6 +28,7 @@ const NEEDED: [&str; 40] = [
     "vdi.clone",
     "vdi.destroy",
     "vdi.remove_from_other_config",
+    "vdi.remove_from_sm_config",
     "vdi.resize",
     "vdi.set_name_description",
     "vdi.set_name_label",
