@@ -17,7 +17,7 @@ use crate::xapi::model::Map;
 use crate::xapi::view::View;
 
 /// Without these a layer cannot be made; in lower case, as XAPI names permissions. A test compares them with the calls that we make.
-const NEEDED: [&str; 40] = [
+const NEEDED: [&str; 41] = [
     "sr.scan",
     "vbd.create",
     "vbd.destroy",
