@@ -11,7 +11,7 @@ use lamina::controller::pace::Pace;
 use lamina::local::Who;
 use serde_json::Value;
 
-use crate::common::binary::Binary;
+use crate::common::binary::{Binary, rights};
 use crate::common::copies::finalized;
 use crate::common::rig::Rig;
 use crate::common::{cluster, eventually};
@@ -24,35 +24,6 @@ const LAST: &str = "session.get_is_local_superuser";
 const FIVE_MINUTES: Duration = Duration::from_secs(300);
 /// As production, but what is due after ten minutes is due after seconds: each layer's look, the Connector's, the resync.
 const HURRY: Pace = Pace { rest: Duration::from_secs(5), resync: Duration::from_secs(4), ..Pace::PRODUCTION };
-
-/// The rights of `deploy/` for an account that nobody else uses: the audit log tells its writes from those of other tests' controllers.
-fn rights(namespace: &str) -> String {
-    format!(
-        "
-apiVersion: v1
-kind: ServiceAccount
-metadata: {{name: lamina}}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {{name: lamina-{namespace}}}
-roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: lamina-controller}}
-subjects: [{{kind: ServiceAccount, name: lamina, namespace: {namespace}}}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: Role
-metadata: {{name: lamina-leader}}
-rules:
-- {{apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, create, update]}}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {{name: lamina-leader}}
-roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: Role, name: lamina-leader}}
-subjects: [{{kind: ServiceAccount, name: lamina, namespace: {namespace}}}]
-"
-    )
-}
 
 /// Every write of the namespace's account: verb and resource, and how often.
 async fn writes(namespace: &str) -> BTreeMap<String, usize> {

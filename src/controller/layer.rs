@@ -21,8 +21,9 @@ use super::live;
 use super::observe::{Lens, Scene, observe};
 use super::report as tell;
 use super::site::{NoSite, Site, site};
-use super::status::{self, Outcome, WriteError};
+use super::status::{self, Outcome};
 use super::trouble;
+use super::write::{self, WriteError};
 use crate::api::condition::{ConditionType, find};
 use crate::api::reason::Fault;
 use crate::api::{FINALIZER, PlatformLayer};
@@ -78,7 +79,7 @@ fn may_go_blind(layer: &PlatformLayer, want: &Want) -> bool {
 }
 
 async fn let_go(ctx: &Context, layer: &PlatformLayer) -> Result<Action, Error> {
-    status::set_finalizer(&api(ctx, layer), &ctx.pace, layer, false).await.map_err(Error::Status)?;
+    write::set_finalizer(&api(ctx, layer), &ctx.pace, layer, false).await.map_err(Error::Status)?;
     forget(ctx, &layer.uid().unwrap_or_default(), Some(&connector_of(layer)));
     Ok(Action::await_change())
 }
@@ -216,7 +217,7 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
         return let_go(ctx, layer).await;
     }
     if failed.is_none() && plan.step == Step::Enter {
-        status::set_finalizer(&api(ctx, layer), &ctx.pace, layer, true).await.map_err(Error::Status)?;
+        write::set_finalizer(&api(ctx, layer), &ctx.pace, layer, true).await.map_err(Error::Status)?;
     }
     let action = report(ctx, layer, want, None, Some((&scene, &plan)), failed.as_ref()).await?;
     if failed.is_none() {
@@ -246,7 +247,7 @@ async fn report(
         ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).give_back(&uid);
     }
     debug_assert_eq!(invariants(layer, &status), Vec::<String>::new(), "a status that breaks the rules of conditions");
-    let wrote = status::publish(&api(ctx, layer), &ctx.pace, layer, &status).await.map_err(Error::Status)?;
+    let wrote = write::publish(&api(ctx, layer), &ctx.pace, layer, &status).await.map_err(Error::Status)?;
     if wrote {
         ctx.metrics.status_write("layer");
         tell::transition(ctx, layer, &status).await;

@@ -8,6 +8,7 @@ pub mod around;
 pub mod audit;
 pub mod backoff;
 pub mod checks;
+pub mod conditions;
 pub mod connector;
 pub mod connector_status;
 pub mod connector_write;
@@ -33,6 +34,7 @@ pub mod sweep;
 pub mod trouble;
 pub mod wakes;
 pub mod watched;
+pub mod write;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,31 +1,26 @@
-//! The status of a layer: composed from what was seen and decided, written as one server-side-apply document, skipped when equal.
+//! The status of a layer, composed from what was seen and decided: one server-side-apply document, written by `write`, skipped when equal.
 //!
-//! Called by `layer` alone, at the end of every pass, failing ones too. Pure but for [`publish`]. Nothing in it varies without a change in
-//! the world: no attempt counters, no request ids, no upstream text, no free space.
-//!
-//! Longer than 350 lines: one status is one document, composed in one place.
+//! Called by `layer` alone, at the end of every pass, failing ones too. Pure. Nothing in it varies without a change in the world: no
+//! attempt counters, no request ids, no upstream text, no free space.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{Api, Patch, PatchParams};
-use kube::{Resource, ResourceExt};
-use serde_json::json;
 
+use super::conditions::conditions;
 use super::history;
 use super::observe::Scene;
-use super::pace::Pace;
-use crate::api::condition::{Draft, Truth, merge};
+use crate::api::condition::merge;
 use crate::api::layer::DiskFormat;
 use crate::api::layer_status::{
     BaseKind, BaseTaken, CurrentVersion, DiskStatus, Finding, FrozenVersion, IntegrityStatus, MAX_FINDINGS,
     MachineStatus, Operation, ToolsStatus,
 };
 use crate::api::reason::{Fault, Reason};
-use crate::api::{ConditionType, FIELD_MANAGER, Phase, PlatformLayer, PlatformLayerStatus};
+use crate::api::{ConditionType, Phase, PlatformLayer, PlatformLayerStatus};
 use crate::domain::gate::{self, Judgement};
 use crate::domain::identity::{self, TOKEN};
 use crate::domain::observed::{Disk, Machine, Making, Power, Sight, TaskSight, Trouble};
 use crate::domain::plan::{self, Plan, Say, Step};
-use crate::domain::want::{IntegrityPolicy, Want};
+use crate::domain::want::Want;
 
 /// What a pass came to.
 pub struct Outcome<'a> {
@@ -92,132 +87,13 @@ fn say(o: &Outcome<'_>, old: &PlatformLayerStatus) -> Say {
     }
 }
 
-fn finalized(o: &Outcome<'_>, old: &PlatformLayerStatus) -> String {
+pub fn finalized(o: &Outcome<'_>, old: &PlatformLayerStatus) -> String {
     let frozen = old.versions.iter().find(|v| v.version == o.want.version);
     plan::finalized(&o.want.version, frozen.map(|v| v.disk.as_str()))
 }
 
-fn is_finalized(o: &Outcome<'_>, old: &PlatformLayerStatus) -> bool {
+pub fn is_finalized(o: &Outcome<'_>, old: &PlatformLayerStatus) -> bool {
     old.phase == Some(Phase::Finalized) && old.versions.iter().any(|v| v.version == o.want.version)
-}
-
-fn conditions(o: &Outcome<'_>, old: &PlatformLayerStatus, say: &Say) -> Vec<Draft> {
-    use ConditionType as T;
-    let draft = |type_, status, reason, message: &str| Draft::new(type_, status, reason, message);
-    let mut all = match say {
-        Say::Working(r, m) => vec![draft(T::Ready, Truth::False, *r, m), draft(T::Reconciling, Truth::True, *r, m)],
-        Say::Person(r, m) => vec![draft(T::Ready, Truth::False, *r, m), draft(T::ActionRequired, Truth::True, *r, m)],
-        Say::Stalled(r, m) => vec![draft(T::Ready, Truth::False, *r, m), draft(T::Stalled, Truth::True, *r, m)],
-        Say::Finalized(m) => vec![draft(T::Ready, Truth::True, Reason::Finalized, m)],
-        Say::Suspended { finalized: done } => {
-            let text = "spec.suspend is true: nothing is done to the pool; set it to false to go on";
-            let ready = if *done {
-                draft(T::Ready, Truth::True, Reason::Finalized, &finalized(o, old))
-            } else {
-                draft(T::Ready, Truth::False, Reason::Suspended, text)
-            };
-            vec![ready, draft(T::Suspended, Truth::True, Reason::Suspended, text)]
-        }
-        Say::Deleting { reason, message, stuck } => {
-            let type_ = if *stuck { T::Stalled } else { T::Reconciling };
-            vec![draft(T::Ready, Truth::False, *reason, message), draft(type_, Truth::True, *reason, message)]
-        }
-    };
-    all.push(match o.connector {
-        None => draft(
-            T::ConnectorReady,
-            Truth::True,
-            Reason::Connected,
-            &format!("Connector '{}' leads to its pool", o.layer.spec.connector_ref.name),
-        ),
-        Some(t) => draft(T::ConnectorReady, Truth::False, connector_reason(t), &t.message),
-    });
-    let unknown = |type_, why: &str| draft(type_, Truth::Unknown, Reason::NotChecked, why);
-    match o.seen {
-        _ if o.connector.is_some() => {
-            all.push(unknown(T::GuestToolsReady, "the pool cannot be looked at"));
-            let kept = verdict(old).filter(|_| is_finalized(o, old));
-            all.push(kept.unwrap_or_else(|| unknown(T::IntegrityVerified, "the pool cannot be looked at")));
-        }
-        Some((scene, _)) => {
-            all.push(tools_condition(scene));
-            all.push(integrity_condition(o, old, scene));
-        }
-        None => {}
-    }
-    all
-}
-
-/// Reasons that may stand on ConnectorReady; everything else is told there as "not ready".
-fn connector_reason(t: &Trouble) -> Reason {
-    if t.reason.on().contains(&ConditionType::ConnectorReady) { t.reason } else { Reason::ConnectorNotReady }
-}
-
-fn tools_condition(scene: &Scene) -> Draft {
-    use ConditionType::GuestToolsReady as T;
-    match scene.observed.machine.found() {
-        Some(m) if m.power == Power::Running && m.tools.ready => Draft::new(
-            T,
-            Truth::True,
-            Reason::ToolsRunning,
-            format!("the guest tools of machine '{}' are at work", m.name),
-        ),
-        Some(m) if m.power == Power::Running && m.tools.overdue => Draft::new(
-            T,
-            Truth::False,
-            Reason::ToolsNotSeen,
-            format!(
-                "no guest tools in machine '{}' 10 minutes after its start: open its console. {}",
-                m.name,
-                Reason::ToolsNotSeen.remedy()
-            ),
-        ),
-        Some(m) if m.power == Power::Running => Draft::new(
-            T,
-            Truth::False,
-            Reason::ToolsAwaited,
-            format!("machine '{}' runs; its guest tools were not seen yet", m.name),
-        ),
-        Some(_) | None => Draft::new(T, Truth::Unknown, Reason::NotChecked, "no machine is running"),
-    }
-}
-
-/// The verdict that a version was frozen with: it stays with it.
-fn verdict(old: &PlatformLayerStatus) -> Option<Draft> {
-    use ConditionType::IntegrityVerified as T;
-    let c = crate::api::condition::find(&old.conditions, T)?;
-    let status = [Truth::True, Truth::False].into_iter().find(|t| t.as_str() == c.status).unwrap_or(Truth::Unknown);
-    Some(Draft::new(T, status, Reason::parse(&c.reason)?, c.message.clone()))
-}
-
-fn integrity_condition(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene) -> Draft {
-    use ConditionType::IntegrityVerified as T;
-    let Some(m) = scene.observed.machine.found() else {
-        let frozen = scene.observed.finalized(&scene.observed.subject).is_some();
-        let none = || Draft::new(T, Truth::Unknown, Reason::NotChecked, "no machine was checked yet");
-        return verdict(old).filter(|_| frozen).unwrap_or_else(none);
-    };
-    let judgement = gate::judge(o.want, m);
-    let at_halt = m.power == Power::Halted && plan::ran(&scene.observed, m);
-    match &judgement.counts {
-        Ok(()) if !judgement.findings.is_empty() => {
-            let names: Vec<_> = judgement.findings.iter().map(|f| f.reason.as_str()).collect();
-            Draft::new(
-                T,
-                Truth::False,
-                Reason::FindingsOpen,
-                format!("the check of the last boot found {}", names.join(", ")),
-            )
-        }
-        Ok(()) => Draft::new(T, Truth::True, Reason::Verified, "the check of the last boot found nothing"),
-        Err(_) if at_halt && o.want.integrity == IntegrityPolicy::Skip => {
-            Draft::new(T, Truth::Unknown, Reason::Skipped, "spec.integrity is Skip, and no report counts")
-        }
-        Err(why) if at_halt => {
-            Draft::new(T, Truth::Unknown, Reason::IntegrityUnknown, format!("no report counts: {why}"))
-        }
-        Err(_) => Draft::new(T, Truth::Unknown, Reason::NotChecked, "the check inside the guest has not reported yet"),
-    }
 }
 
 /// Everything but conditions, as the pool shows it now.
@@ -415,62 +291,4 @@ fn integrity(want: &Want, m: &Machine) -> Option<IntegrityStatus> {
 pub fn wait(status: &PlatformLayerStatus) -> Option<Reason> {
     let ready = crate::api::condition::find(&status.conditions, ConditionType::Ready)?;
     Reason::parse(&ready.reason).filter(|r| r.fault() == Some(Fault::Wait))
-}
-
-/// Why a write to the API server failed.
-#[derive(Debug, thiserror::Error)]
-pub enum WriteError {
-    #[error("the API server refused the write")]
-    Refused(#[source] kube::Error),
-    #[error("the API server did not answer the write in time")]
-    TimedOut,
-}
-
-fn params() -> PatchParams {
-    PatchParams::apply(FIELD_MANAGER).force()
-}
-
-/// Writes a status where it differs; returns whether it did.
-pub async fn publish(
-    api: &Api<PlatformLayer>,
-    pace: &Pace,
-    layer: &PlatformLayer,
-    status: &PlatformLayerStatus,
-) -> Result<bool, WriteError> {
-    if layer.status.as_ref() == Some(status) {
-        return Ok(false);
-    }
-    let document = json!({
-        "apiVersion": PlatformLayer::api_version(&()),
-        "kind": PlatformLayer::kind(&()),
-        // With the uid an apply can change this object, and never make another of its name.
-        "metadata": { "name": layer.name_any(), "uid": layer.uid() },
-        "status": status,
-    });
-    bounded(pace, api.patch_status(&layer.name_any(), &params(), &Patch::Apply(&document))).await?;
-    Ok(true)
-}
-
-/// Puts our finalizer on, or takes it off.
-pub async fn set_finalizer(
-    api: &Api<PlatformLayer>,
-    pace: &Pace,
-    layer: &PlatformLayer,
-    on: bool,
-) -> Result<(), WriteError> {
-    let finalizers: &[&str] = if on { &[crate::api::FINALIZER] } else { &[] };
-    let document = json!({
-        "apiVersion": PlatformLayer::api_version(&()),
-        "kind": PlatformLayer::kind(&()),
-        "metadata": { "name": layer.name_any(), "uid": layer.uid(), "finalizers": finalizers },
-    });
-    bounded(pace, api.patch(&layer.name_any(), &params(), &Patch::Apply(&document))).await?;
-    Ok(())
-}
-
-async fn bounded<T>(pace: &Pace, write: impl Future<Output = Result<T, kube::Error>>) -> Result<T, WriteError> {
-    match tokio::time::timeout(pace.write, write).await {
-        Ok(done) => done.map_err(WriteError::Refused),
-        Err(_elapsed) => Err(WriteError::TimedOut),
-    }
 }

@@ -44,6 +44,11 @@ impl Binary {
         binary
     }
 
+    /// As a machine that loses its power: nothing is released.
+    pub async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
     /// The next log line with this message; each line before it must be JSON too.
     pub async fn line(&mut self, message: &str) -> Value {
         loop {
@@ -88,4 +93,33 @@ impl Binary {
     pub async fn ended(&mut self) -> ExitStatus {
         self.child.wait().await.unwrap()
     }
+}
+
+/// The rights of `deploy/` for an account that nobody else uses: its Lease and its writes in the audit log are its own.
+pub fn rights(namespace: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: ServiceAccount
+metadata: {{name: lamina}}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {{name: lamina-{namespace}}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: lamina-controller}}
+subjects: [{{kind: ServiceAccount, name: lamina, namespace: {namespace}}}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {{name: lamina-leader}}
+rules:
+- {{apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, create, update]}}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {{name: lamina-leader}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: Role, name: lamina-leader}}
+subjects: [{{kind: ServiceAccount, name: lamina, namespace: {namespace}}}]
+"
+    )
 }

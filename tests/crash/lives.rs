@@ -263,7 +263,7 @@ impl Person {
 }
 
 /// Two boots: the tools, then work, a clean check, and off.
-fn finalizes() -> Program {
+pub fn finalizes() -> Program {
     person(vec![
         vec![Deed::Install, Deed::Reboot],
         vec![Deed::Work { block: 7, byte: 0xA5 }, Deed::Report(Check::default()), Deed::PowerOff],
