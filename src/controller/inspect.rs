@@ -133,7 +133,8 @@ pub fn facts(view: &View, sr: &Ref) -> Option<Storage> {
         name: sr.name_label.clone(),
         thick: THICK.contains(&sr.kind.as_str()),
         free: sr.physical_size - sr.physical_utilisation,
-        scanned: false,
+        scans: 0,
+        scan_due: false,
         scanning: false,
         doubted: false,
     })

@@ -187,7 +187,8 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
     let uid = layer.uid().unwrap_or_default();
     tracing::debug!(layer = %layer.name_any(), live, phase = plan.phase.as_str(), step = ?plan.step, "decided");
     let sr = scene.observed.storage.uuid.as_str();
-    if let Some(refused) = ended::refused(ctx, pool, lens.view, &uid, sr).await {
+    let ended = ended::refused(ctx, pool, lens.view, &uid, sr);
+    if let Some(refused) = audit::scope(layer, &scene.observed.subject, lens.view, ended).await {
         return report(ctx, layer, want, None, Some((&scene, &plan)), Some(&refused)).await;
     }
     // The mirror may not show yet what the last pass did: the same step again is waited for, not repeated.

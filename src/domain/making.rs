@@ -162,3 +162,66 @@ pub fn abandon(f: &Flight) -> Option<Move> {
         _none_of_ours => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::identity::{Mark, Opid};
+    use crate::domain::observed::Intent;
+
+    fn flight(sent: Sent) -> Flight {
+        let opid = Opid("op".into());
+        let mark = Mark { cluster: "c".into(), owner: "l".into(), op: "op".into() };
+        let intent = Intent {
+            step: Making::CloneDisk,
+            opid: opid.clone(),
+            source: "s".into(),
+            agent_start: "0".into(),
+            boot: None,
+        };
+        Flight {
+            making: Making::CloneDisk,
+            opid,
+            source: "s".into(),
+            wanted_mark: Some(mark),
+            mark: MarkSight::Ours,
+            intent: Some(intent),
+            sent,
+            task: TaskSight::None,
+            children: vec![Child { uuid: "child".into(), shaped: true, settled: true }],
+            quiet: Quiet::Twice,
+            restarted: false,
+            scans: 0,
+            scan_due: false,
+            turn: true,
+            refused: None,
+        }
+    }
+
+    /// The source bears our mark for as long as an attempt lasts, and whatever is made of it meanwhile inherits that.
+    #[test]
+    fn a_child_counts_only_where_a_call_may_have_made_it() {
+        for sent in [Sent::Never, Sent::Over] {
+            let f = flight(sent);
+            assert_eq!(advance(&f), Move::Do(Step::Send(Making::CloneDisk)));
+            assert!(matches!(abandon(&f), Some(Move::Do(Step::Unmark { .. }))), "{:?}", abandon(&f));
+        }
+        for sent in [Sent::Once, Sent::Unknown] {
+            let f = flight(sent);
+            assert!(matches!(advance(&f), Move::Do(Step::Claim { .. })), "{:?}", advance(&f));
+            assert!(matches!(abandon(&f), Some(Move::Do(Step::DestroyUnclaimed { .. }))), "{:?}", abandon(&f));
+        }
+    }
+
+    /// What the pool refused is told, its source is free meanwhile, and it is asked again once its pause is over.
+    #[test]
+    fn a_refused_call_pauses_without_its_mark() {
+        let full = Trouble::new(Reason::StorageFull, "full");
+        let mut f = Flight { refused: Some(full.clone()), children: Vec::new(), ..flight(Sent::Over) };
+        assert!(matches!(advance(&f), Move::Do(Step::Unmark { .. })));
+        f.mark = MarkSight::None;
+        assert_eq!(advance(&f), Move::Stop(full));
+        f.refused = None;
+        assert!(matches!(advance(&f), Move::Do(Step::Mark { .. })));
+    }
+}

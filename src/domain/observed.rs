@@ -405,11 +405,20 @@ pub struct Storage {
     pub thick: bool,
     /// Bytes.
     pub free: i64,
-    /// An `SR.scan` has succeeded since xapi last started.
-    pub scanned: bool,
+    /// Scans that have succeeded since xapi last started: 2 where two were far enough apart.
+    pub scans: u8,
+    /// Another one may be made now.
+    pub scan_due: bool,
     pub scanning: bool,
     /// A call on a disk failed there since the last scan: a row may be back whose disk is gone.
     pub doubted: bool,
+}
+
+impl Storage {
+    /// An `SR.scan` has succeeded since xapi last started.
+    pub fn scanned(&self) -> bool {
+        self.scans > 0
+    }
 }
 
 /// Everything that one decision needs.

@@ -119,7 +119,7 @@ pub(super) fn discard(seen: &Observed) -> Verdict {
 
 /// What is recorded and does not show may be a row that a restarted pool forgot: a scan brings the disk back.
 fn out_of_sight(seen: &Observed) -> Option<Verdict> {
-    let uuid = seen.unseen.first().filter(|_| !seen.storage.scanned)?;
+    let uuid = seen.unseen.first().filter(|_| !seen.storage.scanned())?;
     Some(plan::cannot_tell(seen, &format!("disk or machine {uuid}, which is to be removed")))
 }
 

@@ -9,7 +9,7 @@ use lamina::sim::restart;
 use serde_json::json;
 
 use crate::common::eventually;
-use crate::common::rig::{Rig, disk, idle, machine, quick, status, uid};
+use crate::common::rig::{Rig, disk, idle, machine, quick, status};
 
 const OFF: &str = "StartMachine";
 
@@ -39,30 +39,6 @@ async fn a_freeze_is_taken_back_when_the_machine_ran_again() {
     let done = rig.until_finalized("again", "1").await;
     assert_eq!(rig.sim.pool.digest(&status(&done).versions[0].disk), Some(bytes));
     rig.hands.assert_tidy().await;
-}
-
-/// While the pool refuses a call its source is free, and what another tool makes of it is that tool's.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_strangers_snapshot_is_not_taken_for_ours() {
-    let rig = Rig::new().await;
-    let os = rig.hands.named("VDI", "win11-24h2").await;
-    let _controller = rig.run().await;
-    rig.sim.pool.clock.hold("VDI.snapshot/running");
-    rig.layer("refused", json!({"machine": {"powerOn": false}, "deletionPolicy": "Delete"})).await;
-    eventually("a snapshot under way", async || (rig.calls("Async.VDI.snapshot") == 1).then_some(())).await;
-    let task = rig.hands.all("task").await.into_iter().find(|t| t.text("name_label") == "Async.VDI.snapshot");
-    rig.hands.call("task.cancel", json!([task.expect("a task").r])).await;
-    rig.sim.pool.clock.unhold("VDI.snapshot/running");
-    rig.until_reason("refused", "PoolError").await;
-    // The mark may still be on it, and is inherited.
-    let theirs = rig.hands.call("VDI.snapshot", json!([os.r])).await;
-    let made = rig.until_reason("refused", OFF).await;
-    rig.delete("refused").await;
-    rig.until_gone("refused").await;
-    rig.hands.assert_nothing_of(&uid(&made)).await;
-    let all = rig.hands.all("VDI").await;
-    let still = all.iter().find(|d| json!(d.r) == theirs).expect("their snapshot");
-    assert!(!still.claimed());
 }
 
 /// What a dead daemon left paused is ours to wake, with proof.

@@ -109,8 +109,7 @@ fn flight(
     };
     let task = task_sight(lens, making, &opid, &attempt.sent, attempt.task.as_ref(), doubt);
     let restarted = intent.as_ref().is_some_and(|i| i.agent_start != seen.agent_start);
-    let (scans, scan_due) =
-        lens.pool.memory().scans(&seen.storage.uuid, &seen.agent_start, lens.now, lens.pace.in_flight);
+    let (scans, scan_due) = (seen.storage.scans, seen.storage.scan_due);
     let turn = lens.pool.memory().has_turn(&source, &lens.want.uid);
     // A test that began before there was anything to test would prove nothing.
     let quiet = if intent.is_some() || mark == MarkSight::Ours { quiet(lens, &opid.0, &source, sr) } else { Quiet::No };

@@ -101,7 +101,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     let subject = subject(lens.want, &records, &owned);
     let sr = repository(lens, &records, &subject)?;
     let mut storage = inspect::facts(view, &sr).unwrap_or_default();
-    scan_state(lens, &mut storage, &agent_start);
+    let scan_ended = scan_state(lens, &mut storage, &agent_start);
     let finalized = records.versions.iter().any(|v| v.version == subject);
     let done = finalized || lens.deleting || lens.want.discard.as_deref() == Some(subject.as_str());
     let version = |keys: &identity::Keys| keys.get(identity::VERSION).is_some_and(|v| *v == subject);
@@ -129,7 +129,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         .copied();
 
     let can_tell =
-        lens.live && storage.scanned && attached(view, &sr) && records.pool.as_deref() == Some(pool_uuid.as_str());
+        lens.live && storage.scanned() && attached(view, &sr) && records.pool.as_deref() == Some(pool_uuid.as_str());
     let mut sight = |found: Option<Disk>, recorded: bool| match found {
         Some(disk) => Sight::Found(disk),
         None if !recorded => Sight::Absent,
@@ -207,7 +207,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
             format!("the pool names disk '{}' without a uuid", d.name),
         ));
     }
-    let soon = [soon, seen.soon].into_iter().flatten().min();
+    let soon = [soon, seen.soon, scan_ended.then_some(Duration::ZERO)].into_iter().flatten().min();
     // What it is being cloned from is what counts; the spec may name another base by now.
     let cloned = observed.records.operation.as_ref().filter(|i| i.step == Making::CloneDisk).map(|i| i.source.clone());
     let version = |uuid: &String| observed.records.versions.iter().any(|v| v.disk == *uuid);
@@ -232,11 +232,18 @@ fn attached(view: &View, sr: &Ref) -> bool {
     view.pbds.iter().any(|(_, p)| p.sr == *sr && p.currently_attached)
 }
 
-fn scan_state(lens: &Lens<'_>, storage: &mut Storage, agent_start: &str) {
+/// A scan that ended since the last pass counts from the next one: what this view shows of the disks may be older than its end. Returns
+/// whether one did.
+fn scan_state(lens: &Lens<'_>, storage: &mut Storage, agent_start: &str) -> bool {
     let mut memory = lens.pool.memory();
+    let (done, due) = memory.scans(&storage.uuid, agent_start, lens.now, lens.pace.in_flight);
+    let mut ended = false;
     if let Some(task) = memory.scan_task(&storage.uuid) {
         match lens.view.tasks.get(&task).map(|t| &t.status) {
-            Some(TaskStatus::Success) => memory.scan_done(&storage.uuid, agent_start, lens.now),
+            Some(TaskStatus::Success) => {
+                memory.scan_done(&storage.uuid, agent_start, lens.now);
+                ended = true;
+            }
             Some(TaskStatus::Pending | TaskStatus::Cancelling) => {}
             // The mirror may not show it yet; a live look that does not either has lost it, and it is made again.
             None if !lens.live => {}
@@ -245,10 +252,11 @@ fn scan_state(lens: &Lens<'_>, storage: &mut Storage, agent_start: &str) {
             }
         }
     }
-    let (done, _) = memory.scans(&storage.uuid, agent_start, lens.now, lens.pace.in_flight);
-    storage.scanned = done > 0;
-    storage.doubted = memory.is_doubted(&storage.uuid);
-    storage.scanning = memory.scan_task(&storage.uuid).is_some();
+    storage.scans = done;
+    storage.doubted = ended || memory.is_doubted(&storage.uuid);
+    storage.scanning = ended || memory.scan_task(&storage.uuid).is_some();
+    storage.scan_due = due && !storage.scanning;
+    ended
 }
 
 /// On a control domain for longer than patience, without a task of ours.

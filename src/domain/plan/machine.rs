@@ -42,6 +42,10 @@ pub(super) fn with_machine(want: &Want, seen: &Observed, w: &Disk, m: &Machine) 
     }
     // Somebody switched it on meanwhile: what was taken of its disk is not what it will hold.
     if m.power != Power::Halted && seen.flight(Making::FreezeDisk).is_some_and(|f| f.intent.is_some()) {
+        if m.power == Power::Running && m.key(BOOT) != Some(m.boot_id().as_str()) {
+            let step = Step::NoteBoot { machine: m.uuid.clone(), boot: m.boot_id() };
+            return Verdict::act(step, Reason::FreezingDisk, "the machine runs again");
+        }
         return take_back_freeze(seen, m, Trouble::new(Reason::WaitingForMachine, "the machine runs again"));
     }
     match m.power {

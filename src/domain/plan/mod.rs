@@ -161,7 +161,7 @@ pub(in crate::domain) fn cannot_tell(seen: &Observed, what: &str) -> Verdict {
         "{what} cannot be told from a lost one yet: nothing is made until storage repository '{}' was scanned. If this stays, check its connection to the hosts",
         seen.storage.name
     );
-    if seen.storage.scanned || seen.storage.scanning {
+    if seen.storage.scanned() || seen.storage.scanning {
         Verdict::wait(Next::Capacity, Reason::WaitingForStorage, message)
     } else {
         Verdict::act(Step::ScanStorage, Reason::WaitingForStorage, message)

@@ -80,7 +80,7 @@ fn entered() -> Observed {
         pool: "p".into(),
         agent_start: "0".into(),
         records: Records { pool: Some("p".into()), ..Records::default() },
-        storage: Storage { uuid: "sr".into(), name: "fast".into(), free: 9, scanned: true, ..Storage::default() },
+        storage: Storage { uuid: "sr".into(), name: "fast".into(), free: 9, scans: 1, ..Storage::default() },
         os_disk: Ok(os_disk()),
         machine_source: Ok(()),
         base: Sight::Absent,
