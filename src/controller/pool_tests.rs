@@ -1,3 +1,5 @@
+//! What a process remembers of its own calls: turns, in-flight tests, scans.
+
 use super::*;
 
 const APART: Duration = Duration::from_secs(60);

@@ -139,7 +139,13 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         }
     };
     let work_recorded = records.disk.as_ref().is_some_and(|d| d.version == subject);
-    let work = sight(w.map(|(_, d)| disk(d)), work_recorded && !done);
+    let unseen = unseen(lens, &records);
+    // To be removed, and out of sight: its record goes only when a scan has not brought it back.
+    let hidden = !storage.scanned() && records.disk.as_ref().is_some_and(|d| unseen.contains(&d.uuid));
+    let work = match sight(w.map(|(_, d)| disk(d)), work_recorded && !done) {
+        Sight::Absent if work_recorded && hidden => Sight::CannotLook,
+        seen => seen,
+    };
     let frozen = sight(f.map(|(_, d)| disk(d)), f_record.is_some() && !lens.deleting);
     let os = inspect::os_disk(view, &sr, &lens.layer.spec.os_layer.disk);
     let base_uuids = bases(lens, os.as_ref().ok().map(|(_, d)| d.uuid.as_str()), &storage.uuid, &records);
@@ -163,7 +169,6 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     };
 
     let estate = estate(lens, &owned, &disk)?;
-    let unseen = unseen(lens, &records);
     let others = estate.frozen.iter().filter(|d| f.is_none_or(|(_, f)| f.uuid != d.uuid));
     let untagged = others.filter(|d| !d.keyed || !d.tagged).map(|d| d.uuid.clone()).collect();
     let unclaimed = copies(lens, &subject);
