@@ -120,6 +120,9 @@ impl Draft {
     }
 }
 
+/// Bytes of the longest message; the API server takes 32768 characters, and refuses the whole status for a longer one, at every try.
+const MAX_MESSAGE: usize = 8192;
+
 /// The conditions that follow `old`: exactly those of `new`, in its order; one whose status stays keeps its transition time.
 #[must_use]
 pub fn merge(old: &[Condition], new: Vec<Draft>, generation: Option<i64>, now: &Time) -> Vec<Condition> {
@@ -131,13 +134,19 @@ pub fn merge(old: &[Condition], new: Vec<Draft>, generation: Option<i64>, now: &
     new.into_iter()
         .map(|draft| Condition {
             last_transition_time: since(&draft),
-            message: draft.message,
+            message: cut(draft.message),
             observed_generation: generation,
             reason: draft.reason.as_str().into(),
             status: draft.status.as_str().into(),
             type_: draft.type_.as_str().into(),
         })
         .collect()
+}
+
+/// No message is meant to be as long as this: the last guard, not the way to shorten one.
+fn cut(mut message: String) -> String {
+    message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+    message
 }
 
 /// The condition of that type, if it is there.
@@ -262,7 +271,7 @@ fn check(conditions: &[Condition], observed: Option<i64>, generation: Option<i64
 }
 
 fn check_one(condition: &Condition, observed: Option<i64>) -> Vec<String> {
-    let Condition { type_, status, reason, observed_generation, .. } = condition;
+    let Condition { type_, status, reason, observed_generation, message, .. } = condition;
     let Some(known) = ConditionType::parse(type_) else { return vec![format!("unknown condition {type_}")] };
     let Some(why) = Reason::parse(reason) else { return vec![format!("{type_}: unknown reason {reason}")] };
     let mut wrong = vec![];
@@ -270,6 +279,7 @@ fn check_one(condition: &Condition, observed: Option<i64>) -> Vec<String> {
     must(!known.only_while_true() || status == "True", format!("{type_} is there, but {status}"));
     must(["True", "False", "Unknown"].contains(&status.as_str()), format!("{type_} is {status}"));
     must(why.on().contains(&known), format!("{type_} may not bear reason {reason}"));
+    must(message.len() <= MAX_MESSAGE, format!("{type_} says {} bytes, which nobody reads", message.len()));
     must(
         *observed_generation == observed,
         format!("{type_} is about generation {observed_generation:?}, the status about {observed:?}"),

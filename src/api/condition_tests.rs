@@ -138,6 +138,7 @@ fn generations_and_words_are_checked() {
     assert_wrong(&changed(|s| s.conditions[0].reason = "Oops".into()), "unknown reason Oops");
     assert_wrong(&changed(|s| s.conditions[0].type_ = "Failed".into()), "unknown condition Failed");
     assert_wrong(&changed(|s| s.conditions[0].message.clear()), "Ready says nothing");
+    assert_wrong(&changed(|s| s.conditions[0].message = "ü".repeat(5000)), "Ready says 10000 bytes");
     assert_wrong(&changed(|s| s.phase = None), "no phase");
     assert_wrong(
         &changed(|s| {
@@ -203,6 +204,14 @@ fn a_status_that_stays_keeps_its_time() {
     assert_eq!([&new[0].last_transition_time, &new[1].last_transition_time], [&now(), &earlier]);
     assert_eq!(new[1].observed_generation, Some(2));
     assert_eq!(merge(&old, drafts(False), Some(1), &now()), old, "an equal world gives an equal status");
+}
+
+#[test]
+fn no_message_is_longer_than_the_api_server_takes() {
+    let words = format!("x{}", "ü".repeat(40_000));
+    let [c] =
+        merge(&[], vec![Draft::new(C::Ready, False, Reason::CreatingDisk, words)], Some(1), &now()).try_into().unwrap();
+    assert_eq!(c.message.len(), 8191, "cut between characters");
 }
 
 #[test]

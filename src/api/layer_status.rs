@@ -342,7 +342,8 @@ pub struct FrozenVersion {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<i64>,
 
-    /// How often the Windows in it can still be rearmed, as its last report says.
+    /// How often the Windows in it can still be rearmed, as its last report says. Absent where no report counted (integrity Skip): nobody
+    /// knows then whether it was rearmed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rearms_left: Option<i32>,
 

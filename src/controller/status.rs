@@ -11,8 +11,8 @@ use super::observe::Scene;
 use crate::api::condition::merge;
 use crate::api::layer::DiskFormat;
 use crate::api::layer_status::{
-    BaseKind, BaseTaken, CurrentVersion, DiskStatus, Finding, FrozenVersion, IntegrityStatus, MAX_FINDINGS,
-    MachineStatus, Operation, ToolsStatus,
+    BaseKind, BaseTaken, CurrentVersion, DiskStatus, Finding, FrozenVersion, IntegrityStatus, MachineStatus, Operation,
+    ToolsStatus,
 };
 use crate::api::reason::{Fault, Reason};
 use crate::api::{ConditionType, Phase, PlatformLayer, PlatformLayerStatus};
@@ -254,7 +254,8 @@ fn machine(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, step: &Ste
 fn version(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, f: &Disk) -> FrozenVersion {
     let seen = &scene.observed;
     let os_version = seen.base.found().and_then(|b| b.keys.get(identity::OS_VERSION).cloned());
-    let report = seen.machine.found().and_then(|m| m.report.as_ref());
+    // A report that does not count is of another boot, or of somebody else's making.
+    let report = seen.machine.found().filter(|m| gate::judge(o.want, m).counts.is_ok()).and_then(|m| m.report.as_ref());
     let base_uuid = f.keys.get(identity::BASE).cloned().unwrap_or_default();
     FrozenVersion {
         version: seen.subject.clone(),
@@ -281,7 +282,6 @@ fn integrity(want: &Want, m: &Machine) -> Option<IntegrityStatus> {
         boot_id: m.key(identity::BOOT).map(str::to_owned),
         findings: findings
             .into_iter()
-            .take(MAX_FINDINGS)
             .map(|f| Finding { reason: f.reason, detail: Some(f.detail), remedy: Some(f.remedy) })
             .collect(),
     })

@@ -7,7 +7,7 @@
 
 use super::identity::BOOT;
 use super::observed::{Holder, Machine, Making, Observed, OsDisk, Power, Storage, Trouble};
-use super::report::{Finding, Report};
+use super::report::{Finding, Report, fitting, named};
 use super::want::{BaseFrom, FinalizePolicy, IntegrityPolicy, Want};
 use crate::api::reason::Reason;
 
@@ -241,7 +241,7 @@ pub fn judge(want: &Want, machine: &Machine) -> Judgement {
     if counts.is_ok() && want.kms_rearm {
         findings.extend(kms(report));
     }
-    Judgement { counts, findings }
+    Judgement { counts, findings: fitting(findings) }
 }
 
 fn kms(report: &Report) -> Option<Finding> {
@@ -257,9 +257,16 @@ fn kms(report: &Report) -> Option<Finding> {
     Some(Finding { reason: reason.as_str().to_owned(), detail, remedy: reason.remedy().to_owned(), always: true })
 }
 
+/// Which machine it is and where, for a person.
+pub fn place(m: &Machine) -> String {
+    let host = m.host.as_ref().map(|h| format!(", on host '{h}'")).unwrap_or_default();
+    let address = m.address.as_ref().map(|a| format!(", address {a}")).unwrap_or_default();
+    format!("machine '{}' ({}{host}{address})", m.name, m.uuid)
+}
+
 /// May this halted machine's disk be frozen? `Err`: whose turn it is and what to do.
-pub fn approval(want: &Want, version: &str, judgement: &Judgement) -> Result<(), Trouble> {
-    report_satisfies(want, judgement)?;
+pub fn approval(want: &Want, machine: &Machine, version: &str, judgement: &Judgement) -> Result<(), Trouble> {
+    report_satisfies(want, machine, judgement)?;
     let by_itself = want.finalize == FinalizePolicy::OnShutdown && judgement.counts.is_ok();
     if by_itself || want.approved.as_deref() == Some(version) {
         return Ok(());
@@ -269,6 +276,9 @@ pub fn approval(want: &Want, version: &str, judgement: &Judgement) -> Result<(),
         None => String::new(),
     };
     let check = match (&judgement.counts, judgement.findings.is_empty()) {
+        (Err(_), _) if want.kms_rearm => {
+            ", without a report of the guest that counts: nobody knows whether Windows was rearmed, as spec.kms wants it"
+        }
         (Err(_), _) => ", without a report of the guest that counts",
         (Ok(()), true) => ": its check found nothing",
         (Ok(()), false) => ", with the findings in status.integrity",
@@ -276,15 +286,15 @@ pub fn approval(want: &Want, version: &str, judgement: &Judgement) -> Result<(),
     Err(Trouble::new(
         Reason::ApproveFinalize,
         format!(
-            "machine '{}' is off and version '{version}' can be frozen{check}{stale}. To freeze it: {}; to go on installing instead: {}",
-            want.machine_name(),
+            "{} is off and version '{version}' can be frozen{check}{stale}. To freeze it: {}; to go on installing instead: {}",
+            place(machine),
             want.approve_command(version),
             want.restart_command()
         ),
     ))
 }
 
-fn report_satisfies(want: &Want, judgement: &Judgement) -> Result<(), Trouble> {
+fn report_satisfies(want: &Want, machine: &Machine, judgement: &Judgement) -> Result<(), Trouble> {
     if want.integrity == IntegrityPolicy::Skip && judgement.counts.is_err() {
         return Ok(());
     }
@@ -292,27 +302,23 @@ fn report_satisfies(want: &Want, judgement: &Judgement) -> Result<(), Trouble> {
         return Err(Trouble::new(
             Reason::FixIntegrity,
             format!(
-                "machine '{}' is off, but nothing proves that its Windows is at rest: {why}. Start it again ({}) and run Shutdown For Finalize in it",
-                want.machine_name(),
+                "{} is off, but nothing proves that its Windows is at rest: {why}. Start it again ({}) and run Shutdown For Finalize in it",
+                place(machine),
                 want.restart_command()
             ),
         ));
     }
-    let blocking: Vec<_> = judgement
-        .findings
-        .iter()
-        .filter(|f| f.always || want.integrity == IntegrityPolicy::Enforce)
-        .map(Finding::words)
-        .collect();
+    let blocking: Vec<_> =
+        judgement.findings.iter().filter(|f| f.always || want.integrity == IntegrityPolicy::Enforce).collect();
     if blocking.is_empty() {
         return Ok(());
     }
     Err(Trouble::new(
         Reason::FixIntegrity,
         format!(
-            "machine '{}' is off, but its last check found: {}. Start it again ({}), mend this in its console, and run Shutdown For Finalize",
-            want.machine_name(),
-            blocking.join("; "),
+            "{} is off, but its last check found: {}. Start it again ({}), mend this in its console, and run Shutdown For Finalize",
+            place(machine),
+            named(&blocking),
             want.restart_command()
         ),
     ))
@@ -345,8 +351,8 @@ pub fn freeze(seen: &Observed, machine: &Machine) -> Result<(), Trouble> {
         return Err(Trouble::new(
             Reason::FixIntegrity,
             format!(
-                "machine '{}' was started once more after its last check: start it with a new spec.machine.restartToken and run Shutdown For Finalize in it",
-                machine.name
+                "{} was started once more after its last check: start it with a new spec.machine.restartToken and run Shutdown For Finalize in it",
+                place(machine)
             ),
         ));
     }

@@ -9,14 +9,17 @@ use sha2::{Digest, Sha256};
 
 use super::identity::{BOOT, NONCE};
 use super::observed::Machine;
+use crate::api::layer_status::MAX_FINDINGS;
 use crate::api::reason::Reason;
 
 /// Where the guest's keys are in `VM.xenstore_data`.
 pub const PREFIX: &str = "vm-data/lamina/";
 const REPORT: &str = "vm-data/lamina/report/";
-/// Findings kept; more are counted.
-const MOST_FINDINGS: usize = 32;
 const LONGEST_FINDING: usize = 2048;
+/// Findings named in a message; status has them all, and a message must stay one that a person reads and the API server takes.
+const NAMED: usize = 5;
+/// Characters of a finding's detail in a message. Reasons and remedies are short already.
+const LONGEST_NAMED: usize = 100;
 
 /// What a guest wrote below `vm-data/lamina/report/`.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,7 +31,6 @@ pub struct Report {
     pub block_finalize: Option<u64>,
     /// `<reason> <detail>`, as the guest's tool wrote them, in their order.
     pub findings: Vec<(String, String)>,
-    pub more_findings: usize,
     pub rearms_before: Option<u32>,
     pub rearms_left: Option<u32>,
     pub rearmed: bool,
@@ -48,9 +50,37 @@ pub struct Finding {
 
 impl Finding {
     /// For a message: reason, detail and remedy, without the stop at its end.
-    pub fn words(&self) -> String {
-        format!("{} ({}): {}", self.reason, self.detail, self.remedy.trim_end_matches('.'))
+    fn words(&self) -> String {
+        let mut detail: String = self.detail.chars().take(LONGEST_NAMED).collect();
+        if detail.len() < self.detail.len() {
+            detail.push('…');
+        }
+        format!("{} ({detail}): {}", self.reason, self.remedy.trim_end_matches('.'))
     }
+}
+
+/// Findings for a message: the first few in words, the rest counted.
+pub fn named(findings: &[&Finding]) -> String {
+    let mut words: Vec<String> = findings.iter().take(NAMED).map(|f| f.words()).collect();
+    if let Some(more) = findings.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        words.push(format!("and {more} more, see status.integrity.findings"));
+    }
+    words.join("; ")
+}
+
+/// As many findings as a status holds: those that no policy lets pass come first, and what does not fit is counted by the last.
+pub fn fitting(mut all: Vec<Finding>) -> Vec<Finding> {
+    all.sort_by_key(|f| !f.always);
+    if all.len() > MAX_FINDINGS {
+        let dropped = all.split_off(MAX_FINDINGS - 1);
+        all.push(Finding {
+            reason: Reason::MoreFindings.as_str().to_owned(),
+            detail: format!("{} more", dropped.len()),
+            remedy: Reason::MoreFindings.remedy().to_owned(),
+            always: dropped.iter().any(|f| f.always),
+        });
+    }
+    all
 }
 
 impl Report {
@@ -73,10 +103,8 @@ impl Report {
             boot: line("boot"),
             domid: line("domid"),
             block_finalize: lines.get("block-finalize").and_then(|v| v.trim().parse().ok()),
-            more_findings: findings.len().saturating_sub(MOST_FINDINGS),
             findings: findings
                 .into_iter()
-                .take(MOST_FINDINGS)
                 .map(|(_, v)| {
                     let (reason, detail) = v.split_once(' ').unwrap_or((v, ""));
                     (clean(reason, 64), clean(detail, LONGEST_FINDING))
@@ -132,14 +160,6 @@ impl Report {
                 remedy: known
                     .map_or("clear what the detail names, then run the check again", Reason::remedy)
                     .to_owned(),
-                always: false,
-            });
-        }
-        if self.more_findings > 0 {
-            all.push(Finding {
-                reason: Reason::MoreFindings.as_str().to_owned(),
-                detail: format!("{} more", self.more_findings),
-                remedy: Reason::MoreFindings.remedy().to_owned(),
                 always: false,
             });
         }
@@ -231,20 +251,28 @@ mod tests {
         ];
         assert_eq!(reasons, known);
         assert!(all.iter().all(|f| !f.remedy.is_empty()));
-        let report = Report {
-            nonce: String::new(),
-            boot: String::new(),
-            domid: String::new(),
-            block_finalize: Some(0),
-            findings: Vec::new(),
-            more_findings: 3,
-            rearms_before: None,
-            rearms_left: None,
-            rearmed: false,
-            sealed: true,
-        };
-        let [more] = report.judge().try_into().expect("one finding");
-        assert_eq!((more.reason.as_str(), more.detail.as_str()), ("MoreFindings", "3 more"));
         assert_eq!(all.iter().filter(|f| f.always).map(|f| f.reason.as_str()).collect::<Vec<_>>(), ["BypassEnabled"]);
+    }
+
+    /// A cut is told; what blocks under every policy is never what is cut off.
+    #[test]
+    fn findings_fit_a_status_and_their_words_a_message() {
+        let finding = |n: usize| Finding {
+            reason: format!("Odd{n}"),
+            detail: "ü".repeat(2000),
+            remedy: "Mend it.".to_owned(),
+            always: n == 99,
+        };
+        let fits = fitting((0..MAX_FINDINGS).map(finding).collect());
+        assert_eq!((fits.len(), fits.last().map(|f| f.reason.as_str())), (MAX_FINDINGS, Some("Odd31")));
+        let cut = fitting((60..100).map(finding).collect());
+        assert_eq!((cut.len(), cut[0].reason.as_str()), (MAX_FINDINGS, "Odd99"));
+        let last = cut.last().expect("the count");
+        assert_eq!((last.reason.as_str(), last.detail.as_str()), ("MoreFindings", "9 more"));
+
+        let words = named(&cut.iter().collect::<Vec<_>>());
+        assert!(words.len() < 2000 && words.ends_with("; and 27 more, see status.integrity.findings"), "{words}");
+        assert!(words.starts_with("Odd99 (üü") && words.contains("…): Mend it; Odd60"), "{words}");
+        assert_eq!(named(&[&finding(1)]).matches("more").count(), 0);
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Built by `controller::layer` from the stored object; nothing below it looks at the raw spec again.
 
+use serde_json::{Value, json};
+
 pub use crate::api::layer::{BaseFrom, DeletionPolicy, FinalizePolicy, IntegrityPolicy};
 use crate::api::layer::{DiskFormat, PlatformLayer};
 use crate::api::quantity;
@@ -76,18 +78,18 @@ impl Want {
 
     /// The command that approves a version, as a person would type it.
     pub fn approve_command(&self, version: &str) -> String {
-        format!(
-            "kubectl patch platformlayer {} -n {} --type merge --field-manager lamina-approval \
-             -p '{{\"spec\":{{\"finalize\":{{\"approved\":\"{version}\"}}}}}}'",
-            self.name, self.namespace
-        )
+        let approved = json!({"spec": {"finalize": {"approved": version}}});
+        self.patch_command(" --field-manager lamina-approval", &approved)
     }
 
     pub fn restart_command(&self) -> String {
-        format!(
-            "kubectl patch platformlayer {} -n {} --type merge -p '{{\"spec\":{{\"machine\":{{\"restartToken\":\"<a new value>\"}}}}}}'",
-            self.name, self.namespace
-        )
+        self.patch_command("", &json!({"spec": {"machine": {"restartToken": "<a new value>"}}}))
+    }
+
+    /// Names of objects are harmless in a shell; what is patched may be any text, and is typed into one.
+    fn patch_command(&self, options: &str, patch: &Value) -> String {
+        let quoted = patch.to_string().replace('\'', r"'\''");
+        format!("kubectl patch platformlayer {} -n {} --type merge{options} -p '{quoted}'", self.name, self.namespace)
     }
 }
 
@@ -110,7 +112,28 @@ fn legal_file_name(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::legal_file_name;
+    use super::*;
+
+    /// A shell hands kubectl the very text, and runs nothing of it.
+    #[test]
+    fn printed_commands_survive_a_shell() {
+        let layer = json!({
+            "apiVersion": "lamina.dev/v1alpha1", "kind": "PlatformLayer", "metadata": {"name": "pvs", "namespace": "lab"},
+            "spec": {"version": "1", "purpose": "Packaging", "connectorRef": {"name": "lab"},
+                "osLayer": {"name": "w", "version": "1", "disk": {"name": "w"}}},
+        });
+        let want = Want::of(&serde_json::from_value(layer).expect("a layer"));
+        let version = r#"it's "1" $(echo run) `echo run` \n {x}"#;
+        let script = format!("kubectl() {{ printf '%s\n' \"$@\"; }}; {}", want.approve_command(version));
+        let ran = std::process::Command::new("sh").args(["-c", &script]).output().expect("a shell");
+        let told = String::from_utf8(ran.stdout).expect("text");
+        let words: Vec<&str> = told.lines().collect();
+        assert_eq!(words[..7], ["patch", "platformlayer", "pvs", "-n", "lab", "--type", "merge"]);
+        let patch: Value = serde_json::from_str(words.last().expect("a patch")).expect("JSON");
+        assert_eq!(patch, json!({"spec": {"finalize": {"approved": version}}}));
+        let plain = r#"kubectl patch platformlayer pvs -n lab --type merge --field-manager lamina-approval -p '{"spec":{"finalize":{"approved":"1"}}}'"#;
+        assert_eq!(want.approve_command("1"), plain);
+    }
 
     #[test]
     fn layer_names_become_legal_file_names() {

@@ -7,7 +7,6 @@ use std::time::Duration;
 use lamina::api::reason::Reason;
 use lamina::api::{ConditionType, Phase};
 use lamina::demo::person::{self, Check, Deed};
-use lamina::domain::report::BITS;
 use lamina::sim::guest::{Guest, Program, program};
 use lamina::sim::power::Exit;
 use serde_json::json;
@@ -55,9 +54,25 @@ fn as_it_is(_: &mut Lines) {}
 #[tokio::test(flavor = "multi_thread")]
 async fn every_bit_is_a_finding_with_its_own_reason_and_remedy() {
     let rig = Rig::new().await;
-    let mut cases: Vec<(u64, String)> = BITS.iter().map(|(bit, reason)| (*bit, reason.as_str().to_owned())).collect();
-    cases.push((1 << 13, "Bit8192".to_owned()));
-    cases.push((1 << 40, "Bit1099511627776".to_owned()));
+    // As the vendor gives them away, and not as the code has them.
+    let cases = [
+        (1, "BypassEnabled"),
+        (2, "RebootPending"),
+        (4, "InstallerBusy"),
+        (8, "NGenRunning"),
+        (16, "RunOncePending"),
+        (32, "WindowsUpgradeUnfinished"),
+        (64, "NGenNeeded"),
+        (128, "SCCMClientIdentity"),
+        (256, "FSLogixAltitude"),
+        (512, "WEMKeyFile"),
+        (1024, "TokensLeft"),
+        (2048, "KMSDirectoryMissing"),
+        (4096, "KMSPolicyMissing"),
+        (8192, "Bit8192"),
+        (1_099_511_627_776, "Bit1099511627776"),
+    ];
+    let mut cases: Vec<(u64, String)> = cases.map(|(bit, reason)| (bit, reason.to_owned())).into();
     let checks = cases.iter().map(|(bit, _)| Check { block_finalize: *bit, ..Check::default() });
     let checks =
         checks.chain([Check { findings: vec!["PendingRename C:\\x".into()], ..Check::default() }, Check::default()]);
@@ -198,4 +213,65 @@ async fn a_clean_check_asks_for_the_shutdown_and_findings_for_mending() {
         let (_, message) = ready(&waits).expect("Ready");
         assert!(message.contains(words) && message.contains(&format!("{name} 1 packaging")), "{message}");
     }
+}
+
+/// What a status can hold is no reason for the API server to refuse it, nor to hide that there is more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_report_is_cut_where_it_is_told() {
+    let rig = Rig::new().await;
+    let long = |n: usize| format!("Odd{n} {}", "\u{1f9ea} what was found ".repeat(150));
+    let check = Check { block_finalize: 1 << 12, findings: (0..40).map(long).collect(), ..Check::default() };
+    rig.guest("long", person::person(vec![vec![Deed::Install, Deed::Reboot], vec![Deed::Report(check), Deed::Stay]]));
+    let _controller = rig.run().await;
+    rig.layer("long", json!({})).await;
+    let running = rig.until_reason("long", "FixIntegrity").await;
+    assert_eq!(status(&running).phase, Some(Phase::MachineRunning));
+    let vm = rig.hands.machine(&machine(&running)).await.expect("M").r;
+    rig.hands.call("VM.hard_shutdown", json!([vm])).await;
+    let halted = rig
+        .until("long", "halted", |l| {
+            status(l).phase == Some(Phase::AwaitingFinalize) && ready(l).is_some_and(|(r, _)| r == "FixIntegrity")
+        })
+        .await;
+    for layer in [running, halted] {
+        let (_, message) = ready(&layer).expect("Ready");
+        assert!(message.len() < 3000, "{} bytes", message.len());
+        assert!(
+            message.contains("KMSPolicyMissing") && message.contains("Odd3 ") && !message.contains("Odd4 "),
+            "{message}"
+        );
+        assert!(message.contains("and 27 more, see status.integrity.findings"), "{message}");
+        let findings = status(&layer).integrity.expect("a verdict").findings;
+        let (last, named) = findings.split_last().expect("findings");
+        assert_eq!((named.len(), named[30].reason.as_str()), (31, "Odd29"));
+        assert_eq!((last.reason.as_str(), last.detail.as_deref()), ("MoreFindings", Some("10 more")));
+    }
+}
+
+/// Without a report that counts nobody knows of rearms, whatever somebody wrote.
+#[tokio::test(flavor = "multi_thread")]
+async fn rearms_are_told_by_a_report_that_counts_alone() {
+    let rig = Rig::new().await;
+    let check = Check { rearms_before: Some(3), rearmed: true, ..Check::default() };
+    let broken: Change = |l| drop(l.insert("sealed".into(), "0".repeat(64)));
+    rig.guest("rearms", reporting(vec![(check.clone(), as_it_is, broken), (check, as_it_is, as_it_is)]));
+    let _controller = rig.run().await;
+    let kms = json!({
+        "purpose": "Publishing", "platforms": {"provisioningService": "PVS", "connectionBroker": "XenDesktop"},
+        "kms": {"rearm": true}, "integrity": "Skip",
+    });
+    rig.layer("rearms", kms).await;
+    let turn = rig.until_reason("rearms", "ApproveFinalize").await;
+    let (_, message) = ready(&turn).expect("Ready");
+    assert!(message.contains("nobody knows whether Windows was rearmed"), "{message}");
+    assert!(message.contains(&machine(&turn)), "{message}");
+    rig.approve("rearms", "1").await;
+    let done = rig.until_finalized("rearms", "1").await;
+    assert_eq!(status(&done).versions[0].rearms_left, None);
+
+    rig.patch("rearms", json!({"version": "2"})).await;
+    rig.until_reason("rearms", "ApproveFinalize").await;
+    rig.approve("rearms", "2").await;
+    let done = rig.until_finalized("rearms", "2").await;
+    assert_eq!(status(&done).versions[1].rearms_left, Some(2));
 }

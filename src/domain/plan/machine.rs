@@ -1,10 +1,10 @@
 //! The packaging machine: set up, started, watched, judged when it halts, and its disk frozen: rows 4 to 10 of the walk.
 
-use super::super::gate;
+use super::super::gate::{self, place};
 use super::super::identity::{BOOT, TOKEN};
 use super::super::making;
 use super::super::observed::{Disk, Dvd, Holder, Machine, Making, Observed, Power, Sent, TaskSight, Trouble};
-use super::super::report::Finding;
+use super::super::report::named;
 use super::super::want::Want;
 use super::disk::{machine_forgotten, w_worked};
 use super::{Next, Say, Step, Verdict, advance, finish_operations, held, ran};
@@ -53,8 +53,8 @@ pub(super) fn with_machine(want: &Want, seen: &Observed, w: &Disk, m: &Machine) 
         Power::Paused | Power::Suspended => Verdict::rest(Say::Person(
             Reason::ResumeMachine,
             format!(
-                "machine '{}' is {}: resume it to go on installing (xe vm-{} uuid={})",
-                m.name,
+                "{} is {}: resume it to go on installing (xe vm-{} uuid={})",
+                place(m),
                 if m.power == Power::Paused { "paused" } else { "suspended" },
                 if m.power == Power::Paused { "unpause" } else { "resume" },
                 m.uuid
@@ -176,13 +176,6 @@ fn start(seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     advance(seen, Making::StartMachine, "starting the packaging machine")
 }
 
-/// Where the machine is, for a person.
-fn place(m: &Machine) -> String {
-    let host = m.host.as_ref().map(|h| format!(", on host '{h}'")).unwrap_or_default();
-    let address = m.address.as_ref().map(|a| format!(", address {a}")).unwrap_or_default();
-    format!("machine '{}' ({}{host}{address})", m.name, m.uuid)
-}
-
 /// What is done to a running machine is done beside a person's turn: what to tell does not wait for it.
 fn running(want: &Want, seen: &Observed, m: &Machine) -> Verdict {
     let starting = seen.flight(Making::StartMachine).is_some_and(|f| f.intent.is_some());
@@ -205,7 +198,7 @@ fn instruction(want: &Want, m: &Machine) -> Say {
     let judgement = gate::judge(want, m);
     // Right after a reboot the report of the boot before is still there: it says nothing of this one.
     if judgement.counts.is_ok() {
-        let findings: Vec<_> = judgement.findings.iter().map(Finding::words).collect();
+        let findings: Vec<_> = judgement.findings.iter().collect();
         return if findings.is_empty() {
             Say::Person(
                 Reason::ShutDownGuest,
@@ -221,7 +214,7 @@ fn instruction(want: &Want, m: &Machine) -> Say {
                 format!(
                     "the last check in {} found: {}. Mend this in its console, then run Shutdown For Finalize again",
                     place(m),
-                    findings.join("; ")
+                    named(&findings)
                 ),
             )
         };
@@ -260,7 +253,7 @@ fn halted(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
         return verdict;
     }
     let judgement = gate::judge(want, m);
-    let may = gate::approval(want, &seen.subject, &judgement)
+    let may = gate::approval(want, m, &seen.subject, &judgement)
         .and_then(|()| gate::freeze(seen, m))
         .and_then(|()| gate::same_boot(seen, m));
     if let Err(t) = may {
