@@ -32,6 +32,8 @@ pub struct Context {
     pub cluster: String,
     /// Of this process; sessions on the pool bear it.
     pub originator: String,
+    /// Only the layers of one namespace are in the stores: what a pool has for others cannot be told from what nobody owns.
+    pub restricted: bool,
     /// Asked right before each changing call to a pool.
     pub deadline: Deadline,
     pub metrics: Metrics,
@@ -46,6 +48,8 @@ pub struct Context {
     pub pools: Pools,
     pub slots: Mutex<Slots>,
     pub backoff: Mutex<Backoff>,
+    /// The value of the annotation `requestedAt` that a live look was last taken for, by uid of the layer.
+    pub looked: Mutex<HashMap<String, String>>,
 }
 
 /// Whether the stores hold all there is. Not asked of the stores themselves, whose answer wakes only one of those who wait for it.

@@ -26,7 +26,7 @@ use super::trouble;
 use super::write::{self, WriteError};
 use crate::api::condition::{ConditionType, find};
 use crate::api::reason::Fault;
-use crate::api::{FINALIZER, PlatformLayer};
+use crate::api::{FINALIZER, PlatformLayer, REQUESTED_AT};
 use crate::domain::observed::{Making, Sight, Trouble};
 use crate::domain::plan::{self, Next, Plan, Step};
 use crate::domain::removal;
@@ -88,6 +88,7 @@ async fn let_go(ctx: &Context, layer: &PlatformLayer) -> Result<Action, Error> {
 pub fn forget(ctx: &Context, uid: &str, connector: Option<&ConnectorKey>) {
     ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).give_back(uid);
     ctx.backoff.lock().unwrap_or_else(PoisonError::into_inner).succeeded(uid);
+    ctx.looked.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     ctx.metrics.forget_layer(uid);
     if let Some(pool) = connector.and_then(|key| ctx.pools.get(key)) {
         let next = pool.memory().leave_sources(uid);
@@ -112,7 +113,7 @@ async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -
         Ok(decided) => decided,
         Err(t) => return report(ctx, cached, want, Some(&t), None, None).await,
     };
-    if !(plan.step.needs_live_look() || plan.next == Next::InFlight || scene.doubt) {
+    if !(plan.step.needs_live_look() || plan.next == Next::InFlight || scene.doubt || is_look_asked_for(ctx, cached)) {
         return carry_out(ctx, &lens, scene, plan).await;
     }
     let Some(fresh) = fetch(ctx, cached).await? else { return Ok(Action::await_change()) };
@@ -121,6 +122,9 @@ async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -
         Ok(view) => view,
         Err(e) => return report(ctx, &fresh, &want, None, Some((&scene, &plan)), Some(&trouble::of(&e))).await,
     };
+    if let (Some(uid), Some(value)) = (fresh.uid(), fresh.annotations().get(REQUESTED_AT)) {
+        ctx.looked.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, value.clone());
+    }
     let (lens, mut scene, mut plan) = match decide(ctx, &fresh, &want, site, &view, true) {
         Ok(decided) => decided,
         Err(t) => return report(ctx, &fresh, &want, Some(&t), None, None).await,
@@ -131,6 +135,13 @@ async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -
         return report(ctx, &fresh, &want, None, Some((&scene, &plan)), Some(&t)).await;
     }
     carry_out(ctx, &lens, scene, plan).await
+}
+
+/// A person asked for a live look by a value of the annotation that none was taken for yet.
+fn is_look_asked_for(ctx: &Context, layer: &PlatformLayer) -> bool {
+    let looked = ctx.looked.lock().unwrap_or_else(PoisonError::into_inner);
+    let asked = layer.annotations().get(REQUESTED_AT);
+    asked.is_some() && asked != layer.uid().and_then(|uid| looked.get(&uid))
 }
 
 async fn fetch(ctx: &Context, cached: &PlatformLayer) -> Result<Option<PlatformLayer>, Error> {

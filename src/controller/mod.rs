@@ -111,6 +111,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         pace: settings.pace,
         cluster,
         originator: settings.identity,
+        restricted: settings.namespace.is_some(),
         deadline: settings.deadline,
         metrics: settings.metrics,
         layers: layer_store.clone(),
@@ -121,6 +122,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         pools: Pools::default(),
         slots: Mutex::new(Slots::default()),
         backoff: Mutex::new(Backoff::default()),
+        looked: Mutex::default(),
     });
     let pools = Connectors::new(Arc::clone(&ctx));
     let watched = Arc::new(Watched::new(Arc::clone(&ctx)));

@@ -1,7 +1,7 @@
-//! Which Connector each layer belongs to and whether it has a machine slot, as the watch last told.
+//! Which Connector each layer belongs to, its name there and whether it has a machine slot, as the watch last told.
 //!
 //! Kept by `watched`, which is told of each event. When one changes, it wakes those whom it concerns: the Connector, whose users are
-//! counted, and the layer whose turn it is for a slot. Only wakes: who may have the slot is said by `slots`.
+//! counted, the layers that wanted its name, and the layer whose turn it is for a slot. Only wakes: who may have them is said elsewhere.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -20,6 +20,7 @@ pub struct Roster(Mutex<HashMap<String, Place>>);
 #[derive(Clone)]
 struct Place {
     connector: ConnectorKey,
+    name: String,
     deleting: bool,
     in_work: bool,
 }
@@ -30,6 +31,7 @@ impl Roster {
         let uid = stored.meta().uid.clone()?;
         let now = stored.0.as_ref().ok().filter(|_| !gone).map(|layer| Place {
             connector: connector_of(layer),
+            name: layer.layer_name().to_owned(),
             deleting: layer.metadata.deletion_timestamp.is_some(),
             in_work: slots::in_work(layer),
         });
@@ -43,6 +45,14 @@ impl Roster {
         let user = |p: &Place| (p.connector.clone(), p.deleting);
         if before.as_ref().map(user) != now.as_ref().map(user) {
             [&before, &now].into_iter().flatten().for_each(|p| wake_connector(ctx, &p.connector));
+        }
+        let name = |p: &Place| (p.connector.clone(), p.name.clone());
+        if let Some((connector, free)) =
+            before.as_ref().map(name).filter(|old| Some(old) != now.as_ref().map(name).as_ref())
+        {
+            let stored = ctx.layers.state();
+            let wanted = readable(&stored).filter(|l| l.layer_name() == free && belongs(l, &connector));
+            wanted.for_each(|layer| ctx.wake(layer));
         }
         let belonged = before.as_ref().map(|p| p.connector.clone());
         let left = before.filter(|p| p.in_work).map(|p| p.connector);

@@ -32,12 +32,12 @@ impl Slots {
             return Ok(());
         }
         let others = || all.clone().filter(|l| l.metadata.uid.as_ref() != Some(&uid));
-        let holders: Vec<&PlatformLayer> = others()
-            .filter(|l| in_work(l) || l.metadata.uid.as_ref().is_some_and(|uid| self.0.contains(uid)))
-            .collect();
-        let older_waits =
-            others().any(|l| waits(l) && l.metadata.creation_timestamp < layer.metadata.creation_timestamp);
-        if holders.len() < limit && !older_waits {
+        let granted = |l: &PlatformLayer| l.metadata.uid.as_ref().is_some_and(|uid| self.0.contains(uid));
+        let holders: Vec<&PlatformLayer> = others().filter(|l| in_work(l) || granted(l)).collect();
+        // Free slots are kept for those that wait longer, and no more than these need: nobody is woken again for the rest.
+        let older = |l: &&PlatformLayer| waits(l) && l.metadata.creation_timestamp < layer.metadata.creation_timestamp;
+        let before_us = others().filter(older).filter(|l| !granted(l)).count();
+        if holders.len() + before_us < limit {
             self.0.insert(uid);
             return Ok(());
         }
@@ -76,4 +76,38 @@ pub fn next<'a>(all: impl Iterator<Item = &'a PlatformLayer>) -> Option<&'a Plat
 
 fn awaits_person(layer: &PlatformLayer) -> bool {
     condition(layer, ConditionType::ActionRequired).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn layer(name: &str, second: u32, waits: bool) -> PlatformLayer {
+        let conditions = json!([{"type": "Ready", "status": "False", "reason": "WaitingForSlot", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+        let status = if waits { json!({"phase": "Pending", "conditions": conditions}) } else { json!(null) };
+        let layer = json!({
+            "apiVersion": "lamina.dev/v1alpha1", "kind": "PlatformLayer",
+            "metadata": {"name": name, "uid": name, "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z")},
+            "spec": {"version": "1", "purpose": "Packaging", "connectorRef": {"name": "lab"},
+                "osLayer": {"name": "w", "version": "1", "disk": {"name": "w"}}},
+            "status": status,
+        });
+        serde_json::from_value(layer).expect("a layer")
+    }
+
+    /// Nobody is woken a second time because another one took less than there is.
+    #[test]
+    fn an_older_layer_that_waits_keeps_one_slot_and_no_more() {
+        let all = [layer("old", 1, true), layer("young", 2, true), layer("new", 3, false)];
+        let mut slots = Slots::default();
+        assert!(slots.ask(&all[1], all.iter(), 1).is_err(), "the older one's turn");
+        assert_eq!(slots.ask(&all[1], all.iter(), 2), Ok(()));
+        assert!(slots.ask(&all[2], all.iter(), 2).is_err());
+        assert_eq!(slots.ask(&all[0], all.iter(), 2), Ok(()));
+        assert!(slots.ask(&all[2], all.iter(), 2).is_err());
+        assert_eq!(slots.ask(&all[2], all.iter(), 3), Ok(()));
+    }
 }

@@ -99,13 +99,18 @@ pub async fn installed() -> Client {
     let client = admin().await;
     INSTALLED
         .get_or_init(async || {
-            for yaml in resources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy"))) {
-                apply(&client, "default", &yaml).await;
-            }
+            install(&client).await;
             policies_in_force(&client).await;
         })
         .await;
     client
+}
+
+/// Applies everything that `deploy/` holds.
+pub async fn install(client: &Client) {
+    for yaml in resources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy"))) {
+        apply(client, "default", &yaml).await;
+    }
 }
 
 fn resources(dir: &Path) -> Vec<String> {

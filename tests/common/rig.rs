@@ -13,7 +13,7 @@ use lamina::controller::metrics::Metrics;
 use lamina::controller::pace::Pace;
 use lamina::controller::{self, Settings};
 use lamina::demo::person::{Check, Deed, person};
-use lamina::local::Who;
+use lamina::local::{ControlPlane, Options, Who};
 use lamina::sim::Pool;
 use lamina::sim::clock::Clock;
 use lamina::sim::guest::{self, Guest, Match, Program};
@@ -68,6 +68,8 @@ pub struct Rig {
     pub sim: Arc<Sim>,
     /// Somebody else at work on the same pool.
     pub hands: Hands,
+    /// Whose namespaces are all ours.
+    alone: Option<ControlPlane>,
 }
 
 impl Rig {
@@ -76,18 +78,34 @@ impl Rig {
         Self::with(Clock::new(100.0)).await
     }
 
+    /// In a cluster of its own, with a controller that looks after all of it.
+    pub async fn alone() -> Self {
+        let plane = ControlPlane::start(Options::default()).await.expect("the control plane starts");
+        let client = Client::try_from(plane.config(Who::Admin).await.expect("a kubeconfig")).expect("a client");
+        super::install(&client).await;
+        Self::made(serve::Options { clock: Clock::new(100.0), ..serve::Options::default() }, client, Some(plane)).await
+    }
+
     pub async fn with(clock: Clock) -> Self {
+        Self::of(serve::Options { clock, ..serve::Options::default() }).await
+    }
+
+    /// A pool as these options say.
+    pub async fn of(pool: serve::Options) -> Self {
+        Self::made(pool, super::installed().await, None).await
+    }
+
+    async fn made(pool: serve::Options, client: Client, alone: Option<ControlPlane>) -> Self {
         // `LAMINA_LOG=lamina=debug cargo test … -- --nocapture` shows what the controller does.
         if let Ok(filter) = std::env::var("LAMINA_LOG") {
             // The first test of the process has installed it.
             let _ = lamina::telemetry::install(&filter);
         }
         super::tls();
-        let client = super::installed().await;
         let namespace = super::namespace(&client).await;
-        let sim = Sim::start(serve::Options { clock, ..serve::Options::default() }).await.expect("a simulated pool");
+        let sim = Sim::start(pool).await.expect("a simulated pool");
         let hands = Hands::of(&sim).await;
-        let rig = Self { client, namespace, sim: Arc::new(sim), hands };
+        let rig = Self { client, namespace, sim: Arc::new(sim), hands, alone };
         rig.apply(&rig.connector()).await;
         rig
     }
@@ -119,7 +137,10 @@ impl Rig {
 
     /// Runs the controller as somebody.
     pub async fn run_as(&self, who: Who<'_>, settings: Settings) -> Running {
-        let client = super::client(who).await;
+        let client = match &self.alone {
+            None => super::client(who).await,
+            Some(plane) => Client::try_from(plane.config(who).await.expect("a kubeconfig")).expect("a client"),
+        };
         let metrics = settings.metrics.clone();
         let task = tokio::spawn(async move {
             controller::run(client, settings, CancellationToken::new()).await.expect("the controller runs")
@@ -131,7 +152,7 @@ impl Rig {
         Settings {
             pace: PACE,
             identity: format!("test-{}", uuid::Uuid::new_v4()),
-            namespace: Some(self.namespace.clone()),
+            namespace: self.alone.is_none().then(|| self.namespace.clone()),
             deadline: Deadline::none(),
             metrics: Metrics::default(),
             health: Health::default(),
