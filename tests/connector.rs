@@ -348,34 +348,12 @@ async fn a_connector_stays_until_its_last_layer_is_gone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_belongs_to_no_layer_is_told_and_left_alone() {
-    let rig = Rig::new().await;
+    let rig = Rig::alone().await;
     let _controller = rig.run().await;
     ready(&rig).await;
-    let cluster: k8s_openapi::api::core::v1::Namespace =
-        Api::all(rig.client.clone()).get("kube-system").await.expect("kube-system");
-    let cluster = cluster.uid().expect("a uid");
-    let sr = named(&rig.sim, "SR", "Shared storage");
-    let disk = |uuid: &str, retained: bool| {
-        let mut keys = json!({
-            "lamina.dev/schema": "1", "lamina.dev/cluster": cluster, "lamina.dev/role": "frozen", "lamina.dev/op": "0123456789abcdef",
-            "lamina.dev/self": uuid, "lamina.dev/layer": "a-layer-of-old", "lamina.dev/version": "1", "lamina.dev/base": "none",
-        });
-        if retained {
-            keys["lamina.dev/retained"] = json!("true");
-        }
-        let fields = [
-            ("uuid", json!(uuid)),
-            ("name_label", json!("left behind")),
-            ("SR", json!(sr)),
-            ("managed", json!(true)),
-            ("virtual_size", json!(3_i64 << 30)),
-            ("other_config", keys),
-        ];
-        rig.sim.pool.db().create("VDI", fields)
-    };
     let (lost, kept) = ("11111111-0000-0000-0000-000000000001", "11111111-0000-0000-0000-000000000002");
-    let row = disk(lost, false);
-    disk(kept, true);
+    let row = left_behind(&rig, lost, false).await;
+    left_behind(&rig, kept, true).await;
     let found = until(&rig, "told", |c| {
         told(c, C::Unclaimed).0 == "True" && told(c, C::Unclaimed).2.contains("1 disk of a deleted")
     })
@@ -391,6 +369,41 @@ async fn what_belongs_to_no_layer_is_told_and_left_alone() {
     assert!(told(&found, C::Ready).2.contains("kept there by deletionPolicy Retain"));
     let destroyed = rig.sim.pool.log.counts().into_iter().any(|(method, _)| method.contains("destroy"));
     assert!(!destroyed, "nothing is deleted");
+}
+
+/// Who knows the layers of one namespace alone takes no other's disks for nobody's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restricted_controller_calls_nothing_unclaimed_and_says_so() {
+    let rig = Rig::new().await;
+    left_behind(&rig, "11111111-0000-0000-0000-000000000001", false).await;
+    let _controller = rig.run().await;
+    let found = ready(&rig).await;
+    assert_eq!(told(&found, C::Unclaimed).0, "");
+    assert!(told(&found, C::Ready).2.contains("--watch-namespace"), "{}", told(&found, C::Ready).2);
+}
+
+/// A frozen disk with keys of a layer that no longer exists.
+async fn left_behind(rig: &Rig, uuid: &str, retained: bool) -> Ref {
+    let cluster: k8s_openapi::api::core::v1::Namespace =
+        Api::all(rig.client.clone()).get("kube-system").await.expect("kube-system");
+    let cluster = cluster.uid().expect("a uid");
+    let sr = named(&rig.sim, "SR", "Shared storage");
+    let mut keys = json!({
+        "lamina.dev/schema": "1", "lamina.dev/cluster": cluster, "lamina.dev/role": "frozen", "lamina.dev/op": "0123456789abcdef",
+        "lamina.dev/self": uuid, "lamina.dev/layer": "a-layer-of-old", "lamina.dev/version": "1", "lamina.dev/base": "none",
+    });
+    if retained {
+        keys["lamina.dev/retained"] = json!("true");
+    }
+    let fields = [
+        ("uuid", json!(uuid)),
+        ("name_label", json!("left behind")),
+        ("SR", json!(sr)),
+        ("managed", json!(true)),
+        ("virtual_size", json!(3_i64 << 30)),
+        ("other_config", keys),
+    ];
+    rig.sim.pool.db().create("VDI", fields)
 }
 
 #[tokio::test(flavor = "multi_thread")]

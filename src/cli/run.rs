@@ -32,7 +32,7 @@ pub struct Args {
     /// Namespace of the Lease that says which replica acts. Without it: the pod's own, or the kubeconfig's
     #[arg(long, env = "POD_NAMESPACE")]
     namespace: Option<String>,
-    /// Look after this namespace only; without it: all
+    /// Look after this namespace only; without it: all. What no layer owns is not looked for then (condition Unclaimed)
     #[arg(long, value_name = "NAMESPACE")]
     watch_namespace: Option<String>,
     /// Name in the Lease, in events and of sessions on the pools, for people; what makes it unique is added

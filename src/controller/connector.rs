@@ -4,7 +4,7 @@
 //! to be the one that they are in. A Secret is read at the first log-in and while the pool refuses us: a rotation needs no restart, and a
 //! Secret that is gone does not end a session that works. Never writes to the pool.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,10 +20,11 @@ use super::context::{ConnectorKey, Context, Guarded, belongs, readable};
 use super::credentials::Reader;
 use super::inspect;
 use super::link::{Link, Origin, Setup, deliver};
+use super::site;
 use super::sweep::{Known, Swept, sweep};
 use super::wakes::Wakes;
 use crate::api::condition::{ConditionType as C, find};
-use crate::api::connector::{AllowedNamespaces, ConnectorStatus, NamespacesFrom};
+use crate::api::connector::ConnectorStatus;
 use crate::api::reason::{Fault, Reason};
 use crate::api::{Connector, PlatformLayer, REQUESTED_AT};
 use crate::xapi::mirror::Health;
@@ -66,18 +67,25 @@ impl Connectors {
     }
 
     /// The layers that use a Connector. Those of namespaces that it does not let in do not count, or anybody could keep it from being
-    /// deleted; unless it let them in once, and they have something in the pool.
-    fn users<'a>(
+    /// deleted; unless it let them in once, and they have something in the pool. All do while nobody can tell.
+    async fn users<'a>(
+        &self,
         stored: &'a [Arc<Guarded<PlatformLayer>>],
         key: &ConnectorKey,
-        allowed: &AllowedNamespaces,
+        connector: Option<&Connector>,
     ) -> Vec<&'a PlatformLayer> {
-        let counts = |layer: &&PlatformLayer| {
-            let own = layer.metadata.namespace.as_ref() == Some(&key.0);
-            let had_pool = layer.status.as_ref().is_some_and(|s| s.pool.is_some());
-            own || had_pool || allowed.from != NamespacesFrom::Same
-        };
-        readable(stored).filter(|layer| belongs(layer, key)).filter(counts).collect()
+        let mut users: Vec<_> = readable(stored).filter(|layer| belongs(layer, key)).collect();
+        let Some(connector) = connector else { return users };
+        let has_pool = |layer: &PlatformLayer| layer.status.as_ref().is_some_and(|s| s.pool.is_some());
+        let asking: BTreeSet<String> = users.iter().filter(|l| !has_pool(l)).filter_map(|l| l.namespace()).collect();
+        let mut shut_out = BTreeSet::new();
+        for namespace in asking {
+            if !site::is_admitted(&self.ctx, connector, &namespace).await.unwrap_or(true) {
+                shut_out.insert(namespace);
+            }
+        }
+        users.retain(|layer| has_pool(layer) || !layer.namespace().is_some_and(|ns| shut_out.contains(&ns)));
+        users
     }
 
     fn link(&self, key: &ConnectorKey) -> Option<Arc<Link>> {
@@ -205,6 +213,9 @@ impl Connectors {
         {
             self.ctx.metrics.sr_free(&label(key), &[(record.name_label.clone(), facts.free)]);
         }
+        if self.ctx.restricted {
+            return None;
+        }
         let layers = self.ctx.layers.state();
         let mut swept = sweep(&view, &self.ctx.cluster, &Known::of(layers.iter().map(AsRef::as_ref)));
         let told = find(&told.conditions, C::Unclaimed).map(|c| c.message.clone()).unwrap_or_default();
@@ -257,9 +268,8 @@ pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> 
     let connector = guard.0.as_ref().ok();
     // Without the layers no Connector knows who needs it.
     hub.ctx.synced.both().await;
-    let everybody = AllowedNamespaces { from: NamespacesFrom::All, selector: None };
     let stored = hub.ctx.layers.state();
-    let layers = Connectors::users(&stored, &key, connector.map_or(&everybody, |c| &c.spec.allowed_namespaces));
+    let layers = hub.users(&stored, &key, connector).await;
     if deleting && layers.is_empty() {
         hub.forget(&key, &uid);
         set_finalizer(&hub.ctx, &guard, false).await?;
@@ -287,7 +297,13 @@ pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> 
     users.sort();
     let tls = connector.and_then(|c| c.spec.tls.as_ref());
     let insecure = tls.is_some_and(|tls| tls.insecure_skip_verify == Some(true));
-    let subject = Subject { generation: guard.meta().generation, deleting, insecure, users: &users };
+    let subject = Subject {
+        generation: guard.meta().generation,
+        deleting,
+        insecure,
+        users: &users,
+        restricted: hub.ctx.restricted,
+    };
     let mut pause = hub.pause(&uid, &outcome);
     if swept.as_ref().is_some_and(|swept| swept.unripe) {
         pause = pause.min(hub.ctx.pace.in_flight);

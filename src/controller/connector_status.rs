@@ -20,6 +20,8 @@ pub struct Subject<'a> {
     pub insecure: bool,
     /// The layers that use the Connector, as `namespace/name`, sorted.
     pub users: &'a [String],
+    /// Only the layers of one namespace are known.
+    pub restricted: bool,
 }
 
 /// The status that follows `old`. `swept`: none where the pool was not looked at.
@@ -33,7 +35,7 @@ pub fn compose(
     let mut drafts = vec![ready(subject, &outcome, swept)];
     drafts.extend(progress(&drafts));
     drafts.extend(C::CHECKS.iter().map(|check| draft(*check, &outcome)));
-    drafts.extend(unclaimed(&old.conditions, swept, now));
+    drafts.extend(unclaimed(subject, &old.conditions, swept, now));
     if subject.insecure {
         let text = "spec.tls.insecureSkipVerify: whoever answers is believed, and gets the password. Set spec.tls.fingerprintsSHA256 instead";
         drafts.push(Draft::new(C::TLSInsecure, Truth::True, Reason::VerificationOff, text));
@@ -54,7 +56,10 @@ pub fn compose(
     }
 }
 
-fn unclaimed(old: &[Condition], swept: Option<&Swept>, now: &Time) -> Option<Draft> {
+fn unclaimed(subject: &Subject<'_>, old: &[Condition], swept: Option<&Swept>, now: &Time) -> Option<Draft> {
+    if subject.restricted {
+        return None;
+    }
     let told = find(old, C::Unclaimed).map(|c| c.message.as_str());
     let words = match swept {
         Some(swept) if swept.unclaimed.is_empty() => return None,
@@ -89,7 +94,13 @@ fn ready(subject: &Subject<'_>, outcome: &Outcome, swept: Option<&Swept>) -> Dra
                 1 => "; 1 disk of a deleted layer is kept there by deletionPolicy Retain".to_owned(),
                 n => format!("; {n} disks of deleted layers are kept there by deletionPolicy Retain"),
             };
-            Draft::new(C::Ready, Truth::True, Reason::Connected, format!("the pool{pool} can be used{retained}"))
+            let unswept = if subject.restricted {
+                "; what no layer owns is not looked for there, since this controller knows the layers of one namespace alone (--watch-namespace)"
+            } else {
+                ""
+            };
+            let text = format!("the pool{pool} can be used{retained}{unswept}");
+            Draft::new(C::Ready, Truth::True, Reason::Connected, text)
         }
         Some(_) | None => Draft::new(C::Ready, Truth::False, Reason::Connecting, "the checks are being made"),
     }
@@ -131,7 +142,7 @@ mod tests {
     use crate::domain::observed::Trouble;
 
     fn told(outcome: Outcome) -> Vec<(String, String)> {
-        let subject = Subject { generation: Some(1), deleting: false, insecure: false, users: &[] };
+        let subject = Subject { generation: Some(1), deleting: false, insecure: false, users: &[], restricted: false };
         let status = compose(&subject, &ConnectorStatus::default(), outcome, None, &Time(jiff::Timestamp::UNIX_EPOCH));
         status.conditions.into_iter().map(|c| (format!("{}={}/{}", c.type_, c.status, c.reason), c.message)).collect()
     }

@@ -48,7 +48,10 @@ pub async fn site(ctx: &Context, layer: &PlatformLayer) -> Result<Site, NoSite> 
         )
         .into());
     };
-    admitted(ctx, &connector, &layer.namespace().unwrap_or_default()).await?;
+    let home = layer.namespace().unwrap_or_default();
+    if !is_admitted(ctx, &connector, &home).await? {
+        return Err(not_allowed(&connector, &home).into());
+    }
     let conditions = connector.status.iter().flat_map(|s| &s.conditions).cloned().collect::<Vec<_>>();
     let told = find(&conditions, ConditionType::Ready);
     if let Some(changed) =
@@ -67,10 +70,10 @@ pub async fn site(ctx: &Context, layer: &PlatformLayer) -> Result<Site, NoSite> 
 }
 
 /// Does the Connector let this namespace in?
-async fn admitted(ctx: &Context, connector: &Connector, namespace: &str) -> Result<(), Trouble> {
+pub async fn is_admitted(ctx: &Context, connector: &Connector, namespace: &str) -> Result<bool, Trouble> {
     let allowed = &connector.spec.allowed_namespaces;
     if connector.namespace().is_some_and(|home| home == namespace) {
-        return Ok(());
+        return Ok(true);
     }
     let labels = if allowed.from == NamespacesFrom::Selector {
         let unread = |_| Trouble::new(Reason::APIServerError, format!("namespace '{namespace}' could not be read"));
@@ -78,7 +81,7 @@ async fn admitted(ctx: &Context, connector: &Connector, namespace: &str) -> Resu
     } else {
         BTreeMap::new()
     };
-    if lets_in(allowed, &labels) { Ok(()) } else { Err(not_allowed(connector, namespace)) }
+    Ok(lets_in(allowed, &labels))
 }
 
 /// Another namespace than the Connector's own, by its labels. A selector that cannot be read lets nobody in.

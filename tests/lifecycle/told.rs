@@ -124,7 +124,7 @@ async fn reasons_do_not_flicker() {
 /// Two layers that share a base wait for each other, and for nothing else; and what is just being made is nobody's litter.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_at_once_do_not_flicker_either() {
-    let rig = Rig::new().await;
+    let rig = Rig::alone().await;
     let _controller = rig.run().await;
     rig.connector_ready().await;
     for name in ["one", "two"] {
