@@ -11,6 +11,8 @@ mod http;
 mod layers;
 mod lease;
 mod lifecycle;
+mod local;
+mod manifests;
 mod mirror;
 mod run;
 mod wire;

@@ -68,7 +68,13 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let Some(cluster) = stop.run_until_cancelled(Cluster::start(args.kubeconfig.clone())).await.transpose()? else {
         return Ok(());
     };
-    let ended = stop.run_until_cancelled(walk(&args, &cluster, told)).await.unwrap_or(Ok(()));
+    // Not cut off: what is being made must be there to be removed.
+    let installed = cluster.install().await;
+    let walked = async {
+        installed?;
+        walk(&args, &cluster, told).await
+    };
+    let ended = stop.run_until_cancelled(walked).await.unwrap_or(Ok(()));
     let cleared = cluster.clear().await;
     ended.and(cleared)
 }
@@ -78,7 +84,7 @@ async fn walk(args: &Args, cluster: &Cluster, stop: CancellationToken) -> anyhow
     let sim = Sim::start(serve::Options { clock: Clock::new(args.speed), ..serve::Options::default() }).await?;
     guests(&sim);
     println!("starting the controller");
-    let controller = controller::run(cluster.controller.clone(), settings(), stop.child_token());
+    let controller = controller::run(cluster.controller().await?, settings(cluster), stop.child_token());
     let controller = tokio::spawn(controller);
     manifests::apply(&cluster.person, NAMESPACE, &connector(&sim)).await.context("the Connector")?;
     let found = tokio::time::timeout(BOUND, usable(&cluster.person)).await.context("the Connector is not ready")??;
@@ -102,11 +108,11 @@ async fn walk(args: &Args, cluster: &Cluster, stop: CancellationToken) -> anyhow
     Ok(())
 }
 
-fn settings() -> Settings {
+fn settings(cluster: &Cluster) -> Settings {
     Settings {
         pace: Pace::PRODUCTION,
         identity: format!("demo_{}", uuid::Uuid::new_v4()),
-        namespace: Some(NAMESPACE.to_owned()),
+        namespace: (!cluster.is_own()).then(|| NAMESPACE.to_owned()),
         // A namespace of its own, and one process: nobody else can lead here.
         deadline: Deadline::none(),
         metrics: Metrics::default(),
