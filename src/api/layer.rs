@@ -258,11 +258,11 @@ pub enum Firmware {
 #[serde(rename_all = "camelCase")]
 pub struct ConnectorRef {
     /// Name of the Connector.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub name: String,
 
     /// Namespace of the Connector. Default: the layer's own. Another one must be let in by the Connector's allowedNamespaces.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
 }
@@ -439,6 +439,7 @@ pub enum IntegrityPolicy {
 pub struct Kms {
     /// true: the guest's check rearms Windows as the very last thing before the shutdown, so that each image gets a client id of
     /// its own. A Windows has few rearms in it: a count of 0 stops the freeze (NoRearmsLeft).
+    /// With integrity Skip and no report of the guest that counts, nobody knows: the approval is then yours to judge.
     #[serde(default)]
     pub rearm: bool,
 }
