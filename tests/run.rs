@@ -1,15 +1,17 @@
 //! The real binary as a pod would run it: under the service account and the rights that `deploy/` ships, stopped by signals.
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use lamina::controller::lease::NAME;
 use lamina::local::Who;
+use lamina::sim::session::Account;
 use serde_json::{Value, json};
+use tokio::process::Command;
 use tokio::sync::Mutex;
 
 use crate::common::binary::Binary;
-use crate::common::rig::{Rig, uid};
-use crate::common::{installed, until};
+use crate::common::rig::{Rig, quick, ready, uid};
+use crate::common::{cluster, installed, tls, until};
 
 const NAMESPACE: &str = "lamina-system";
 /// There is one Lease, since its place is given by the rights.
@@ -103,4 +105,71 @@ async fn audit_lines_say_who_did_what_to_which_object() {
     assert!(calls.iter().any(|c| c["call"] == "Async.VDI.clone" && c["op"].as_str().is_some_and(|op| !op.is_empty())));
     let reasons: Vec<_> = transitions.iter().map(|t| t["reason"].as_str().unwrap()).collect();
     assert!(reasons.contains(&"StartMachine") && reasons.last() == Some(&"Deleting"), "{reasons:?}");
+}
+
+/// A whole life at the most talkative level, log-ins that are refused included: no password and no session is told to anybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_is_told_to_anybody() {
+    let _turn = TURN.lock().await;
+    let rig = Rig::new().await;
+    let (wrong, right) = (format!("wrong-{}", uuid::Uuid::new_v4()), format!("right-{}", uuid::Uuid::new_v4()));
+    let account = Account { name: "root".into(), password: right.clone(), role: None };
+    rig.sim.pool.accounts.put(account);
+    let set_password = async |password: &str| {
+        let account = json!({"username": "root", "password": password});
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "lab"}, "type": "kubernetes.io/basic-auth", "stringData": account});
+        rig.apply(&secret.to_string()).await;
+        let look = json!({"metadata": {"annotations": {"lamina.dev/requestedAt": uuid::Uuid::new_v4().to_string()}}});
+        let look = Patch::Merge(look);
+        rig.connectors().patch("lab", &PatchParams::default(), &look).await.unwrap();
+    };
+    set_password(&wrong).await;
+    let kubeconfig =
+        cluster().await.kubeconfig(Who::ServiceAccount { namespace: NAMESPACE, name: "lamina" }).await.unwrap();
+    let files = ["out", "err"].map(|name| std::env::temp_dir().join(format!("{}-{name}", rig.namespace)));
+    let [out, err] = files.each_ref().map(|path| std::fs::File::create(path).unwrap());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_lamina"))
+        .args(["run", "--listen=127.0.0.1:0", "--namespace", NAMESPACE, "--identity", "discreet", "--log", "debug"])
+        .args(["--watch-namespace", &rig.namespace, "--kubeconfig"])
+        .arg(kubeconfig)
+        .stdout(out)
+        .stderr(err)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let url = crate::common::eventually("its address", async || {
+        let log = std::fs::read_to_string(&files[1]).unwrap();
+        let starting = log.lines().find(|line| line.contains("\"starting\""))?;
+        Some(serde_json::from_str::<Value>(starting).unwrap()["listen"].as_str()?.to_owned())
+    })
+    .await;
+    rig.guest("discreet", quick());
+    rig.layer("discreet", json!({"finalize": {"policy": "OnShutdown"}, "deletionPolicy": "Delete"})).await;
+    rig.until("discreet", "refused", |l| ready(l).is_some_and(|(_, m)| m.contains("refused the account"))).await;
+    set_password(&right).await;
+    rig.until_finalized("discreet", "1").await;
+    let sessions: Vec<String> = rig.sim.pool.db().all("session").map(|(r, _)| r.as_str().to_owned()).collect();
+    assert!(!sessions.is_empty());
+
+    tls();
+    let mut told = reqwest::get(format!("http://{url}/metrics")).await.unwrap().text().await.unwrap();
+    told += &json!(rig.layers().get("discreet").await.unwrap()).to_string();
+    told += &json!(rig.connectors().get("lab").await.unwrap()).to_string();
+    rig.delete("discreet").await;
+    rig.until_gone("discreet").await;
+    told += &[rig.events("discreet").await, rig.events("lab").await].concat().join("\n");
+    let pid = child.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
+    assert_eq!(child.wait().await.unwrap().code(), Some(0));
+    for path in &files {
+        told += &std::fs::read_to_string(path).unwrap();
+        std::fs::remove_file(path).unwrap();
+    }
+    for word in ["Async.VDI.clone", "CredentialsRefused", "\"DEBUG\"", "lamina_xapi_calls"] {
+        assert!(told.contains(word), "{word} is not told, so nothing is proved");
+    }
+    for secret in [wrong, right].into_iter().chain(sessions) {
+        let at = told.find(&secret);
+        assert!(at.is_none(), "{}", &told[at.unwrap_or(0).saturating_sub(300)..][..400]);
+    }
 }

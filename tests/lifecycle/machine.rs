@@ -3,7 +3,8 @@
 use kube::api::{Patch, PatchParams};
 use lamina::api::{ConditionType, Phase, PlatformLayer};
 use lamina::demo::person::{Deed, person};
-use lamina::sim::restart;
+use lamina::sim::clock::Clock;
+use lamina::sim::{restart, serve};
 use serde_json::json;
 
 use crate::common::rig::{Rig, idle, machine, quick, ready, says, status, uid};
@@ -234,4 +235,58 @@ async fn tools_that_do_not_show_get_their_own_reason() {
     rig.until("bare", "awaited", awaited).await;
     let told = rig.until("bare", "overdue", |l| says(l, ConditionType::GuestToolsReady) == "False/ToolsNotSeen").await;
     assert!(ready(&told).is_some_and(|(r, m)| r == "InstallSoftware" && m.contains("firmware")), "{told:?}");
+}
+
+/// Everything that a layer may say of its machine, read where it must have come to.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_spec_says_of_the_machine_reaches_it() {
+    let world = "disks: [{name: other-tools.iso, repository: ISO library, size_gib: 1}]";
+    let world = serde_saphyr::from_str(world).expect("a world");
+    let rig = Rig::of(serve::Options { clock: Clock::new(100.0), world, ..serve::Options::default() }).await;
+    let _controller = rig.run().await;
+    rig.layer(
+        "settings",
+        json!({
+            "machine": {
+                "cpus": 3, "memory": "6Gi", "networks": ["Packaging", "Internal", "Pool-wide network associated with eth0"],
+                "toolsISO": "other-tools.iso", "powerOn": false,
+            },
+            "osLayer": {"firmware": "BIOS"},
+        }),
+    )
+    .await;
+    let layer = rig.until_reason("settings", "StartMachine").await;
+    let vm = rig.hands.machine(&machine(&layer)).await.expect("M");
+    assert_eq!((&vm.row["VCPUs_max"], &vm.row["VCPUs_at_startup"]), (&json!(3), &json!(3)));
+    for field in ["memory_static_max", "memory_dynamic_max", "memory_dynamic_min"] {
+        assert_eq!(vm.row[field], json!(6_u64 << 30), "{field}");
+    }
+    assert_eq!(vm.row["HVM_boot_params"]["firmware"], "bios");
+    let mut cards: Vec<_> = rig.hands.all("VIF").await.into_iter().filter(|card| card.text("VM") == vm.r).collect();
+    cards.sort_by_key(|card| card.text("device").parse::<u32>().expect("a device"));
+    let mut names = Vec::new();
+    for card in &cards {
+        let networks = rig.hands.all("network").await;
+        let network = networks.into_iter().find(|n| n.r == card.text("network")).expect("a network");
+        names.push(network.text("name_label").to_owned());
+    }
+    assert_eq!(names, ["Packaging", "Internal", "Pool-wide network associated with eth0"]);
+    let drives = rig.hands.all("VBD").await;
+    let dvd = drives.iter().find(|d| d.text("VM") == vm.r && d.text("type") == "CD").expect("a DVD drive");
+    let disc = rig.hands.all("VDI").await.into_iter().find(|d| d.r == dvd.text("VDI")).expect("a disc");
+    assert_eq!(disc.text("name_label"), "other-tools.iso");
+}
+
+/// Before anything is made; and corrected, it goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_is_not_there_is_told() {
+    let rig = Rig::new().await;
+    let _controller = rig.run().await;
+    rig.layer("lost", json!({"machine": {"networks": ["packaging"], "powerOn": false}})).await;
+    let stalled = rig.until_reason("lost", "NetworkNotFound").await;
+    let (_, message) = ready(&stalled).expect("Ready");
+    assert!(message.contains("'packaging'") && message.contains("did you mean 'Packaging'?"), "{message}");
+    assert_eq!(rig.sim.pool.log.number(), 0);
+    rig.patch("lost", json!({"machine": {"networks": ["Packaging"]}})).await;
+    rig.until_reason("lost", "StartMachine").await;
 }

@@ -64,15 +64,19 @@ async fn a_connector_that_breaks_and_comes_back_changes_no_phase() {
     rig.until_finalized("done", "1").await;
     let before = rig.until_reason("going", "StartMachine").await;
     restart::stop(&rig.sim.pool, true).await;
-    // A new wish makes the controller look, and so notice.
-    rig.patch("going", json!({"description": "now"})).await;
     let blind = rig
-        .until("going", "blind or at rest", |l| {
-            l.status.as_ref().is_some_and(|s| s.observed_generation == l.metadata.generation)
+        .until("going", "told that nobody can look", |l| {
+            says(l, ConditionType::ConnectorReady) == "False/ConnectorNotReady"
+                && says(l, ConditionType::Ready) == "False/ConnectorNotReady"
         })
         .await;
     assert_eq!((status(&blind).phase, disk(&blind)), (status(&before).phase, disk(&before)));
+    let kept =
+        rig.until("done", "told too", |l| says(l, ConditionType::ConnectorReady) == "False/ConnectorNotReady").await;
+    assert_eq!(says(&kept, ConditionType::Ready), "True/Finalized");
     restart::start(&rig.sim.pool);
+    let back = rig.until_reason("going", "StartMachine").await;
+    assert_eq!(says(&back, ConditionType::ConnectorReady), "True/Connected");
     rig.patch("going", json!({"machine": {"powerOn": true}, "finalize": {"policy": "OnShutdown"}})).await;
     rig.guest("going", quick());
     rig.until_finalized("going", "1").await;
