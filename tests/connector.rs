@@ -377,6 +377,9 @@ async fn a_restricted_controller_calls_nothing_unclaimed_and_says_so() {
     let rig = Rig::new().await;
     left_behind(&rig, "11111111-0000-0000-0000-000000000001", false).await;
     let _controller = rig.run().await;
+    ready(&rig).await;
+    // What is nobody's is told only after a while.
+    rig.meanwhile().await;
     let found = ready(&rig).await;
     assert_eq!(told(&found, C::Unclaimed).0, "");
     assert!(told(&found, C::Ready).2.contains("--watch-namespace"), "{}", told(&found, C::Ready).2);
