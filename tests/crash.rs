@@ -43,9 +43,9 @@ use crate::common::rig::{PACE, Rig};
 /// So much faster than life is the pool; the controller's pace is shortened alike.
 const SPEED: f64 = 100.0;
 /// Lives mostly wait: so many at once keep two cores busy.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 10;
 /// What `cargo test` may spend here, on two cores.
-const BUDGET: Duration = Duration::from_secs(120);
+const BUDGET: Duration = Duration::from_secs(420);
 const SEED: u64 = 0x1A_417A;
 /// A late call is carried out so long after its connection died, in the pool's time; less than the two looks of an in-flight test
 /// are apart.

@@ -10,9 +10,8 @@ use kube::runtime::watcher;
 use lamina::api::Phase;
 use lamina::api::condition::{self, ConditionType};
 use lamina::api::reason::Reason;
-use lamina::controller::metrics::Metrics;
+use lamina::controller::Settings;
 use lamina::controller::pace::Pace;
-use lamina::local::Who;
 use lamina::sim::clock::Clock;
 use serde_json::json;
 
@@ -52,7 +51,7 @@ pub fn os_disk(n: usize) -> serde_json::Value {
 
 /// The controller under the account and with the rights of `deploy/`.
 pub async fn run(rig: &Rig, pace: Pace) -> Running {
-    rig.run_as(Who::ServiceAccount { namespace: "lamina-system", name: "lamina" }, pace, Metrics::default()).await
+    rig.run_with(Settings { pace, ..rig.settings() }).await
 }
 
 /// Waits until so many layers are in a phase and no layer has changed for a while: longer than guest tools are waited for.
