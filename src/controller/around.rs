@@ -55,6 +55,8 @@ fn around(stored: Vec<Arc<Guarded<PlatformLayer>>>, layer: &PlatformLayer, want:
         if leaving {
             continue;
         }
+        // Whoever clones it is about to stand on it.
+        bases.extend(status.operation.as_ref().filter(|_| !own).and_then(|o| o.source.as_deref()));
         // A disk that is being thrown away names its base no more.
         let disk = status.disk.as_ref().filter(|d| !own || want.discard.as_ref() != Some(&d.version));
         let named = disk.map(|d| &d.base).into_iter().chain(status.versions.iter().map(|v| &v.base));

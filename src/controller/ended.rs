@@ -5,7 +5,7 @@
 use super::context::Context;
 use super::pool::Pool;
 use super::trouble;
-use crate::domain::observed::Trouble;
+use crate::domain::plan::Step;
 use crate::xapi::model::TaskStatus;
 use crate::xapi::view::View;
 use crate::xapi::wire::Failure;
@@ -14,21 +14,28 @@ use crate::xapi::wire::Failure;
 const AS_WANTED: [&str; 5] =
     ["VBD_IS_EMPTY", "VBD_NOT_EMPTY", "VM_BAD_POWER_STATE", "DEVICE_ALREADY_DETACHED", "HANDLE_INVALID"];
 
-/// What the pool refused the last step with. The ended task goes: a pool keeps few, and others need the room. `sr`: uuid of the storage
-/// repository, whose rows are in doubt once it refused to change a disk.
-pub async fn refused(ctx: &Context, pool: &Pool, view: &View, layer: &str, sr: &str) -> Option<Trouble> {
-    let task = pool.memory().last_task(layer)?;
-    let record = view.tasks.get(&task).filter(|t| !matches!(t.status, TaskStatus::Pending | TaskStatus::Cancelling))?;
-    pool.memory().task_ended(layer);
+/// Looks whether the last step's task is over, and remembers how. The ended task goes: a pool keeps few, and others need the room. `sr`:
+/// uuid of the storage repository, whose rows are in doubt once it refused to change a disk.
+pub async fn settle(ctx: &Context, pool: &Pool, view: &View, layer: &str, sr: &str) {
+    let Some((_, task)) = pool.memory().last_task(layer) else { return };
+    let Some(record) = view.tasks.get(&task).filter(|t| !at_work(&t.status)) else { return };
+    let failed = record.status == TaskStatus::Failure;
+    let failure = failed.then(|| Failure::from_list(&record.error_info)).flatten();
+    let refused = failure.filter(|f| !AS_WANTED.contains(&f.code.as_str()));
+    let doubted = refused.as_ref().is_some_and(|f| f.code.starts_with("SR_BACKEND_FAILURE_")).then_some(sr);
+    let trouble = refused.as_ref().map(trouble::of_failure);
+    pool.memory().ended(layer, trouble, doubted, ctx.pace.now(), |failures| ctx.pace.backoff(failures));
     if let Err(error) = pool.client.write().task_destroy(&task).await {
         tracing::debug!(error = %crate::telemetry::chain(&error), "a finished task stays until the pool collects it");
     }
-    let failed = record.status == TaskStatus::Failure;
-    let failure = failed.then(|| Failure::from_list(&record.error_info)).flatten()?;
-    if AS_WANTED.contains(&failure.code.as_str()) {
-        return None;
-    }
-    let doubted = failure.code.starts_with("SR_BACKEND_FAILURE_").then_some(sr);
-    pool.memory().refused(layer, doubted, ctx.pace.now());
-    Some(trouble::of_failure(&failure))
+}
+
+/// Is this very step still at work on the pool?
+pub fn is_under_way(pool: &Pool, view: &View, layer: &str, step: &Step) -> bool {
+    let last = pool.memory().last_task(layer).filter(|(last, _)| last == step);
+    last.and_then(|(_, task)| view.tasks.get(&task)).is_some_and(|t| at_work(&t.status))
+}
+
+fn at_work(status: &TaskStatus) -> bool {
+    matches!(status, TaskStatus::Pending | TaskStatus::Cancelling)
 }

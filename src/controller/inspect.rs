@@ -289,7 +289,7 @@ pub fn os_disk_facts(view: &View, vdi: &Vdi) -> OsDisk {
         depth: depth(view, vdi),
         virtual_size: vdi.virtual_size,
         format: format(vdi),
-        paused: vdi.sm_config.contains_key("paused"),
+        paused: vdi.sm_config.contains_key("paused") && vdi.current_operations.is_empty(),
         writers,
     }
 }

@@ -198,18 +198,17 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
     let uid = layer.uid().unwrap_or_default();
     tracing::debug!(layer = %layer.name_any(), live, phase = plan.phase.as_str(), step = ?plan.step, "decided");
     let sr = scene.observed.storage.uuid.as_str();
-    let ended = ended::refused(ctx, pool, lens.view, &uid, sr);
-    if let Some(refused) = audit::scope(layer, &scene.observed.subject, lens.view, ended).await {
-        return report(ctx, layer, want, None, Some((&scene, &plan)), Some(&refused)).await;
+    let settled = ended::settle(ctx, pool, lens.view, &uid, sr);
+    audit::scope(layer, &scene.observed.subject, lens.view, settled).await;
+    let (now, within) = (ctx.pace.now(), ctx.pace.task);
+    let refusal = pool.memory().refusal(&uid, &plan.step);
+    if let Some(held) = refusal.as_ref().filter(|r| now < r.until) {
+        report(ctx, layer, want, None, Some((&scene, &plan)), Some(&held.trouble)).await?;
+        return Ok(Action::requeue(held.until.saturating_duration_since(now)));
     }
     // The mirror may not show yet what the last pass did: the same step again is waited for, not repeated.
-    let (now, within) = (ctx.pace.now(), ctx.pace.task);
-    let again = match live {
-        // The pool itself does not show it.
-        true => pool.memory().just_refused(&uid, &plan.step, now, within),
-        false => pool.memory().just_done(&uid, &plan.step, now, within),
-    };
-    if again && !plan.step.only_status() {
+    let done = !live && pool.memory().just_done(&uid, &plan.step, now, within);
+    if !plan.step.only_status() && (done || ended::is_under_way(pool, lens.view, &uid, &plan.step)) {
         return Ok(Action::requeue(within));
     }
     let acted = {
@@ -231,7 +230,9 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
     if failed.is_none() && plan.step == Step::Enter {
         write::set_finalizer(&api(ctx, layer), &ctx.pace, layer, true).await.map_err(Error::Status)?;
     }
-    let action = report(ctx, layer, want, None, Some((&scene, &plan)), failed.as_ref()).await?;
+    // Taken again: what it was refused with stands until it is done.
+    let told = failed.as_ref().or(refusal.as_ref().map(|r| &r.trouble));
+    let action = report(ctx, layer, want, None, Some((&scene, &plan)), told).await?;
     if failed.is_none() {
         act::after_status(lens, &scene, &plan.step);
         if plan.step == Step::DropIntent {

@@ -84,8 +84,10 @@ pub struct Memory {
     scans: HashMap<String, Scans>,
     since: HashMap<String, Instant>,
     last: HashMap<String, Last>,
-    /// uuids of what this process destroyed.
-    removed: HashSet<String>,
+    /// The step of a layer that the pool refused last, until it is done.
+    refusals: HashMap<String, (Step, Refused)>,
+    /// uuids of what this process destroyed, and under which start of xapi.
+    removed: HashMap<String, String>,
     /// Storage repositories whose rows may not be what is on them: a call on a disk failed there since the last scan.
     doubted: HashSet<String>,
 }
@@ -95,8 +97,6 @@ struct Last {
     step: Step,
     at: Instant,
     task: Option<Ref>,
-    /// Its task ended in a refusal.
-    refused: bool,
 }
 
 impl Memory {
@@ -143,12 +143,13 @@ impl Memory {
     }
 
     /// This process is about to destroy it.
-    pub fn removing(&mut self, uuid: &str) {
-        self.removed.insert(uuid.to_owned());
+    pub fn removing(&mut self, uuid: &str, agent_start: &str) {
+        self.removed.insert(uuid.to_owned(), agent_start.to_owned());
     }
 
-    pub fn was_removed(&self, uuid: &str) -> bool {
-        self.removed.contains(uuid)
+    /// Under this start of xapi: a later one may have forgotten that.
+    pub fn was_removed(&self, uuid: &str, agent_start: &str) -> bool {
+        self.removed.get(uuid).is_some_and(|start| start == agent_start)
     }
 
     pub fn forget_attempt(&mut self, opid: &Opid) {
@@ -236,8 +237,8 @@ impl Memory {
         self.scans_of(sr, agent_start).task = task;
     }
 
-    pub fn scan_task(&self, sr: &str) -> Option<Ref> {
-        self.scans.get(sr).and_then(|s| s.task.clone())
+    pub fn scan_task(&self, sr: &str, agent_start: &str) -> Option<Ref> {
+        self.scans.get(sr).filter(|s| s.agent_start == agent_start).and_then(|s| s.task.clone())
     }
 
     fn scans_of(&mut self, sr: &str, agent_start: &str) -> &mut Scans {
@@ -261,7 +262,7 @@ impl Memory {
 
     /// Remembers a step that was carried out, and the task that is to bring it to its end.
     pub fn did(&mut self, layer: &str, step: &Step, task: Option<Ref>, now: Instant) {
-        self.last.insert(layer.to_owned(), Last { step: step.clone(), at: now, task, refused: false });
+        self.last.insert(layer.to_owned(), Last { step: step.clone(), at: now, task });
     }
 
     /// Was this very step the last one, less than `within` ago?
@@ -269,29 +270,39 @@ impl Memory {
         self.last.get(layer).is_some_and(|last| last.step == *step && now.duration_since(last.at) < within)
     }
 
-    /// Was this very step refused, less than `within` ago?
-    pub fn just_refused(&self, layer: &str, step: &Step, now: Instant, within: Duration) -> bool {
-        self.just_done(layer, step, now, within) && self.last.get(layer).is_some_and(|last| last.refused)
+    /// A layer's last step, and its task.
+    pub fn last_task(&self, layer: &str) -> Option<(Step, Ref)> {
+        let last = self.last.get(layer)?;
+        Some((last.step.clone(), last.task.clone()?))
     }
 
-    /// The task of a layer's last step.
-    pub fn last_task(&self, layer: &str) -> Option<Ref> {
-        self.last.get(layer)?.task.clone()
-    }
-
-    /// The last step's task is over.
-    pub fn task_ended(&mut self, layer: &str) {
-        if let Some(last) = self.last.get_mut(layer) {
-            last.task = None;
-        }
-    }
-
-    /// The last step's task was refused; `sr`: where the storage refused it.
-    pub fn refused(&mut self, layer: &str, sr: Option<&str>, now: Instant) {
-        if let Some(last) = self.last.get_mut(layer) {
-            (last.at, last.refused) = (now, true);
+    /// The last step's task is over. `refused`: with this; `sr`: where the storage refused it.
+    pub fn ended(
+        &mut self,
+        layer: &str,
+        refused: Option<Trouble>,
+        sr: Option<&str>,
+        now: Instant,
+        pause: impl Fn(u32) -> Duration,
+    ) {
+        let Some(last) = self.last.get_mut(layer) else { return };
+        last.task = None;
+        let before = self.refusals.get(layer).filter(|(step, _)| *step == last.step).map(|(_, r)| r.failures + 1);
+        match refused {
+            None if before.is_some() => drop(self.refusals.remove(layer)),
+            None => {}
+            Some(trouble) => {
+                let failures = before.unwrap_or(0);
+                let refused = Refused { trouble, failures, until: now + pause(failures) };
+                self.refusals.insert(layer.to_owned(), (last.step.clone(), refused));
+            }
         }
         self.doubted.extend(sr.map(str::to_owned));
+    }
+
+    /// What this step was refused with when it was taken before.
+    pub fn refusal(&self, layer: &str, step: &Step) -> Option<Refused> {
+        self.refusals.get(layer).filter(|(refused, _)| refused == step).map(|(_, r)| r.clone())
     }
 
     pub fn is_doubted(&self, sr: &str) -> bool {

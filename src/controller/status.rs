@@ -71,7 +71,7 @@ fn say(o: &Outcome<'_>, old: &PlatformLayerStatus) -> Say {
             return Say::Suspended { finalized: is_finalized(o, old) };
         }
         // What is finalized stays so while nobody can look.
-        if o.seen.is_none() && is_finalized(o, old) {
+        if o.seen.is_none_or(|(_, plan)| plan.phase == Phase::Finalized) && is_finalized(o, old) {
             return Say::Finalized(finalized(o, old));
         }
         // A call names no objects: what it was for does.

@@ -98,7 +98,11 @@ async fn walk(args: &Args, cluster: &Cluster, stop: CancellationToken) -> anyhow
         followed = tokio::time::timeout(BOUND, follow(&cluster.person, &mut chronicle)) => {
             followed.context("the layers did not get to their end in time")??;
         }
-        ended = controller => anyhow::bail!("the controller ended: {:?}", ended?.err()),
+        ended = controller => match ended? {
+            // With us.
+            Ok(()) if stop.is_cancelled() => return Ok(()),
+            ended => anyhow::bail!("the controller ended: {:?}", ended.err()),
+        },
     }
     println!("\n{chronicle}");
     if args.keep {

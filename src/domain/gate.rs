@@ -365,7 +365,9 @@ pub fn freeze(seen: &Observed, machine: &Machine) -> Result<(), Trouble> {
             ),
         ));
     };
-    if work.paused && !work.left_paused {
+    // Storage pauses what it copies: our own freeze is no reason to take it back.
+    let freezing = seen.flight(Making::FreezeDisk).is_some_and(|f| f.intent.is_some());
+    if work.paused && !work.left_paused && !freezing {
         return Err(Trouble::new(
             Reason::WaitingForStorage,
             format!(

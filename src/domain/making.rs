@@ -141,9 +141,11 @@ pub fn abandon(f: &Flight) -> Option<Move> {
         }
         TaskSight::Succeeded { .. } | TaskSight::Failed(_) | TaskSight::None => {}
     }
+    // Disks that bear an old mark, with no word of ours about it, are reported and left alone; a half-made machine has our name.
+    let ours = f.intent.is_some() || f.mark == MarkSight::Ours;
     let unknown = match f.sent {
         Sent::Never | Sent::Over => false,
-        Sent::Once | Sent::Unknown => f.intent.is_some() || f.mark == MarkSight::Ours || !f.children.is_empty(),
+        Sent::Once | Sent::Unknown => ours || !f.children.is_empty() && f.making == Making::CloneMachine,
     } && matches!(f.task, TaskSight::None);
     if unknown && f.restarted && f.scans < 2 {
         return Some(if f.scan_due { Move::Do(Step::ScanStorage) } else { Move::Wait(Waiting::InFlight) });
@@ -153,7 +155,7 @@ pub fn abandon(f: &Flight) -> Option<Move> {
     }
     if let [child] = f.children.as_slice()
         && may_have_children(f)
-        && (child.shaped || f.making == Making::CloneMachine)
+        && (ours && child.shaped || f.making == Making::CloneMachine)
     {
         return Some(Move::Do(Step::DestroyUnclaimed { making: f.making, child: child.uuid.clone() }));
     }

@@ -85,6 +85,7 @@ async fn a_base_copy_is_hidden_and_goes_later() {
     let source = disk(&raw, &sr, 20).await;
     let uuid = raw.get("VDI", &source, "uuid").await;
     write(&raw, &uuid, 0, 1);
+    raw.sim.pool.clock.hold("collect/");
     let clone = raw.make("VDI.clone", json!([source])).await;
     let [base] = bases(&raw, &sr).await.try_into().unwrap();
     assert_eq!(raw.get("VDI", &base, "name_label").await, "base copy");
@@ -95,7 +96,6 @@ async fn a_base_copy_is_hidden_and_goes_later() {
     assert_eq!(raw.vbd(&vm, Some(&base), "5").await, failure(["VDI_NOT_MANAGED", &base]));
 
     let parent = raw.get("VDI", &base, "uuid").await;
-    raw.sim.pool.clock.hold("collect/");
     raw.run("VDI.destroy", json!([clone])).await.unwrap();
     raw.sim.pool.clock.held("collect/").await;
     assert_eq!(bases(&raw, &sr).await, [base.as_str()], "destroyed, and nothing is tidied yet");

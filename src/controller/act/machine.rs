@@ -5,7 +5,7 @@
 use super::{Done, Failed, Hand, already, gone_is_done, written};
 use crate::domain::identity::{self, Keys, NONCE, Role};
 use crate::domain::observed::Setting;
-use crate::domain::plan;
+use crate::domain::{plan, report};
 use crate::xapi::calls::{NewVbd, NewVif};
 use crate::xapi::model::{VbdType, Vm};
 use crate::xapi::wire::{NEVER, Ref};
@@ -128,7 +128,9 @@ impl Hand<'_, '_> {
 
     /// A machine that lost its keys has lost its boots too: no report of before counts any more. If it may have run it is taken to have.
     pub(super) async fn key_machine_again(&self, uuid: &str, vm: &Vm) -> Done {
-        let nonce = uuid::Uuid::new_v4().simple().to_string();
+        // What the guest was told is what it will repeat.
+        let told = vm.xenstore_data.get(&format!("{}nonce", report::PREFIX)).filter(|nonce| !nonce.is_empty());
+        let nonce = told.cloned().unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
         let mut keys = vm.other_config.clone();
         keys.extend(self.lineage(Role::Machine).keys(uuid, None, &[(NONCE, &nonce)]));
         if self.scene.observed.records.disk.as_ref().is_some_and(|d| d.worked) {

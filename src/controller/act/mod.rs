@@ -103,7 +103,7 @@ pub async fn act(lens: &Lens<'_>, scene: &Scene, step: &Step) -> Done {
         }
         Step::FreeFromDom0 { vbd } => hand.free_from_dom0(vbd).await,
         Step::DestroyMachine { machine } => {
-            lens.pool.memory().removing(machine);
+            lens.pool.memory().removing(machine, &scene.observed.agent_start);
             gone_is_done(begun(client.start(&hand.aux(machine, "destroy")).vm_destroy(&hand.vm(machine)?).await))
         }
         Step::DestroyWork { disk, after_freeze } => {
@@ -213,7 +213,7 @@ impl Hand<'_, '_> {
     }
 
     async fn destroy_disk(&self, uuid: &str, what: &str) -> Done {
-        self.lens.pool.memory().removing(uuid);
+        self.lens.pool.memory().removing(uuid, &self.scene.observed.agent_start);
         gone_is_done(begun(self.lens.pool.client.start(&self.aux(uuid, what)).vdi_destroy(&self.vdi(uuid)?).await))
     }
 
@@ -236,8 +236,8 @@ impl Hand<'_, '_> {
         let seen = &self.scene.observed;
         let op = self.lineage(Role::Work).opid().aux("scan");
         let task = self.lens.pool.client.start(&op).sr_scan(&self.scene.sr).await?;
-        self.lens.pool.memory().scan_started(&seen.storage.uuid, &seen.agent_start, Some(task));
-        Ok(None)
+        self.lens.pool.memory().scan_started(&seen.storage.uuid, &seen.agent_start, Some(task.clone()));
+        Ok(Some(task))
     }
 
     /// Gives a recorded object its keys and tag; what proves it ours is the record.

@@ -81,13 +81,13 @@ pub(super) fn copies(lens: &Lens<'_>, subject: &str) -> Vec<String> {
 }
 
 /// Every S on which no W or F stands, which nobody is about to clone, and which no layer's status names.
-pub(super) fn idle_bases(lens: &Lens<'_>, sr: &Ref) -> Vec<Arc<Vdi>> {
+pub(super) fn idle_bases(lens: &Lens<'_>, sr: &Ref, subject: &str) -> Vec<Arc<Vdi>> {
     // What a status names is in use; only of the others a whole look must tell, which is dear.
     let used = |uuid: &str| {
         lens.view.vdis.iter().any(|(_, d)| d.other_config.get(identity::BASE).is_some_and(|base| base == uuid))
     };
     // A removal leaves it to nobody: who wants it next makes it anew.
-    let removal = lens.deleting || lens.want.discard.is_some();
+    let removal = lens.deleting || lens.want.discard.as_deref() == Some(subject);
     let wanted =
         |d: &Vdi| !removal && d.other_config.get(identity::OS_VERSION).is_some_and(|v| lens.around.wanted.contains(v));
     let free = |uuid: &str| {

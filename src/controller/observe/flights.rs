@@ -112,7 +112,11 @@ fn flight(
     let (scans, scan_due) = (seen.storage.scans, seen.storage.scan_due);
     let turn = lens.pool.memory().has_turn(&source, &lens.want.uid);
     // A test that began before there was anything to test would prove nothing.
-    let quiet = if intent.is_some() || mark == MarkSight::Ours { quiet(lens, &opid.0, &source, sr) } else { Quiet::No };
+    let quiet = if intent.is_some() || mark == MarkSight::Ours || !children.is_empty() {
+        quiet(lens, &opid.0, &source, sr)
+    } else {
+        Quiet::No
+    };
     Flight {
         making,
         opid,

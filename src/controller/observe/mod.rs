@@ -101,12 +101,12 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     let subject = subject(lens.want, &records, &owned);
     let sr = repository(lens, &records, &subject)?;
     let mut storage = inspect::facts(view, &sr).unwrap_or_default();
-    let scan_ended = scan_state(lens, &mut storage, &agent_start);
+    let scan = scan_state(lens, &mut storage, &agent_start);
     let finalized = records.versions.iter().any(|v| v.version == subject);
     let done = finalized || lens.deleting || lens.want.discard.as_deref() == Some(subject.as_str());
     let version = |keys: &identity::Keys| keys.get(identity::VERSION).is_some_and(|v| *v == subject);
 
-    let mut doubt = false;
+    let mut doubt = matches!(scan, Scan::Unseen);
     let vm =
         owned.machines.iter().find(|(_, m)| version(&m.other_config) || recorded(&records.machine, &m.uuid)).copied();
     let machine_ref = vm.map(|(r, _)| r.clone());
@@ -139,7 +139,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         }
     };
     let work_recorded = records.disk.as_ref().is_some_and(|d| d.version == subject);
-    let unseen = unseen(lens, &records);
+    let unseen = unseen(lens, &records, &agent_start);
     // To be removed, and out of sight: its record goes only when a scan has not brought it back.
     let hidden = !storage.scanned() && records.disk.as_ref().is_some_and(|d| unseen.contains(&d.uuid));
     let work = match sight(w.map(|(_, d)| disk(d)), work_recorded && !done) {
@@ -172,6 +172,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     let others = estate.frozen.iter().filter(|d| f.is_none_or(|(_, f)| f.uuid != d.uuid));
     let untagged = others.filter(|d| !d.keyed || !d.tagged).map(|d| d.uuid.clone()).collect();
     let unclaimed = copies(lens, &subject);
+    let idle_bases = idle_bases(lens, &sr, &subject).into_iter().map(|d| disk(&d)).collect();
     let mut observed = Observed {
         subject,
         cluster: lens.cluster.to_owned(),
@@ -192,7 +193,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         unclaimed,
         unseen,
         untagged,
-        idle_bases: idle_bases(lens, &sr).into_iter().map(|d| disk(&d)).collect(),
+        idle_bases,
         slot: lens.slot.clone(),
         name_taken_by: lens.name_taken_by.clone(),
         finalizer: lens.layer.metadata.finalizers.iter().flatten().any(|f| f == crate::api::FINALIZER),
@@ -212,7 +213,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
             format!("the pool names disk '{}' without a uuid", d.name),
         ));
     }
-    let soon = [soon, seen.soon, scan_ended.then_some(Duration::ZERO)].into_iter().flatten().min();
+    let soon = [soon, seen.soon, matches!(scan, Scan::Ended).then_some(Duration::ZERO)].into_iter().flatten().min();
     // What it is being cloned from is what counts; the spec may name another base by now.
     let cloned = observed.records.operation.as_ref().filter(|i| i.step == Making::CloneDisk).map(|i| i.source.clone());
     let version = |uuid: &String| observed.records.versions.iter().any(|v| v.disk == *uuid);
@@ -237,31 +238,39 @@ fn attached(view: &View, sr: &Ref) -> bool {
     view.pbds.iter().any(|(_, p)| p.sr == *sr && p.currently_attached)
 }
 
-/// A scan that ended since the last pass counts from the next one: what this view shows of the disks may be older than its end. Returns
-/// whether one did.
-fn scan_state(lens: &Lens<'_>, storage: &mut Storage, agent_start: &str) -> bool {
+/// What became of the scan that was sent last.
+enum Scan {
+    /// None was, it is at work, or it was known to be over.
+    Known,
+    /// Ended since the last pass. It counts from the next one: what this view shows of the disks may be older than its end.
+    Ended,
+    /// The mirror does not show its task: too early, or collected since.
+    Unseen,
+}
+
+fn scan_state(lens: &Lens<'_>, storage: &mut Storage, agent_start: &str) -> Scan {
     let mut memory = lens.pool.memory();
     let (done, due) = memory.scans(&storage.uuid, agent_start, lens.now, lens.pace.in_flight);
-    let mut ended = false;
-    if let Some(task) = memory.scan_task(&storage.uuid) {
-        match lens.view.tasks.get(&task).map(|t| &t.status) {
-            Some(TaskStatus::Success) => {
-                memory.scan_done(&storage.uuid, agent_start, lens.now);
-                ended = true;
-            }
-            Some(TaskStatus::Pending | TaskStatus::Cancelling) => {}
-            // The mirror may not show it yet; a live look that does not either has lost it, and it is made again.
-            None if !lens.live => {}
-            None | Some(TaskStatus::Failure | TaskStatus::Cancelled | TaskStatus::Other) => {
-                memory.scan_started(&storage.uuid, agent_start, None);
-            }
+    let task = memory.scan_task(&storage.uuid, agent_start);
+    let state = match task.as_ref().map(|task| lens.view.tasks.get(task).map(|t| &t.status)) {
+        None | Some(Some(TaskStatus::Pending | TaskStatus::Cancelling)) => Scan::Known,
+        Some(Some(TaskStatus::Success)) => {
+            memory.scan_done(&storage.uuid, agent_start, lens.now);
+            Scan::Ended
         }
-    }
+        Some(None) if !lens.live => Scan::Unseen,
+        // A live look that does not show it either has lost it, and it is made again.
+        Some(None | Some(TaskStatus::Failure | TaskStatus::Cancelled | TaskStatus::Other)) => {
+            memory.scan_started(&storage.uuid, agent_start, None);
+            Scan::Known
+        }
+    };
+    let ended = matches!(state, Scan::Ended);
     storage.scans = done;
     storage.doubted = ended || memory.is_doubted(&storage.uuid);
-    storage.scanning = ended || memory.scan_task(&storage.uuid).is_some();
+    storage.scanning = ended || memory.scan_task(&storage.uuid, agent_start).is_some();
     storage.scan_due = due && !storage.scanning;
-    ended
+    state
 }
 
 /// On a control domain for longer than patience, without a task of ours.

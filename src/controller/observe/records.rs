@@ -133,9 +133,9 @@ pub(super) fn repository(lens: &Lens<'_>, records: &Records, subject: &str) -> R
 }
 
 /// See [`Observed::unseen`].
-pub(super) fn unseen(lens: &Lens<'_>, records: &Records) -> Vec<String> {
+pub(super) fn unseen(lens: &Lens<'_>, records: &Records, agent_start: &str) -> Vec<String> {
     let disks = records.disk.iter().map(|d| &d.uuid).chain(records.versions.iter().map(|v| &v.disk));
     let lost = disks.filter(|uuid| lens.view.vdis.by_uuid(uuid).is_none());
     let memory = lens.pool.memory();
-    lost.filter(|uuid| !memory.was_removed(uuid)).cloned().collect()
+    lost.filter(|uuid| !memory.was_removed(uuid, agent_start)).cloned().collect()
 }

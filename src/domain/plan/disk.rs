@@ -2,7 +2,7 @@
 
 use super::super::gate::{self, BaseChoice};
 use super::super::making;
-use super::super::observed::{Disk, Making, Observed, Sight, Trouble};
+use super::super::observed::{Disk, Making, Observed, OsDisk, Sight, Trouble};
 use super::super::want::Want;
 use super::machine::with_machine;
 use super::{Next, Say, Step, Verdict, advance, cannot_tell, destroy_disk, finish_operations};
@@ -99,7 +99,10 @@ fn from_os_layer(want: &Want, seen: &Observed) -> Verdict {
         Sight::Found(base) => clone_from(want, seen, base),
         Sight::CannotLook | Sight::Lost => cannot_tell(seen, "the base snapshot"),
         Sight::Absent => {
-            let fit = seen.os_disk.clone().and_then(|os| {
+            // Storage pauses what it copies: our own snapshot is no reason to take it back.
+            let under_way = seen.flight(Making::SnapshotOsDisk).is_some_and(|f| f.intent.is_some());
+            let os = seen.os_disk.clone().map(|os| OsDisk { paused: os.paused && !under_way, ..os });
+            let fit = os.and_then(|os| {
                 gate::os_disk(&os, &seen.storage).and_then(|()| fits(want, &os.name, &os.format, os.virtual_size))
             });
             match fit {

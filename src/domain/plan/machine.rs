@@ -3,7 +3,7 @@
 use super::super::gate::{self, place};
 use super::super::identity::{BOOT, TOKEN};
 use super::super::making;
-use super::super::observed::{Disk, Dvd, Holder, Machine, Making, Observed, Power, Sent, TaskSight, Trouble};
+use super::super::observed::{Disk, Dvd, Holder, Machine, Making, Observed, Power, TaskSight, Trouble};
 use super::super::report::named;
 use super::super::want::Want;
 use super::disk::{machine_forgotten, w_worked};
@@ -122,7 +122,7 @@ fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
 /// The token is used before the call: a start too few can be asked for again.
 fn use_token(want: &Want, seen: &Observed, m: &Machine) -> Option<Verdict> {
     let token = new_token(want, seen, m)?;
-    let f = seen.flight(Making::StartMachine).filter(|f| f.intent.is_some() && f.sent == Sent::Never)?;
+    let f = seen.flight(Making::StartMachine).filter(|f| f.intent.is_some() && f.task == TaskSight::None)?;
     Some(Verdict::act(
         Step::UseToken { machine: f.source.clone(), token },
         Reason::StartingMachine,
