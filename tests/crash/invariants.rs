@@ -1,4 +1,4 @@
-//! The invariants I1 to I13 of the design, asserted over one lived case: the pool's objects, its log of calls, and what the API server stored.
+//! The invariants of ARCHITECTURE.md, asserted over one lived case (I5 and I6 have tests of their own, `lifecycle::loss` and `gates`): the pool's objects, its log of calls, and what the API server stored.
 
 use std::collections::{BTreeMap, HashSet};
 

@@ -9,7 +9,7 @@ use lamina::sim::restart;
 use serde_json::json;
 
 use crate::common::eventually;
-use crate::common::rig::{Rig, disk, idle, machine, quick, status};
+use crate::common::rig::{PACE, Rig, disk, idle, machine, quick, ready, status, uid};
 
 const OFF: &str = "StartMachine";
 
@@ -166,4 +166,25 @@ async fn a_restart_gives_the_machine_its_disk_back() {
     rig.until_reason("off", "InstallSoftware").await;
     let vbds = rig.hands.disk(&w).await.expect("W").row["VBDs"].clone();
     assert_eq!(vbds.as_array().map(Vec::len), Some(1), "{vbds}");
+}
+
+/// Somebody runs on the disk: the removal says what the pool refused, asks again with growing pauses, and ends when it may.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_that_the_pool_refuses_is_told_and_ends_later() {
+    let rig = Rig::new().await;
+    let _controller = rig.run().await;
+    rig.layer("held", json!({"machine": {"powerOn": false}, "deletionPolicy": "Delete"})).await;
+    let made = rig.until_reason("held", OFF).await;
+    let w = rig.hands.disk(&disk(&made)).await.expect("W");
+    let (vm, vbd) = rig.hands.stranger("thief", &w.r).await;
+    rig.hands.call("VM.start", json!([vm, false, false])).await;
+    rig.delete("held").await;
+    rig.until("held", "told what holds it up", |l| ready(l).is_some_and(|(_, m)| m.contains("VDI_IN_USE"))).await;
+    tokio::time::sleep(PACE.task * 10).await;
+    let asked = rig.calls("Async.VDI.destroy");
+    assert!((1..=8).contains(&asked), "asked {asked} times");
+    rig.hands.call("VM.hard_shutdown", json!([vm])).await;
+    rig.hands.call("VBD.destroy", json!([vbd])).await;
+    rig.until_gone("held").await;
+    rig.hands.assert_nothing_of(&uid(&made)).await;
 }

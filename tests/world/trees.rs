@@ -216,5 +216,7 @@ async fn a_copy_heeds_its_base_and_clears_up() {
     raw.sim.pool.world.disks().remove(uuid.as_str().unwrap()).unwrap();
     raw.sim.pool.clock.unhold("VDI.copy/copying");
     assert_eq!(raw.wait(&task).await.unwrap_err()[0], "SR_BACKEND_FAILURE_46");
-    assert_eq!(raw.call("VDI.get_all", json!([])).await.unwrap(), known, "no target is left");
+    // Base copies may have gone meanwhile.
+    let (now, known) = (raw.call("VDI.get_all", json!([])).await.unwrap(), known.as_array().unwrap().clone());
+    assert!(now.as_array().unwrap().iter().all(|row| known.contains(row)), "a target is left: {now}");
 }
