@@ -245,8 +245,9 @@ pub fn prove(cluster: &str, uuid: &str, keys: &Keys, recorded: bool) -> Proof {
     if foreign {
         return Proof::Foreign;
     }
-    // A restart of xapi can bring back the keys that it was born with: those of its source, or none.
-    if recorded && (!bears_keys || ours(CLUSTER) == Some(cluster)) {
+    // A restart of xapi can bring back the keys that it was born with, those of its source or none, and a call that was on its way then adds
+    // one of ours to them.
+    if recorded {
         return Proof::ByRecord;
     }
     if ours(CLUSTER) == Some(cluster) || keys.contains_key(MAKING) {
@@ -305,6 +306,13 @@ mod tests {
         assert_eq!(prove("c", "u", &born, true), Proof::ByRecord);
         assert_eq!(prove("c", "u", &born, false), Proof::Unclaimed);
         assert_eq!(prove("other", "u", &born, true), Proof::Foreign);
+    }
+
+    #[test]
+    fn a_recorded_machine_with_one_late_key_is_still_proved() {
+        let late = Keys::from([(START_BEFORE.to_owned(), "19700101T00:00:00Z".to_owned())]);
+        assert_eq!(prove("c", "u", &late, true), Proof::ByRecord);
+        assert_eq!(prove("c", "u", &late, false), Proof::Foreign);
     }
 
     #[test]
