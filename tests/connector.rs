@@ -1,4 +1,4 @@
-//! Connectors: the real controller, a real API server and a simulated pool. Each fault has its reason and its cure in words, and is gone
+//! Connectors: the real controller, a real API server and a simulated pool. Each fault has its reason and its cure in words, and is gone Longer than other files: one check of the Connector after another.
 //! by itself when its cause is; no test restarts the controller for that.
 
 use std::collections::BTreeSet;

@@ -185,8 +185,7 @@ async fn every_call_and_every_write_may_be_the_last() {
     let mut failures = Vec::new();
     let mut done = 0;
     let deadline = (asked.is_empty()).then_some(began + BUDGET);
-    let due = |_: &Case| deadline.is_none_or(|d| Instant::now() < d);
-    let runs = cases.into_iter().take_while(due);
+    let runs = cases.into_iter().take_while(|_| deadline.is_none_or(|d| Instant::now() < d));
     let mut runs = futures::stream::iter(runs)
         .map(|case| async move { (case, AssertUnwindSafe(lived(case.life, Some(case))).catch_unwind().await) })
         .buffer_unordered(AT_ONCE);
