@@ -1,5 +1,5 @@
-//! Connectors: the real controller, a real API server and a simulated pool. Each fault has its reason and its cure in words, and is gone Longer than other files: one check of the Connector after another.
-//! by itself when its cause is; no test restarts the controller for that.
+//! Connectors: the real controller, a real API server and a simulated pool. Each fault has its reason and its cure in words, and is gone
+//! by itself when its cause is; no test restarts the controller for that. Longer than other files: one check after another.
 
 use std::collections::BTreeSet;
 
