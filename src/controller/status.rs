@@ -163,18 +163,19 @@ fn operation(old: &PlatformLayerStatus, scene: &Scene, step: &Step, now: &Time) 
 fn disk(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, step: &Step) -> Option<DiskStatus> {
     let seen = &scene.observed;
     let before = old.disk.as_ref();
+    let ran = seen.machine.found().is_some_and(|m| plan::ran(seen, m));
     let Some(w) = seen.work.found() else {
         // Removed by ourselves: the record goes. Lost, out of sight, or in the middle of being thrown away: it stays.
         let gone = |d: &DiskStatus| gone_with_its_version(o, d, scene);
         let going = |d: &DiskStatus| gone(d) && seen.finalized(&d.version).is_none() && *step != Step::Record;
         let stays = |d: &DiskStatus| if d.version == seen.subject { going(d) } else { !gone(d) };
-        return before.filter(|d| seen.work != Sight::Absent || stays(d)).cloned();
+        let kept = before.filter(|d| seen.work != Sight::Absent || stays(d)).cloned();
+        return kept.map(|d| DiskStatus { worked: d.worked || ran && d.version == seen.subject, ..d });
     };
     let known = before.is_some_and(|d| d.uuid == w.uuid);
     if !known && *step != Step::Record {
         return before.cloned();
     }
-    let ran = seen.machine.found().is_some_and(|m| plan::ran(seen, m));
     let at_rest = seen.machine.found().is_none_or(|m| m.power == Power::Halted);
     let base_uuid = w.keys.get(identity::BASE).cloned().unwrap_or_default();
     let base = || match &scene.parent {

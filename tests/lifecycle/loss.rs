@@ -94,6 +94,26 @@ async fn a_connector_that_leads_elsewhere_changes_nothing_anywhere() {
     rig.until_reason("moved", "StartMachine").await;
 }
 
+/// The machine was first seen running when its disk could not be seen, and was gone thereafter: what is known of it stays known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_seen_without_the_disk_is_remembered() {
+    let rig = Rig::new().await;
+    let controller = rig.run().await;
+    rig.layer("ran", json!({"machine": {"powerOn": false}})).await;
+    let layer = rig.until_reason("ran", "StartMachine").await;
+    drop(controller);
+    rig.hands.destroy_disk(&disk(&layer)).await;
+    let vm = rig.hands.machine(&machine(&layer)).await.expect("the machine").r;
+    rig.hands.call("VM.start", json!([vm, false, false])).await;
+    let _controller = rig.run().await;
+    let lost = rig.until_reason("ran", "DiskLost").await;
+    assert_eq!(status(&lost).phase, Some(Phase::MachineRunning));
+    rig.hands.call("VM.hard_shutdown", json!([vm])).await;
+    rig.until_phase("ran", Phase::AwaitingFinalize).await;
+    rig.hands.destroy_machine(&machine(&layer)).await;
+    rig.until_phase("ran", Phase::MachineRunning).await;
+}
+
 /// Nothing was made yet, so the wrong Connector may be corrected.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_that_has_nothing_yet_may_go_to_another_pool() {
