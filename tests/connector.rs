@@ -112,6 +112,28 @@ async fn a_connector_becomes_ready_and_says_what_it_found() {
     assert!(!json!(status.conditions).to_string().contains("secret\""), "no secret in a status");
 }
 
+/// What has not changed is not written, however often it is looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connector_that_does_not_change_is_not_written() {
+    let rig = Rig::new().await;
+    let controller = rig.run().await;
+    ready(&rig).await;
+    // Each of these has the Connector looked at again.
+    for name in ["one", "two", "three"] {
+        rig.layer(name, json!({"connectorRef": {"name": "elsewhere"}})).await;
+        rig.until_reason(name, "ConnectorNotFound").await;
+        rig.patch(name, json!({"connectorRef": {"name": "lab"}, "suspend": true})).await;
+        rig.until_reason(name, "Suspended").await;
+        rig.delete(name).await;
+        rig.until_gone(name).await;
+    }
+    rig.meanwhile().await;
+    let (looks, writes) = ("lamina_reconciles_total", "lamina_status_writes_total");
+    let [looks, writes] = [looks, writes].map(|series| controller.metric(&format!("{series}{{kind=\"connector\"}}")));
+    // Connecting, Ready, and how many layers there are: some of the looks.
+    assert!(looks > 2 * writes, "{looks} looks, {writes} writes");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_that_is_missing_incomplete_or_wrong_is_told_and_mended() {
     let rig = Rig::new().await;

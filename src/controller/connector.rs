@@ -8,7 +8,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::controller::Action;
 use kube::{Resource, ResourceExt};
 use tokio::time::Instant;
@@ -312,7 +311,7 @@ pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> 
     if !deleting && outcome.is_unfinished() && told(&old, subject.generation) {
         return Ok(Action::requeue(pause));
     }
-    let status = compose(&subject, &old, outcome, swept.as_ref(), &Time(jiff::Timestamp::now()));
+    let status = compose(&subject, &old, outcome, swept.as_ref(), &hub.ctx.pace.wall());
     publish(&hub.ctx, &guard, &status).await?;
     announce(&hub.ctx, &guard, &old, &status).await;
     lock(&hub.written).insert(uid, status);

@@ -7,8 +7,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::PoisonError;
 
-use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 
@@ -252,7 +250,7 @@ async fn report(
     seen: Option<(&Scene, &Plan)>,
     failed: Option<&Trouble>,
 ) -> Result<Action, Error> {
-    let outcome = Outcome { layer, want, connector, seen, failed, now: Time(Timestamp::now()) };
+    let outcome = Outcome { layer, want, connector, seen, failed, now: ctx.pace.wall() };
     let status = status::compose(&outcome);
     // Who cannot go on leaves the slot to others; what is made already counts by its status.
     if connector.is_some() || find(&status.conditions, ConditionType::Stalled).is_some() {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::time::Instant;
 
 use crate::domain::plan::Next;
@@ -53,6 +55,12 @@ impl Pace {
 
     pub fn now(&self) -> Instant {
         Instant::now()
+    }
+
+    /// For statuses: whole seconds, since the API server keeps no more, and what was written must equal what is read.
+    pub fn wall(&self) -> Time {
+        let now = Timestamp::now();
+        Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
     }
 
     /// The wait that a plan asks for; `None`: at once.

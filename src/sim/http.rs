@@ -120,9 +120,12 @@ fn list(failure: &Failure) -> Value {
 fn render(dialect: Dialect, id: &Value, answer: &Answer, kind: &Type) -> String {
     let reply = match (dialect, answer) {
         (Dialect::Xml, _) => return xmlrpc::response(answer, kind),
-        (Dialect::V1, Ok(value)) => json!({"result": value, "error": null, "id": id}),
+        // A whole table is no small text: written straight away, not built as another value first.
+        (Dialect::V1, Ok(value)) => {
+            return bare_floats(format!(r#"{{"result":{value},"error":null,"id":{id}}}"#));
+        }
         (Dialect::V1, Err(failure)) => json!({"result": null, "error": list(failure), "id": id}),
-        (Dialect::V2, Ok(value)) => json!({"jsonrpc": "2.0", "result": value, "id": id}),
+        (Dialect::V2, Ok(value)) => return bare_floats(format!(r#"{{"jsonrpc":"2.0","result":{value},"id":{id}}}"#)),
         (Dialect::V2, Err(Failure { code, params })) => {
             json!({"jsonrpc": "2.0", "error": {"code": 1, "message": code, "data": params}, "id": id})
         }

@@ -227,13 +227,15 @@ impl Person {
 
     /// From now on the machines' systems do this, watched.
     fn guests(&self, inner: Program) {
-        let (deeds, seam, sim) = (Arc::clone(&self.deeds), Arc::clone(&self.seam), Arc::downgrade(&self.rig.sim.pool));
+        // The pool has this program: whoever holds the pool, as the seam does, is not to be held by it.
+        let (deeds, latest, sim) =
+            (Arc::clone(&self.deeds), self.seam.latest.subscribe(), Arc::downgrade(&self.rig.sim.pool));
         let watched = program(move |guest| {
-            let (inner, deeds, seam, pool) = (Arc::clone(&inner), Arc::clone(&deeds), Arc::clone(&seam), sim.upgrade());
+            let (inner, deeds, latest, pool) = (Arc::clone(&inner), Arc::clone(&deeds), latest.clone(), sim.upgrade());
             async move {
                 let Some(pool) = pool else { return Exit::Halt };
-                let status = |seam: &Seam| seam.latest.borrow().as_ref().and_then(|l| l.status.clone());
-                let recorded = status(&seam).map(|s| (s.disk.map(|d| d.uuid), s.machine.map(|m| m.uuid)));
+                let status = || latest.borrow().as_ref().and_then(|l| l.status.clone());
+                let recorded = status().map(|s| (s.disk.map(|d| d.uuid), s.machine.map(|m| m.uuid)));
                 let index = {
                     let mut deeds = deeds.lock().expect("no panic before");
                     deeds.boots.push(Boot {
@@ -249,7 +251,7 @@ impl Person {
                 noted(&Arc::downgrade(&pool), &guest).await;
                 let exit = inner(guest.clone()).await;
                 if matches!(exit, Exit::Halt)
-                    && let Some(disk) = status(&seam).and_then(|s| s.disk)
+                    && let Some(disk) = status().and_then(|s| s.disk)
                 {
                     let digest = pool.digest(&disk.uuid).unwrap_or_default();
                     let halt = Halt { version: disk.version, disk: disk.uuid, digest };

@@ -1,7 +1,7 @@
 //! What was to be seen on the pool, change by change: the rows of disks, machines and attachments, each with the number of the last
 //! changing call. Read as any client could read them; nothing of the simulator's inside.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lamina::sim::Pool;
@@ -16,7 +16,7 @@ const CLASSES: [&str; 3] = ["VDI", "VM", "VBD"];
 pub struct Sight {
     pub at: u64,
     /// `None`: gone.
-    pub row: Option<Row>,
+    pub row: Option<Arc<Row>>,
 }
 
 #[derive(Default)]
@@ -55,30 +55,29 @@ impl Sights {
 
     pub fn look(&self, pool: &Pool) {
         let at = pool.log.number();
-        let now: HashMap<String, (&'static str, Row)> = {
-            let db = pool.db();
-            let rows = CLASSES
-                .iter()
-                .flat_map(|class| db.all(class).map(move |(r, row)| (r.to_string(), (*class, row.clone()))));
-            rows.collect()
-        };
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut lineages: HashMap<String, &str> = HashMap::new();
-        for (reference, (_, row)) in &now {
-            let (Some(op), true) = (key(row, "op"), claimed(row)) else { continue };
-            if let Some(other) = lineages.insert(op.to_owned(), reference) {
-                state.doubles.push(format!("{other} and {reference} are both claimed as {op} at call {at}"));
+        let State { objects, doubles } = &mut *state;
+        let mut there = HashSet::new();
+        {
+            let db = pool.db();
+            for row in db.changes_since(0).filter(|row| CLASSES.contains(&row.class)) {
+                there.insert(row.reference.to_string());
+                let (_, sights) = objects.entry(row.reference.to_string()).or_insert((row.class, Vec::new()));
+                // A changed row is another one in memory.
+                if !sights.last().and_then(|s| s.row.as_ref()).is_some_and(|last| Arc::ptr_eq(last, row.record)) {
+                    sights.push(Sight { at, row: Some(Arc::clone(row.record)) });
+                }
             }
         }
-        for (reference, (_, sights)) in &mut state.objects {
-            if !now.contains_key(reference) && sights.last().is_some_and(|s| s.row.is_some()) {
+        let mut lineages: HashMap<&str, &str> = HashMap::new();
+        for (reference, (_, sights)) in objects.iter_mut() {
+            if !there.contains(reference) && sights.last().is_some_and(|s| s.row.is_some()) {
                 sights.push(Sight { at, row: None });
             }
-        }
-        for (reference, (class, row)) in now {
-            let (_, sights) = state.objects.entry(reference).or_insert((class, Vec::new()));
-            if sights.last().and_then(|s| s.row.as_ref()) != Some(&row) {
-                sights.push(Sight { at, row: Some(row) });
+            let Some(row) = sights.last().and_then(|s| s.row.as_deref()) else { continue };
+            let (Some(op), true) = (key(row, "op"), claimed(row)) else { continue };
+            if let Some(other) = lineages.insert(op, reference) {
+                doubles.push(format!("{other} and {reference} are both claimed as {op} at call {at}"));
             }
         }
     }
@@ -87,13 +86,13 @@ impl Sights {
     pub fn of(&self, reference: &str) -> Vec<Row> {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = state.objects.get(reference);
-        found.into_iter().flat_map(|(_, sights)| sights).filter_map(|s| s.row.clone()).collect()
+        found.into_iter().flat_map(|(_, sights)| sights).filter_map(|s| s.row.as_deref().cloned()).collect()
     }
 
     /// The same by uuid.
     pub fn of_uuid(&self, uuid: &str) -> Vec<Row> {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = state.objects.values().flat_map(|(_, sights)| sights).filter_map(|s| s.row.as_ref());
+        let all = state.objects.values().flat_map(|(_, sights)| sights).filter_map(|s| s.row.as_deref());
         all.filter(|row| text(row, "uuid") == uuid).cloned().collect()
     }
 
@@ -103,7 +102,7 @@ impl Sights {
         let of_class = state.objects.iter().filter(|(_, (c, _))| *c == class);
         let then = of_class.filter_map(|(r, (_, sights))| {
             let last = sights.iter().rev().find(|s| s.at < number).or(sights.first())?;
-            Some((r.clone(), last.row.clone()?))
+            Some((r.clone(), last.row.as_deref()?.clone()))
         });
         then.collect()
     }
