@@ -196,6 +196,11 @@ impl Memory {
         })
     }
 
+    /// uid of the layer whose turn it is on the source.
+    pub fn at_work_on(&self, source: &str) -> Option<&str> {
+        self.sources.get(source)?.holder.as_deref()
+    }
+
     /// Takes the turn, or a place in the queue.
     pub fn take_turn(&mut self, source: &str, layer: &str) -> bool {
         let free = self.has_turn(source, layer);

@@ -25,16 +25,23 @@ pub enum Move {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Waiting {
-    Task { progress: f64 },
+    Task {
+        progress: f64,
+    },
     InFlight,
-    Turn,
-    Mark,
+    /// `ahead`: who does not go on by itself, in words.
+    Turn {
+        ahead: Option<String>,
+    },
+    Mark {
+        ahead: Option<String>,
+    },
 }
 
 /// The next move towards the child of `f`.
 pub fn advance(f: &Flight) -> Move {
     if f.intent.is_none() {
-        return if f.turn { Move::Do(Step::RecordIntent(f.making)) } else { Move::Wait(Waiting::Turn) };
+        return if f.turn { Move::Do(Step::RecordIntent(f.making)) } else { others_turn(f) };
     }
     match &f.task {
         TaskSight::Pending { progress } => return Move::Wait(Waiting::Task { progress: *progress }),
@@ -101,6 +108,10 @@ fn may_have_children(f: &Flight) -> bool {
     }
 }
 
+fn others_turn(f: &Flight) -> Move {
+    Move::Wait(Waiting::Turn { ahead: f.ahead.clone() })
+}
+
 /// The mark, then the call. What the pool refused is not asked for again at once, and meanwhile its source is free.
 fn send(f: &Flight) -> Move {
     if let Some(trouble) = &f.refused {
@@ -110,7 +121,7 @@ fn send(f: &Flight) -> Move {
         };
     }
     if !f.turn {
-        return Move::Wait(Waiting::Turn);
+        return others_turn(f);
     }
     match (&f.mark, &f.wanted_mark) {
         (_, None) | (MarkSight::Ours, Some(_)) => Move::Do(Step::Send(f.making)),
@@ -119,7 +130,9 @@ fn send(f: &Flight) -> Move {
             Move::Do(Step::Unmark { source: f.source.clone(), mark: mark.clone() })
         }
         (MarkSight::Stale { quiet: false, .. }, Some(_)) => Move::Wait(Waiting::InFlight),
-        (MarkSight::Foreign { long: false, .. } | MarkSight::Held, Some(_)) => Move::Wait(Waiting::Mark),
+        (MarkSight::Foreign { long: false, .. } | MarkSight::Held, Some(_)) => {
+            Move::Wait(Waiting::Mark { ahead: f.ahead.clone() })
+        }
         (MarkSight::Foreign { mark, long: true }, Some(_)) => Move::Stop(Trouble::new(
             Reason::BaseLocked,
             format!(
@@ -196,6 +209,7 @@ mod tests {
             scans: 0,
             scan_due: false,
             turn: true,
+            ahead: None,
             refused: None,
         }
     }

@@ -269,6 +269,8 @@ pub struct Flight {
     pub scan_due: bool,
     /// It is our turn on this source: calls on one source go one at a time.
     pub turn: bool,
+    /// Who is at work on the source and does not go on by itself, and why, in words.
+    pub ahead: Option<String>,
     /// What the pool ended the last call with, for as long as it is not to be sent again.
     pub refused: Option<Trouble>,
 }

@@ -116,6 +116,29 @@ async fn a_deletion_during_a_call_leaves_nothing() {
     }
 }
 
+/// Who was told to rest in the middle of something holds up whoever needs the same disk, and is named.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_layer_that_holds_others_up_is_named() {
+    let rig = Rig::new().await;
+    rig.sim.pool.clock.hold("VDI.snapshot/");
+    let _controller = rig.run().await;
+    rig.layer("first", json!({"machine": {"powerOn": false}})).await;
+    rig.sim.pool.clock.held("VDI.snapshot/").await;
+    rig.patch("first", json!({"suspend": true})).await;
+    rig.until_reason("first", "Suspended").await;
+    rig.sim.pool.clock.unhold("VDI.snapshot/");
+    rig.layer("second", json!({"machine": {"powerOn": false}})).await;
+    let name = format!("{}/first", rig.namespace);
+    rig.until("second", "who is ahead", |l| {
+        ready(l).is_some_and(|(r, m)| r == "WaitingForMark" && m.contains(&name) && m.contains("spec.suspend"))
+    })
+    .await;
+    rig.patch("first", json!({"suspend": false})).await;
+    rig.until_reason("first", "StartMachine").await;
+    rig.until_reason("second", "StartMachine").await;
+    rig.hands.assert_tidy().await;
+}
+
 /// The base of a version that is thrown away goes with it, where the next one stands on another.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_discarded_version_takes_its_base_along() {

@@ -5,8 +5,11 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use kube::ResourceExt;
+
 use super::{Lens, base_lineage, lineage};
 use crate::api::reason::Reason;
+use crate::controller::context::readable;
 use crate::domain::identity::{self, BOOT, Lineage, Mark, Opid, Proof, Role, START_BEFORE, TASK_TAG, prove};
 use crate::domain::observed::{Child, Flight, Making, MarkSight, Observed, Quiet, Sent, TaskSight, Trouble};
 use crate::xapi::model::{Task, TaskStatus, Vdi};
@@ -111,6 +114,7 @@ fn flight(
     let restarted = intent.as_ref().is_some_and(|i| i.agent_start != seen.agent_start);
     let (scans, scan_due) = (seen.storage.scans, seen.storage.scan_due);
     let turn = lens.pool.memory().has_turn(&source, &lens.want.uid);
+    let ahead = ahead(lens, &source);
     // A test that began before there was anything to test would prove nothing.
     let quiet = if intent.is_some() || mark == MarkSight::Ours || !children.is_empty() {
         quiet(lens, &opid.0, &source, sr)
@@ -132,8 +136,21 @@ fn flight(
         scans,
         scan_due,
         turn,
+        ahead,
         refused: attempt.refused.filter(|r| lens.now < r.until).map(|r| r.trouble),
     }
+}
+
+/// Another layer that began something on the source and was told not to go on: nobody else would find out whom to ask.
+fn ahead(lens: &Lens<'_>, source: &str) -> Option<String> {
+    let holder = lens.pool.memory().at_work_on(source).map(str::to_owned);
+    let marked = || lens.view.vdis.by_uuid(source).and_then(|(_, d)| Mark::read(&d.other_config));
+    let uid = holder.or_else(|| marked()?.layer().map(str::to_owned)).filter(|uid| *uid != lens.want.uid)?;
+    let layer = readable(&lens.around.stored).find(|l| l.metadata.uid.as_ref() == Some(&uid))?;
+    let (namespace, name) = (layer.namespace().unwrap_or_default(), layer.name_any());
+    layer.spec.suspend.then(|| {
+        format!("layer {namespace}/{name} began to make something of the same disk and was suspended (spec.suspend) before that was done")
+    })
 }
 
 fn mark_sight(lens: &Lens<'_>, source: &str, wanted: Option<&Mark>, sr: &Ref) -> MarkSight {

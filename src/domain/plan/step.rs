@@ -263,12 +263,17 @@ impl Verdict {
                     "{what}: an earlier attempt may still be at work on the pool; looking twice, 60 seconds apart, before it is repeated"
                 ),
             ),
-            Move::Wait(Waiting::Turn) => Self::wait(
+            Move::Wait(Waiting::Turn { ahead: Some(ahead) } | Waiting::Mark { ahead: Some(ahead) }) => Self::wait(
+                Next::Capacity,
+                Reason::WaitingForMark,
+                format!("{what}: {ahead}, so this layer waits until that one goes on or is deleted"),
+            ),
+            Move::Wait(Waiting::Turn { ahead: None }) => Self::wait(
                 Next::Capacity,
                 Reason::WaitingForMark,
                 format!("{what}: another layer is being made from the same disk, and this one goes on after it"),
             ),
-            Move::Wait(Waiting::Mark) => Self::wait(
+            Move::Wait(Waiting::Mark { ahead: None }) => Self::wait(
                 Next::Capacity,
                 Reason::WaitingForMark,
                 format!(
