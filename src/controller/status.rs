@@ -11,8 +11,8 @@ use super::observe::Scene;
 use crate::api::condition::merge;
 use crate::api::layer::DiskFormat;
 use crate::api::layer_status::{
-    BaseKind, BaseTaken, CurrentVersion, DiskStatus, Finding, FrozenVersion, IntegrityStatus, MachineStatus, Operation,
-    ToolsStatus,
+    BaseKind, BaseTaken, CurrentVersion, DiskStatus, Finding, FrozenVersion, IntegritySource, IntegrityStatus,
+    MachineStatus, Operation, ToolsStatus,
 };
 use crate::api::reason::{Fault, Reason};
 use crate::api::{ConditionType, Phase, PlatformLayer, PlatformLayerStatus};
@@ -279,7 +279,7 @@ fn integrity(want: &Want, m: &Machine) -> Option<IntegrityStatus> {
     // One that does not count found nothing that could be told.
     let Judgement { counts: Ok(()), findings } = gate::judge(want, m) else { return None };
     Some(IntegrityStatus {
-        source: Some("GuestReport".to_owned()),
+        source: Some(IntegritySource::Xenstore),
         boot_id: m.key(identity::BOOT).map(str::to_owned),
         findings: findings
             .into_iter()
