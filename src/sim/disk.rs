@@ -1,7 +1,7 @@
 //! What lies on the storage itself: sparse files with real bytes, in a tree of nodes as VHD keeps it (xapi.md 9.1, "Tree behaviour").
 //!
 //! It outlives the simulated daemon: rows of the database may be forgotten, nodes are not. Storage calls and guests change it under one
-//! mutex; it knows no rows, no tasks and no time.
+//! mutex; it knows no rows, no tasks and no time. By bytes it is read and written in `bytes`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,6 +12,8 @@ use std::{
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
+
+mod bytes;
 
 /// A VHD allocates, and its virtual size is rounded up to, this many bytes (xapi.md 9.1).
 pub const BLOCK: u64 = 2 << 20;
@@ -28,6 +30,8 @@ pub enum DiskError {
     TooDeep(String),
     #[error("block {1} is beyond the end of disk {0}, or the data is longer than a block")]
     Beyond(String, u64),
+    #[error("disk {0} is attached read-only")]
+    ReadOnly(String),
     #[error("a file of the simulated storage cannot be used")]
     Io(#[from] io::Error),
 }
@@ -237,9 +241,8 @@ impl Disks {
     /// SHA-256 over every block that is not all zeros, with its number: equal for equal content, however the tree lies.
     pub fn digest(&self, uuid: &str) -> Result<String, DiskError> {
         self.get(uuid)?;
-        let blocks = self.blocks(uuid);
         let mut all = Sha256::new();
-        for block in blocks {
+        for block in self.blocks(uuid) {
             let bytes = self.read(uuid, block)?;
             if bytes.iter().any(|b| *b != 0) {
                 all.update(block.to_be_bytes());

@@ -32,6 +32,7 @@ pub mod guest;
 mod ha;
 mod http;
 mod metrics;
+mod pause;
 mod placement;
 pub mod plan;
 mod plugin;

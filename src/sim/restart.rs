@@ -180,12 +180,7 @@ pub async fn keep_written(pool: Arc<Pool>) {
 fn pause(pool: &Pool, what: &What) {
     let What::Branch { source, .. } = what else { return };
     let Ok(row) = pool.db().by_uuid("VDI", source) else { return };
-    let change = pool.db().update("VDI", &row, |row| {
-        if let Some(map) = row.get_mut("sm_config").and_then(Value::as_object_mut) {
-            map.insert("paused".to_owned(), json!("true"));
-        }
-    });
-    change.unwrap_or_default();
+    row::configure(pool, &row, "paused", Some("true"));
 }
 
 /// The driver's part of a call, once more. A clone that the old daemon had not come to yet is made by its surviving driver too: one clone

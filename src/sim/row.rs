@@ -38,11 +38,16 @@ pub fn fields(sr: &Ref, uuid: &str, node: &Node, used: u64) -> Vec<(&'static str
 /// Writes the tree's truth into `sm_config["vhd-parent"]`: it moves under everybody's feet (xapi.md 9.1).
 pub fn link_parent(pool: &Pool, vdi: &Ref, uuid: &str) {
     let parent = pool.world.disks().get(uuid).ok().and_then(|n| n.parent.clone());
+    configure(pool, vdi, "vhd-parent", parent.as_deref());
+}
+
+/// Writes a key of `sm_config`, the driver's own map, or takes it off.
+pub fn configure(pool: &Pool, vdi: &Ref, key: &str, value: Option<&str>) {
     let change = pool.db().update("VDI", vdi, |row| {
         if let Some(map) = row.get_mut("sm_config").and_then(Value::as_object_mut) {
-            match parent {
-                Some(parent) => map.insert("vhd-parent".to_owned(), json!(parent)),
-                None => map.remove("vhd-parent"),
+            match value {
+                Some(value) => map.insert(key.to_owned(), json!(value)),
+                None => map.remove(key),
             };
         }
     });

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use serde_json::{Value, json};
 
 use super::{
-    Answer, Call, Pool, row,
+    Answer, Call, Pool, pause, row,
     schema::Record,
     storage::{Subject, backend, begin},
     vdi,
@@ -235,6 +235,7 @@ fn in_use(pool: &Pool, sr: &Ref, host: &Ref) -> Option<Ref> {
 pub fn redo_branch(pool: &Pool, source: &str, snapshot: bool, named: bool) -> Result<(), Failure> {
     let row = pool.db().by_uuid("VDI", source)?;
     let sr = pool.db().link_to("VDI", &row, "SR")?;
+    let _paused = pause::pause(pool, &row, snapshot)?;
     let made = vdi::fork(pool, &sr, &row, snapshot)?;
     if let Some(base) = &made.base {
         let row = row::add_row(pool, &sr, base);

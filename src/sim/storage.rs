@@ -306,6 +306,7 @@ pub fn backend(error: &DiskError) -> Failure {
         DiskError::Missing(_) => ("SR_BACKEND_FAILURE_46", "The VDI is not available"),
         DiskError::TooDeep(_) => ("SR_BACKEND_FAILURE_109", "The snapshot chain is too long"),
         DiskError::Beyond(..) => ("SR_BACKEND_FAILURE_79", "VDI Invalid size"),
+        DiskError::ReadOnly(_) => ("SR_BACKEND_FAILURE_46", "The VDI is not available for writing"),
         DiskError::Io(_) => ("SR_BACKEND_FAILURE_1200", "Generic backend exception"),
     };
     Failure::new(code, ["", reason, &error.to_string()])

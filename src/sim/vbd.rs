@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{
     Answer, Call, Pool, allowed,
     db::Db,
+    guest,
     schema::Record,
     storage::{STAGE, mark},
 };
@@ -237,7 +238,12 @@ async fn plug(pool: &Arc<Pool>, call: &Call) -> Answer {
     let _operation = begin(pool, call, &vbd).await?;
     let on = call.message == "plug";
     pool.db().set("VBD", &vbd, "currently_attached", json!(on))?;
-    let vdi = pool.db().link_to("VBD", &vbd, "VDI")?;
+    let (vdi, vm) = {
+        let db = pool.db();
+        let vm = db.link_to("VBD", &vbd, "VM")?;
+        (db.link_to("VBD", &vbd, "VDI")?, db.text("VM", &vm, "uuid")?.to_owned())
+    };
+    guest::plugged(pool, &vm);
     allowed::refresh(pool, "VDI", &vdi);
     Ok(json!(""))
 }

@@ -11,6 +11,7 @@ use super::{
     Answer, Call, Pool, allowed,
     db::Db,
     disk::{self, DiskError, Node},
+    pause::pause,
     restart::{Redo, What},
     row,
     schema::Record,
@@ -90,6 +91,7 @@ pub async fn branch(pool: &Arc<Pool>, call: &Call, source: &Ref, snapshot: bool)
     let uuid = pool.db().text("VDI", source, "uuid")?.to_owned();
     let op = if snapshot { "snapshot" } else { "clone" };
     let work = start(pool, call, &subject, op, What::Branch { source: uuid.clone(), snapshot }).await?;
+    let paused = pause(pool, source, snapshot)?;
     let made = fork(pool, &subject.sr, source, snapshot)?;
     work.redo.made();
     if let Some(base) = &made.base {
@@ -104,6 +106,7 @@ pub async fn branch(pool: &Arc<Pool>, call: &Call, source: &Ref, snapshot: bool)
     let from = pool.db().get("VDI", source)?.clone();
     let of = |field: &str| from.get(field).cloned().unwrap_or_default();
     name_child(pool, &child, &from, snapshot);
+    drop(paused);
     pool.clock.stage(&label(call, "named", &uuid), STAGE).await;
     let mut keys = of("other_config");
     if let (Some(keys), true) = (keys.as_object_mut(), snapshot) {
@@ -128,13 +131,6 @@ pub fn fork(pool: &Pool, sr: &Ref, source: &Ref, snapshot: bool) -> Result<disk:
         (db.get("VDI", source)?.clone(), thick(&db, sr))
     };
     let text = |field: &str| row.get(field).and_then(Value::as_str).unwrap_or_default();
-    if row.get("sm_config").and_then(|c| c.get("paused")).is_some() {
-        // A source that a dead daemon left paused (xapi.md 14, Replay).
-        let detail = "['MAP_DUPLICATE_KEY', 'VDI', 'sm_config', 'OpaqueRef:…', 'paused']";
-        let what = if snapshot { "snapshot" } else { "clone" };
-        let reason = format!("Failed to {what} VDI [opterr={detail}]");
-        return Err(Failure::new("SR_BACKEND_FAILURE_81", ["", &reason, ""]));
-    }
     let size = row.get("virtual_size").and_then(Value::as_u64).unwrap_or_default();
     sr::room(pool, sr, if thick { size } else { 0 })?;
     let mut disks = pool.world.disks();
