@@ -127,10 +127,25 @@ pub fn start(pool: &Arc<Pool>) {
     pool.spawn(async move {
         for (what, made) in left.into_values() {
             inner.clock.stage("daemon/redo", REDO_AFTER).await;
+            let _turn = match repository(&inner, &what) {
+                Some(sr) => Some(inner.world.queues.acquire(&sr).await),
+                None => None,
+            };
             // A call that fails the second time fails unheard: its task is gone.
             redo(&inner, &what, made).unwrap_or_default();
         }
     });
+}
+
+/// Whose queue a call waits in, also when it is run again.
+fn repository(pool: &Pool, what: &What) -> Option<Ref> {
+    let db = pool.db();
+    match what {
+        What::Create { sr, .. } => db.by_uuid("SR", sr).ok(),
+        What::Branch { source: uuid, .. } | What::Destroy { uuid } | What::Resize { uuid, .. } => {
+            db.by_uuid("VDI", uuid).and_then(|vdi| db.link_to("VDI", &vdi, "SR")).ok()
+        }
+    }
 }
 
 /// Machines are as their domains are, whatever the database remembers; a domain that it does not remember ends.

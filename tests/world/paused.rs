@@ -110,10 +110,7 @@ async fn a_source_is_paused_while_the_driver_works_on_it() {
         assert_eq!(paused().await, Value::Null, "{method}");
         assert_eq!(raw.get("VDI", child.as_str().unwrap(), "sm_config").await.get("paused"), None);
     }
-    let uuid = raw.get("VDI", &source, "uuid").await;
-    raw.sim.pool.world.disks().remove(uuid.as_str().unwrap()).unwrap();
     let sr = raw.get("VDI", &source, "SR").await;
-    raw.sim.pool.world.disks().get_mut(uuid.as_str().unwrap()).map(|node| node.hidden = false).unwrap();
     raw.sim
         .pool
         .db()
@@ -137,6 +134,7 @@ async fn a_source_stays_paused_where_the_database_was_written_in_the_middle() {
             raw.call("pool.sync_database", json!([])).await.unwrap();
         }
         lamina::sim::restart::restart(&raw.sim.pool, clean).await;
+        raw.sim.pool.clock.unhold("VDI.clone/row");
         raw.session = raw.login("root", "secret").await.unwrap();
         let again = raw.run("VDI.clone", json!([source])).await;
         assert_eq!(again.as_ref().err().map(|e| e[0].as_str()), left.then_some("SR_BACKEND_FAILURE_81"), "{again:?}");
