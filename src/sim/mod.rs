@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::xapi::wire::{Failure, Ref};
 
 mod allowed;
+mod base64;
 mod build;
 mod cbt;
 pub mod clock;
@@ -52,6 +53,7 @@ mod settings;
 mod snapshot;
 mod sr;
 mod storage;
+mod stream;
 pub mod task;
 mod vbd;
 mod vdi;

@@ -13,7 +13,7 @@ use crate::xapi::wire::{Failure, Ref};
 /// How long an ordinary stage lasts.
 pub const STAGE: Duration = Duration::from_millis(10);
 /// xapi repeats a conflicting call after a pause (1–20 s in the daemon, xapi.md 4.2); the short end keeps simulations brisk.
-const AGAIN: Duration = Duration::from_secs(1);
+pub const AGAIN: Duration = Duration::from_secs(1);
 
 /// A call to the driver that is no operation: nobody's state forbids it, and it shows nowhere (xapi.md 14, Queue).
 pub const RENAME: &str = "rename";

@@ -317,12 +317,10 @@ pub fn made_up_mac() -> String {
     format!("5e:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}")
 }
 
-/// A disk held by the coordinator's control domain: during a copy, or left behind by an export that died (xapi.md 6.2).
-pub fn attach_to_dom0(pool: &Pool, vdi: &Ref, mode: &str) -> Ref {
-    let mut db = pool.db();
-    let dom0 = db.all("VM").find(|(_, row)| row.get("is_control_domain").and_then(Value::as_bool) == Some(true));
-    let dom0 = dom0.map(|(r, _)| r.clone()).unwrap_or_default();
-    let device = free_device(&db, &dom0, "VBDs", "VBD", "userdevice", "autodetect", 255).unwrap_or_default();
+/// A disk held by a host's control domain: during a copy, an import or an export, or left behind by one that died (xapi.md 6.2).
+pub fn attach_to_dom0(db: &mut Db, host: &Ref, vdi: &Ref, mode: &str) -> Ref {
+    let dom0 = db.link_to("host", host, "control_domain").unwrap_or_default();
+    let device = free_device(db, &dom0, "VBDs", "VBD", "userdevice", "autodetect", 255).unwrap_or_default();
     let fields = [
         ("VM", json!(dom0)),
         ("VDI", json!(vdi)),

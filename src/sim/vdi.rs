@@ -239,7 +239,8 @@ pub async fn copy_disk(
     let uuid = |vdi: &Ref| pool.db().text("VDI", vdi, "uuid").map(str::to_owned);
     let (from_uuid, to_uuid) = (uuid(source)?, uuid(&target)?);
     let base = base.map(|base| uuid(&base)).transpose()?;
-    let held = [(source, "RO"), (&target, "RW")].map(|(vdi, mode)| super::vbd::attach_to_dom0(pool, vdi, mode));
+    let held = [(source, "RO"), (&target, "RW")]
+        .map(|(vdi, mode)| super::vbd::attach_to_dom0(&mut pool.db(), &call.host, vdi, mode));
     pool.clock.stage(&label(call, "copying", &from_uuid), STAGE * 5).await;
     let copied = pool.world.disks().overwrite(&from_uuid, &to_uuid, base.as_deref()).map_err(|e| backend(&e));
     held.iter().for_each(|vbd| pool.db().delete("VBD", vbd));

@@ -106,6 +106,9 @@ impl Pool {
 
     /// A VBD of the control domain that an export left behind (xapi.md 6.2). Returns it.
     pub fn leak_vbd(self: &Arc<Self>, vdi: &Ref) -> Ref {
-        super::vbd::attach_to_dom0(self, vdi, "RO")
+        let mut db = self.db();
+        let master = db.all("pool").next().map(|(pool, _)| pool.clone()).unwrap_or_default();
+        let master = db.link_to("pool", &master, "master").unwrap_or_default();
+        super::vbd::attach_to_dom0(&mut db, &master, vdi, "RO")
     }
 }
