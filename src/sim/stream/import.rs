@@ -15,7 +15,7 @@ use super::super::{
 use super::{Manner, Transfer, broken};
 use crate::xapi::wire::{Failure, Ref};
 
-/// Moves a body onto a disk. Its length is what was announced, and the disk's where nothing was. Whole pieces of 2 MiB come onto the disk one
+/// Moves a body onto a disk, as long as its `Content-Length` says; without one there is no body. Whole pieces of 2 MiB come onto the disk one
 /// by one: those before a break stay there.
 pub async fn run(transfer: &Transfer, body: &mut (impl AsyncRead + Unpin), manner: Manner) -> Answer {
     let vdi = match &transfer.vdi {
@@ -62,7 +62,7 @@ async fn receive(
 ) -> Result<(), Failure> {
     let pool = &transfer.pool;
     let (uuid, size) = place(pool, vdi)?;
-    let length = transfer.head.length.unwrap_or(size);
+    let length = transfer.head.length.unwrap_or_default();
     let mut pace = Pace::new("import_raw_vdi", &uuid, length.min(size), manner);
     if length == 0 {
         return Err(broken());
