@@ -22,8 +22,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::clock::Clock;
 use super::session::{Account, Accounts};
-use super::stream::tap::Tap;
-use super::{Pool, faults, http, plan, stream, task, world};
+use super::stream::{door, tap::Tap};
+use super::{Pool, faults, http, plan, task, world};
 use crate::xapi::wire::Ref;
 
 /// A port that is free on the first address may be taken on another: so many are tried.
@@ -257,7 +257,7 @@ async fn connection(pool: Arc<Pool>, at: SocketAddr, stream: TcpStream, acceptor
     let ended = std::future::poll_fn(|cx| calls.poll_without_shutdown(cx)).await;
     let (mut stream, begun) = calls.into_parts().io.into_inner().into_parts();
     match begun {
-        Some(begun) => stream::serve(pool, at, stream, begun).await,
+        Some(begun) => door::serve(pool, at, stream, begun).await,
         // A peer that is gone needs no farewell.
         None if ended.is_ok() => stream.shutdown().await.unwrap_or_default(),
         None => {}

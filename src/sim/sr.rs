@@ -77,14 +77,15 @@ pub fn scan(pool: &Pool, sr: &Ref) -> Result<(), Failure> {
 pub fn refresh(pool: &Pool, row: &Ref, uuid: &str) {
     let found = {
         let disks = pool.world.disks();
-        disks.get(uuid).map(|n| (n.virtual_size, disks.utilisation(uuid), n.hidden))
+        disks.get(uuid).map(|n| (n.virtual_size, disks.utilisation(uuid), n.hidden, n.log.is_some()))
     };
-    if let Ok((size, used, hidden)) = found {
+    if let Ok((size, used, hidden, tracked)) = found {
         let fields = [
             ("virtual_size", json!(size)),
             ("physical_utilisation", json!(used)),
             ("managed", json!(!hidden)),
             ("missing", json!(false)),
+            ("cbt_enabled", json!(tracked)),
         ];
         row::set(pool, row, fields);
         row::link_parent(pool, row, uuid);

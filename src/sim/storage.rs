@@ -49,6 +49,7 @@ pub async fn call(pool: &Arc<Pool>, call: &Call) -> Option<Answer> {
         ("VDI", "update") => vdi::update(pool, call).await,
         ("VDI", "set_on_boot") => vdi::flag(pool, call, "set_on_boot", "on_boot", call.value(1).clone()).await,
         ("VDI", "enable_cbt" | "disable_cbt") => cbt::track_changes(pool, call).await,
+        ("VDI", "list_changed_blocks") => cbt::list(pool, call).await,
         ("VDI", "data_destroy") => cbt::data_destroy(pool, call).await,
         // No network of this pool has the purpose `nbd` (xapi.md 6.6).
         ("VDI", "get_nbd_info") => pool.db().get("VDI", &object).map(|_| json!([])),
@@ -290,7 +291,7 @@ fn feature(db: &Db, sr: &Ref, op: &str) -> Result<(), Failure> {
         "destroy" => "VDI_DELETE",
         "resize" => "VDI_RESIZE",
         "update" => "VDI_UPDATE",
-        "enable_cbt" | "disable_cbt" | "data_destroy" => "VDI_CONFIG_CBT",
+        "enable_cbt" | "disable_cbt" | "data_destroy" | "list_changed_blocks" => "VDI_CONFIG_CBT",
         "set_on_boot" => "VDI_RESET_ON_BOOT",
         _ => return Ok(()),
     };

@@ -136,6 +136,7 @@ pub fn fork(pool: &Pool, sr: &Ref, source: &Ref, snapshot: bool) -> Result<disk:
     let mut disks = pool.world.disks();
     let made = disks.branch(text("uuid")).map_err(|e| backend(&e))?;
     if snapshot {
+        disks.pass_log(text("uuid"), &made.child).map_err(|e| backend(&e))?;
         // Thick drivers deflate what nobody writes to (xapi.md 9.1).
         disks.get_mut(&made.child).map_err(|e| backend(&e))?.inflated = false;
     }

@@ -78,9 +78,10 @@ impl Disks {
                     Some(slot) => slot.copy_from_slice(part),
                     None => old = part.to_vec(),
                 }
-                self.write(uuid, piece.block, &old)?;
+                self.store(uuid, piece.block, &old)?;
             }
         }
+        self.changed(uuid, at, bytes.len());
         Ok(())
     }
 
