@@ -38,6 +38,17 @@ pub enum DiskError {
     Io(#[from] io::Error),
 }
 
+/// How a disk lies on its storage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    #[default]
+    Vhd,
+    /// Bytes and nothing else: no tree, no snapshots.
+    Raw,
+    Qcow2,
+}
+
 /// One file of the storage. A hidden node is a *base copy*: read-only, there for its children's sake.
 #[derive(Clone, Debug, Default)]
 pub struct Node {
@@ -51,6 +62,7 @@ pub struct Node {
     pub name: Option<String>,
     /// Takes its whole size on the storage: a writable disk on LVM (xapi.md 9.1).
     pub inflated: bool,
+    pub format: Format,
     /// The system on this disk has its guest tools.
     pub tools: bool,
     /// Blocks of its own.
@@ -124,9 +136,15 @@ impl Disks {
         self.chain(uuid).count()
     }
 
-    /// Clone or snapshot: the data becomes a hidden base copy, source and child become empty leaves on it (xapi.md 9.1).
+    /// Clone or snapshot: the data becomes a hidden base copy, source and child become empty leaves on it (xapi.md 9.1). Of a raw disk a full
+    /// copy (xapi.md 4.4, 9.1).
     pub fn branch(&mut self, uuid: &str) -> Result<Branch, DiskError> {
         let source = self.get(uuid)?.clone();
+        if source.format == Format::Raw {
+            let child = self.create(Node { log: None, blocks: BTreeSet::new(), ..source });
+            self.overwrite(uuid, &child, None)?;
+            return Ok(Branch { child, base: None });
+        }
         let reuse = source.blocks.is_empty() && source.parent.is_some();
         if self.depth(uuid) + usize::from(!reuse) > DEPTH {
             return Err(DiskError::TooDeep(uuid.to_owned()));

@@ -79,6 +79,7 @@ pub struct Pool {
     pub accounts: session::Accounts,
     jobs: task::Jobs,
     process: process::Process,
+    subscriptions: events::Subscriptions,
     /// PEM by host address.
     certificates: HashMap<String, String>,
 }

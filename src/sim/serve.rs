@@ -120,6 +120,7 @@ impl Sim {
             accounts: Accounts::new(vec![root], options.refusal),
             jobs: task::Jobs::default(),
             process: super::process::Process::default(),
+            subscriptions: super::events::Subscriptions::default(),
             certificates: hosts.iter().map(|h| (h.address.ip().to_string(), h.certificate_pem.clone())).collect(),
         });
         super::restart::stamp_hosts(&pool);

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{
     Answer, Call, Pool, allowed,
     db::Db,
-    disk::{self, DiskError, Node},
+    disk::{self, DiskError, Format, Node},
     pause::pause,
     restart::{Redo, What},
     row,
@@ -52,24 +52,26 @@ pub async fn make(pool: &Arc<Pool>, call: &Call, row: &Record) -> Result<Ref, Fa
     let sr = Ref(field("SR").as_str().unwrap_or_default().to_owned());
     let sr_uuid = pool.db().text("SR", &sr, "uuid")?.to_owned();
     let size = u64::try_from(field("virtual_size").as_i64().unwrap_or_default()).unwrap_or_default();
-    if size == 0 || size > LARGEST {
+    let format = row::format(&pool.db(), &sr, &field("sm_config"))?;
+    if size == 0 || (size > LARGEST && format != Format::Qcow2) {
         return Err(Failure::new("SR_BACKEND_FAILURE_79", ["", "VDI Invalid size", ""]));
     }
     let subject = Subject { sr: sr.clone(), vdi: None };
     let name = field("name_label").as_str().unwrap_or_default().to_owned();
     let what = What::Create { sr: sr_uuid.clone(), size, name };
     let work = start(pool, call, &subject, "create", what).await?;
-    let inflated = thick(&pool.db(), &sr);
+    let inflated = format == Format::Raw || thick(&pool.db(), &sr);
     sr::room(pool, &sr, if inflated { size } else { 0 })?;
-    let node = Node { sr: sr_uuid, virtual_size: size, inflated, ..Node::default() };
+    let node = Node { sr: sr_uuid, virtual_size: size, inflated, format, ..Node::default() };
     let uuid = pool.world.disks().create(node);
     work.redo.made();
     let vdi = row::add_row(pool, &sr, &uuid);
-    let kept = ["name_label", "name_description", "type", "sharable", "read_only", "sm_config", "xenstore_data"];
+    let kept = ["name_label", "name_description", "type", "sharable", "read_only", "xenstore_data"];
     pool.db().update("VDI", &vdi, |made| {
         for name in kept {
             made.insert(name.to_owned(), field(name));
         }
+        row::merge(made, field("sm_config"));
     })?;
     row::link_parent(pool, &vdi, &uuid);
     pool.clock.stage(&label(call, "row", &uuid), STAGE).await;
@@ -134,6 +136,9 @@ pub fn fork(pool: &Pool, sr: &Ref, source: &Ref, snapshot: bool) -> Result<disk:
     let size = row.get("virtual_size").and_then(Value::as_u64).unwrap_or_default();
     sr::room(pool, sr, if thick { size } else { 0 })?;
     let mut disks = pool.world.disks();
+    if snapshot && disks.get(text("uuid")).is_ok_and(|node| node.format == Format::Raw) {
+        return Err(Failure::new("UNIMPLEMENTED_IN_SM_BACKEND", ["Raw disks have no snapshots"]));
+    }
     let made = disks.branch(text("uuid")).map_err(|e| backend(&e))?;
     if snapshot {
         disks.pass_log(text("uuid"), &made.child).map_err(|e| backend(&e))?;

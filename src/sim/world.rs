@@ -17,6 +17,7 @@ use super::{
     disk::Disks,
     domain::Domains,
     guest::{self, Guests},
+    plugin,
     queue::Queues,
     restart::Redos,
 };
@@ -29,6 +30,7 @@ pub struct World {
     pub redos: Redos,
     pub domains: Domains,
     pub guests: Guests,
+    pub plugins: plugin::Calls,
     after_halt: Mutex<AfterHalt>,
     /// Sizes of repositories, which outlive their rows.
     pub(super) sizes: BTreeMap<String, u64>,

@@ -279,3 +279,32 @@ async fn a_guest_reads_and_writes_its_disks_by_bytes() {
     assert_eq!(raw.sim.pool.world.disks().read_at(&first, (2 << 20) - 2, 5).unwrap(), b"bytes");
     assert_eq!(raw.sim.pool.digest(&second), before);
 }
+
+/// xapi.md 4.4, 9.1: a raw disk has no snapshots, and a clone of it is a full copy; a driver names the format in `sm_config`.
+#[tokio::test]
+async fn formats_differ_in_their_trees() {
+    let world = "replace: true\nrepositories: [{name: Block, type: lvmoiscsi, size_gib: 9}, {name: Share, type: smb, size_gib: 9}]\n\
+        disks: [{name: plain, size_gib: 1, format: raw, blocks: [0, 3]}]\n";
+    let raw = super::plans::of(world).await;
+    let plain = raw.named("VDI", "plain").await;
+    assert_eq!(raw.get("VDI", &plain, "sm_config").await, json!({"vdi_type": "aio"}));
+    assert_eq!(raw.run("VDI.snapshot", json!([plain])).await.unwrap_err()[0], "UNIMPLEMENTED_IN_SM_BACKEND");
+    let copy = raw.make("VDI.clone", json!([plain])).await;
+    let digest = async |vdi: &str| raw.sim.pool.digest(raw.get("VDI", vdi, "uuid").await.as_str().unwrap()).unwrap();
+    assert_eq!(digest(&copy).await, digest(&plain).await);
+    assert_eq!(raw.get("VDI", &copy, "sm_config").await, json!({"vdi_type": "aio"}), "no parent");
+    let make = async |sr: &str, format: &str| {
+        let sr = raw.named("SR", sr).await;
+        let config = json!({"image-format": format});
+        let row = json!({"SR": sr, "virtual_size": 1 << 30, "type": "user", "sharable": false, "read_only": false, "other_config": {}, "sm_config": config});
+        raw.run("VDI.create", json!([row])).await
+    };
+    let made = make("Block", "qcow2").await.unwrap();
+    let config = raw.get("VDI", made.as_str().unwrap(), "sm_config").await;
+    assert_eq!(config, json!({"vdi_type": "qcow2", "image-format": "qcow2"}));
+    let child = raw.make("VDI.snapshot", json!([made])).await;
+    assert!(raw.get("VDI", &child, "sm_config").await["vhd-parent"].is_string());
+    for (sr, format) in [("Share", "raw"), ("Share", "qcow2"), ("Block", "vmdk")] {
+        assert_eq!(make(sr, format).await.unwrap_err()[0], "SR_BACKEND_FAILURE_78", "{sr} {format}");
+    }
+}

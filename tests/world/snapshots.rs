@@ -139,7 +139,12 @@ async fn no_guest_takes_commands() {
     raw.run("VM.start", json!([vm, false, false])).await.unwrap();
     assert_eq!(ask("other", "x").await, failure(["XENAPI_MISSING_PLUGIN", "other"]));
     assert_eq!(ask("guest-agent-operation", "run-script").await.unwrap_err()[0], "NOT_IMPLEMENTED");
+    let limited = ask("guest-agent-operation", "run-script").await.unwrap_err();
+    assert_eq!(limited[..3], ["VM_CALL_PLUGIN_RATE_LIMIT", &vm, "10."]);
+    let wait: f64 = limited[3].parse().unwrap();
+    assert!(wait > 0.0 && wait <= 10.0, "{wait}");
     for function in ["request-rdp-on", "fly"] {
+        raw.sim.pool.clock.sleep(std::time::Duration::from_secs(10)).await;
         assert_eq!(ask("guest-agent-operation", function).await.unwrap_err()[0], "XENAPI_PLUGIN_FAILURE", "{function}");
     }
 }
