@@ -1,6 +1,6 @@
 //! Streams of disk content: xapi.md 6 and 14 (HTTP, "A failing export").
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use super::{Outcome, Raw, failure};
@@ -34,8 +34,10 @@ async fn disk_on(raw: &Raw, sr: &str) -> (String, String) {
     (vdi, uuid)
 }
 
+/// What goes onto the disk: made once, for it takes its time.
 fn content() -> Vec<u8> {
-    (0..3).flat_map(|block| pattern(5, block)).collect()
+    static CONTENT: LazyLock<Vec<u8>> = LazyLock::new(|| (0..3).flat_map(|block| pattern(5, block)).collect());
+    CONTENT.clone()
 }
 
 /// A task of the client's own.
@@ -293,6 +295,13 @@ async fn an_import_fails_in_its_task() {
     );
     assert_eq!(attempt(&vdi, vec![9; 3]).await, Ok(json!(vdi)));
     assert_eq!(raw.sim.pool.world.disks().read_at(&uuid, 0, 4).unwrap()[..3], [9; 3]);
+    let sr = Ref(raw.named("SR", "Shared storage").await);
+    let size = raw.get("SR", sr.as_str(), "physical_size").await;
+    let (empty, _) = disk_on(&raw, "Shared storage").await;
+    raw.sim.pool.db().set("SR", &sr, "physical_size", json!(1)).unwrap();
+    assert_eq!(attempt(&empty, content()).await, io_error(), "no room");
+    assert_eq!(attempt(&vdi, content()).await, Ok(json!(vdi)), "it has its blocks already");
+    raw.sim.pool.db().set("SR", &sr, "physical_size", size).unwrap();
     let iso = raw.named("VDI", "guest-tools.iso").await;
     assert_eq!(attempt(&iso, content()).await, failure(["VDI_READONLY", &iso]));
     let (machine, os) = raw.machine("m").await;
@@ -351,7 +360,7 @@ async fn an_export_beside_a_writer_depends_on_the_host() {
         let here = raw.get("host", host.as_str().unwrap(), "address").await == json!(address);
         raw.run("VM.start_on", json!([machine, host, false, false])).await.unwrap();
         let task = fresh(&raw).await;
-        strike(&raw, GET, Effect::CutBody(1));
+        strike(&raw, GET, Effect::CutBody(0));
         raw.http.get(raw.url() + &export(&raw, &os, &task)).send().await.unwrap().bytes().await.unwrap();
         let code = if here { "VDI_IO_ERROR" } else { "SR_BACKEND_FAILURE_46" };
         assert_eq!(raw.wait(&task).await.unwrap_err()[0], code, "here: {here}");

@@ -3,7 +3,6 @@
 //! Used by `guest` and `stream`, under the mutex of [`Disks`].
 
 use std::{
-    collections::BTreeSet,
     fs::{self, OpenOptions},
     io::{Seek, SeekFrom, Write},
 };
@@ -53,6 +52,12 @@ impl Disks {
         Ok(bytes)
     }
 
+    /// Bytes that the storage must give for a write at byte `at`; none where the block is there already.
+    pub fn growth(&self, uuid: &str, at: u64) -> u64 {
+        let has = self.get(uuid).is_ok_and(|node| node.inflated || node.blocks.contains(&(at / BLOCK)));
+        if has { 0 } else { BLOCK }
+    }
+
     /// Overwrites bytes from byte `at` on. A block that the disk did not have of its own is taken over from its ancestors first.
     ///
     /// # Errors
@@ -83,12 +88,6 @@ impl Disks {
         }
         self.changed(uuid, at, bytes.len());
         Ok(())
-    }
-
-    /// Blocks that a disk, or an ancestor of it, has written.
-    pub fn written(&self, uuid: &str) -> Result<BTreeSet<u64>, DiskError> {
-        self.get(uuid)?;
-        Ok(self.blocks(uuid))
     }
 }
 

@@ -75,7 +75,8 @@ async fn receive(
             return Err(broken());
         }
         pace.step(transfer, wanted).await;
-        let full = sr::room(pool, &transfer.sr, wanted).is_err();
+        let more = pool.world.disks().growth(&uuid, at);
+        let full = more > 0 && sr::room(pool, &transfer.sr, more).is_err();
         if full || pool.world.disks().write_at(&uuid, at, &piece).is_err() {
             return Err(broken());
         }
