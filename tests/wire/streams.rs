@@ -174,6 +174,7 @@ async fn an_export_ends_with_its_connection() {
 async fn a_stream_wants_a_session_and_a_role() {
     let (raw, vdi, _) = disk().await;
     let url = format!("{}/export_raw_vdi?vdi={vdi}", raw.url());
+    let sessions = raw.sim.pool.db().count("session");
     for request in [
         raw.http.get(format!("{url}&session_id={}", raw.session)),
         raw.http.get(&url).header("Cookie", format!("a=b; session_id={}", raw.session)),
@@ -186,7 +187,6 @@ async fn a_stream_wants_a_session_and_a_role() {
         raw.wait(&own).await.unwrap();
         assert_eq!(raw.get("task", &own, "name_label").await, "Exporting raw VDI");
     }
-    let sessions = raw.sim.pool.db().count("session");
     for (query, header) in
         [("", "x: y"), ("&session_id=OpaqueRef:x", "x: y"), ("", "Authorization: Basic cm9vdDp3cm9uZw==")]
     {
