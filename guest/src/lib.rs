@@ -2,3 +2,9 @@
 //!
 //! A library, so that the controller reads what the program writes, and so that a simulated guest runs what a real one runs. Everything that
 //! looks or acts goes through traits with two implementations: Windows, and an in-memory Windows. It knows nothing of Kubernetes or XAPI.
+
+pub mod channel;
+pub mod deeds;
+pub mod disk;
+pub mod facts;
+pub mod steps;

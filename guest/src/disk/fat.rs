@@ -8,8 +8,10 @@ use super::{CLUSTER, Damage, PARTITION_FAT16_LBA, ROOT_ENTRIES, SECTOR, START};
 
 /// Entries of one directory that are looked at.
 const MOST_ENTRIES: usize = 4096;
-const ENTRY: usize = 32;
-const LONG_NAME: u8 = 0x0F;
+/// Directories that `walk` looks into: more than any disk of ours has, so that one that holds itself has an end too.
+const MOST_DIRECTORIES: usize = 256;
+pub(super) const ENTRY: usize = 32;
+pub(super) const LONG_NAME: u8 = 0x0F;
 const VOLUME: u8 = 0x08;
 const DIRECTORY: u8 = 0x10;
 
@@ -18,6 +20,8 @@ pub struct Volume<'a> {
     table: &'a [u8],
     root: &'a [u8],
     data: &'a [u8],
+    /// Bytes from the disk's beginning to `data`.
+    data_at: usize,
     clusters: usize,
 }
 
@@ -65,6 +69,7 @@ impl<'a> Volume<'a> {
             table: slice(reserved, reserved + table)?,
             root: slice(root, data)?,
             data: slice(data, data + clusters * CLUSTER)?,
+            data_at: START + data,
             clusters,
         })
     }
@@ -102,6 +107,31 @@ impl<'a> Volume<'a> {
             entries = self.entries(bytes, path)?;
         }
         Ok(Some(entries))
+    }
+
+    /// Every entry below the root by its path.
+    pub fn walk(&self) -> Result<Vec<(String, Entry)>, Damage> {
+        let mut found: Vec<(String, Entry)> = Vec::new();
+        let mut open = vec![String::new()];
+        for _ in 0..MOST_DIRECTORIES {
+            let Some(directory) = open.pop() else {
+                return Ok(found);
+            };
+            for entry in self.list(&directory)?.unwrap_or_default() {
+                let above = if directory.is_empty() { String::new() } else { format!("{directory}/") };
+                let path = format!("{above}{}", entry.name);
+                if entry.directory {
+                    open.push(path.clone());
+                }
+                found.push((path, entry));
+            }
+        }
+        Err(Damage::TooManyEntries(String::new()))
+    }
+
+    /// Where on the disk the first cluster of a file or directory is.
+    pub(super) fn place(&self, entry: &Entry) -> usize {
+        self.data_at + entry.first.saturating_sub(2) * CLUSTER
     }
 
     /// The file at `path`, of which `most` bytes are read at most; `None`: there is none.

@@ -5,8 +5,8 @@
 //! every damage is a value of `Damage`. Nothing of this disk may be shown: step files may come from Secrets.
 //!
 //! ```text
-//! MBR │ 1 MiB │ FAT16, 4 KiB clusters: layer.json steps.json record-0.json files/<step>/<name> [lamina-guest.exe]
-//!                 the guest adds:      record-1.json report.json logs/<nn>-<step>.log
+//! MBR │ 1 MiB │ FAT16, 4 KiB clusters: layer.json steps.json record-0.txt files/<step>/<name> [lamina-guest.exe]
+//!                 the guest adds:      record-1.txt report.json logs/<nn>-<step>.log
 //! ```
 //!
 //! An MBR with one partition, since Windows offers a fixed disk without a partition table for initialisation instead of mounting it. Always
@@ -25,7 +25,7 @@ pub const LABEL: &str = "LAMINA";
 pub const LAYER: &str = "layer.json";
 pub const STEPS: &str = "steps.json";
 /// The record's two slots (see `steps::record`); slot 0 is there from the start.
-pub const RECORDS: [&str; 2] = ["record-0.json", "record-1.json"];
+pub const RECORDS: [&str; 2] = ["record-0.txt", "record-1.txt"];
 pub const REPORT: &str = "report.json";
 pub const PROGRAM: &str = "lamina-guest.exe";
 pub const FILES: &str = "files";
@@ -95,3 +95,6 @@ const CLUSTER: usize = 4096;
 const ROOT_ENTRIES: usize = 512;
 /// FAT16 with logical block addresses, in a partition table.
 const PARTITION_FAT16_LBA: u8 = 0x0E;
+
+#[cfg(test)]
+mod tests;
