@@ -87,7 +87,7 @@ pub enum Invalid {
     #[error("two steps are named '{0}'")]
     Twice(String),
     #[error(
-        "step '{0}': '{1}' is no name of a file: use at most {LONGEST_NAME} letters, digits, '.', '-' and '_', no name of a device of Windows, and a letter or digit at both ends"
+        "step '{0}': '{1}' is no name of a file: use at most {LONGEST_NAME} letters, digits, '.', '-' and '_', no name of a device of Windows, and no '-' at the beginning, '.' or '-' at the end"
     )]
     FileName(String, String),
     #[error("step '{0}': two files are named '{1}'; Windows takes small and capital letters for the same")]
@@ -175,10 +175,9 @@ fn step_name(name: &str) -> bool {
 }
 
 fn file_name(name: &str) -> bool {
-    let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-    name.len() <= LONGEST_NAME
-        && (ends(name.chars().next()) || name.starts_with(['.', '_']))
-        && ends(name.chars().last())
+    (1..=LONGEST_NAME).contains(&name.len())
+        && !name.starts_with('-')
+        && !name.ends_with(['.', '-'])
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
         && !device(name)
 }
@@ -198,3 +197,6 @@ fn success_codes() -> Vec<i64> {
 fn timeout() -> u64 {
     TIMEOUT
 }
+
+#[cfg(test)]
+mod tests;
