@@ -13,6 +13,7 @@
 //! FAT16: its root directory and its tables are of a fixed size, and every Windows mounts it.
 
 pub mod back;
+pub mod bound;
 pub mod build;
 pub mod edit;
 pub mod fat;

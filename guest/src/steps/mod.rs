@@ -5,6 +5,7 @@
 
 pub mod driver;
 pub mod engine;
+pub mod progress;
 pub mod record;
 
 use std::collections::BTreeSet;

@@ -28,6 +28,24 @@ pub enum State {
     Skipped,
 }
 
+impl State {
+    pub const ALL: [Self; 7] =
+        [Self::Pending, Self::Running, Self::Interrupted, Self::Succeeded, Self::Failed, Self::TimedOut, Self::Skipped];
+
+    /// The word in status and xenstore.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Running => "Running",
+            Self::Interrupted => "Interrupted",
+            Self::Succeeded => "Succeeded",
+            Self::Failed => "Failed",
+            Self::TimedOut => "TimedOut",
+            Self::Skipped => "Skipped",
+        }
+    }
+}
+
 /// One boot of the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
