@@ -16,8 +16,8 @@ use super::{OnFailure, Reboot, Step, windows_code};
 pub const MOST_RUNS: u32 = 3;
 /// Exit codes by which an installer asks for a restart (`ERROR_SUCCESS_REBOOT_REQUIRED`, `ERROR_SUCCESS_REBOOT_INITIATED`).
 const WANTS_REBOOT: [i32; 2] = [3010, 1641];
-/// Seconds by which two looks at one boot's beginning differ at most.
-const SAME_BOOT: u64 = 60;
+/// Seconds by which two looks at one boot's beginning differ at most; no boot is over and done with sooner.
+const SAME_BOOT: u64 = 10;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {

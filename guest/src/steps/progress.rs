@@ -37,11 +37,21 @@ pub enum Doing {
     Finalizing,
     /// The check has findings that need a person.
     Findings,
+    /// Something that it had to do was refused: the record, the report, the shutdown.
+    Failed,
 }
 
 impl Doing {
-    const ALL: [Self; 7] =
-        [Self::Steps, Self::Rebooting, Self::Stopped, Self::Damaged, Self::Done, Self::Finalizing, Self::Findings];
+    const ALL: [Self; 8] = [
+        Self::Steps,
+        Self::Rebooting,
+        Self::Stopped,
+        Self::Damaged,
+        Self::Done,
+        Self::Finalizing,
+        Self::Findings,
+        Self::Failed,
+    ];
 
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -52,6 +62,7 @@ impl Doing {
             Self::Done => "Done",
             Self::Finalizing => "Finalizing",
             Self::Findings => "Findings",
+            Self::Failed => "Failed",
         }
     }
 
