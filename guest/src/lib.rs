@@ -11,5 +11,7 @@ pub mod channel;
 pub mod checks;
 pub mod deeds;
 pub mod facts;
+pub mod finalize;
 pub mod memory;
 pub mod report;
+pub mod verify;
