@@ -24,8 +24,8 @@ const MOST_READ: usize = 1000;
 /// Bytes of a finding: reason, space, detail.
 const LONGEST_FINDING: usize = 2048;
 const LONGEST_REASON: usize = 64;
-/// Bytes of a report as a file: the most that is written, and room for lines to come.
-const LONGEST_FILE: usize = 1 << 20;
+/// Bytes of a report as a file: more than is ever written, so that lines to come have room.
+pub const LONGEST_FILE: usize = 1 << 20;
 const MORE: &str = "MoreFindings";
 
 /// A report's lines, without what stands before each in xenstore.

@@ -7,7 +7,7 @@
 
 use super::identity::BOOT;
 use super::observed::{Holder, Machine, Making, Observed, OsDisk, Power, Storage, Trouble};
-use super::report::{Finding, Report, fitting, named};
+use super::report::{self, Finding, Report, fitting, named};
 use super::want::{BaseFrom, FinalizePolicy, IntegrityPolicy, Want};
 use crate::api::reason::Reason;
 
@@ -236,10 +236,14 @@ pub fn judge(want: &Want, machine: &Machine) -> Judgement {
     let Some(report) = &machine.report else {
         return Judgement { counts: Err("the guest wrote no report".to_owned()), findings: Vec::new() };
     };
-    let counts = report.counts(machine).map_err(str::to_owned);
-    let mut findings = if counts.is_ok() { report.judge() } else { Vec::new() };
-    if counts.is_ok() && want.kms_rearm {
-        findings.extend(kms(report));
+    let counts = report::counts(report, machine).map_err(str::to_owned);
+    let mut findings = if counts.is_ok() { report::judge(report) } else { Vec::new() };
+    if let Some(no_rearm) = kms(report).filter(|_| counts.is_ok() && want.kms_rearm) {
+        // The guest may have found the same, and say more of it.
+        match findings.iter_mut().find(|f| f.reason == no_rearm.reason) {
+            Some(found) => found.always = true,
+            None => findings.push(no_rearm),
+        }
     }
     Judgement { counts, findings: fitting(findings) }
 }

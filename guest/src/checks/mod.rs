@@ -10,6 +10,7 @@ mod paths;
 mod pending;
 mod vendor;
 
+pub use machine::ghosts;
 pub use ngen::native_image_generators;
 pub use paths::uniservice;
 pub use vendor::{bits, parse as parse_vendor_record};

@@ -10,7 +10,7 @@ use crate::facts::View;
 impl Windows {
     /// Notes a deed and asks the script how it goes.
     fn deed(&self, what: String, deed: Deed, effect: impl FnOnce(&mut State) -> Result<(), String>) -> Done<Reply> {
-        let mut state = self.state();
+        let mut state = self.lock();
         state.deeds.push(deed.clone());
         let reply = (self.script)(&mut state, &deed);
         let done = match &reply {
@@ -25,7 +25,7 @@ impl Windows {
         what: String,
         act: impl FnOnce(&mut std::collections::BTreeMap<String, String>) -> T,
     ) -> Result<T, StoreError> {
-        let mut state = self.state();
+        let mut state = self.lock();
         match &mut state.store {
             Some(store) => Ok(act(store)),
             None => Err(StoreError { what, why: "no driver answers".to_owned() }),
@@ -98,7 +98,7 @@ impl Deeds for Windows {
 
     fn wait(&self, time: Duration) {
         (self.sleeper)(time);
-        let mut state = self.state();
+        let mut state = self.lock();
         state.pass(time);
         state.deeds.push(Deed::Wait(time));
         // Nothing keeps time from passing, whatever the script answers.

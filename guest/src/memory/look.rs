@@ -9,7 +9,7 @@ use crate::facts::{Blind, Card, Facts, Key, Process, Seen, Service, Stat, View, 
 impl Windows {
     /// Looks, unless that is what cannot be looked at.
     fn see<T>(&self, what: &str, look: impl FnOnce(&State) -> T) -> Seen<T> {
-        let state = self.state();
+        let state = self.lock();
         if state.blind.iter().any(|b| starts(what, b)) {
             return Err(Blind { what: what.to_owned(), why: "access is denied (5)".to_owned() });
         }
@@ -88,10 +88,10 @@ impl Facts for Windows {
     }
 
     fn now(&self) -> u64 {
-        self.state().now
+        self.lock().now
     }
 
     fn uptime(&self) -> Duration {
-        self.state().uptime
+        self.lock().uptime
     }
 }

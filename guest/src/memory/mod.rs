@@ -66,8 +66,17 @@ impl Windows {
         Self { sleeper: Box::new(sleeper), ..self }
     }
 
-    /// All there is to see and change. Nothing else moves until it is dropped.
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    /// All there is to see, as it is now: a copy.
+    pub fn snapshot(&self) -> State {
+        self.lock().clone()
+    }
+
+    /// Changes what is to be seen. `how` must not reach for this Windows again.
+    pub fn change<T>(&self, how: impl FnOnce(&mut State) -> T) -> T {
+        how(&mut self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
         // A test that panicked while it held the state has failed already.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
