@@ -1,4 +1,6 @@
 //! A layer without hands: the disk that the controller makes, the service over an in-memory Windows, boot after boot, and the disk read back.
+//!
+//! Longer than 350 lines: each test is one life of a machine, told from its first boot to its last.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -164,7 +166,7 @@ fn a_layer_without_hands_installs_restarts_rearms_reports_and_turns_itself_off()
         boot: Some(("3".to_owned(), 0)),
         mark: guest.store().get("vm-data/lamina/boot").cloned(),
     };
-    let disk = Report::from_json(back.report.expect("text").expect("a report").as_bytes()).expect("a report");
+    let disk = back.report.expect("readable").expect("a report");
     assert_eq!(bound(&disk, Some(&record), &known), Ok(()));
     assert!(disk.rearmed && disk.findings.is_empty());
     let xenstore = Report::from_xenstore(&guest.store());
@@ -197,7 +199,7 @@ fn a_guest_without_xenstore_is_believed_through_its_disk() {
     let started = state.now - state.uptime.as_secs();
     let back = guest.back();
     let record = back.record.expect("a record");
-    let report = Report::from_json(back.report.expect("text").expect("a report").as_bytes()).expect("a report");
+    let report = back.report.expect("readable").expect("a report");
     let known = |at: u64| Known { nonce: NONCE.to_owned(), boot: Some(("9".to_owned(), at)), mark: None };
     assert_eq!(bound(&report, Some(&record), &known(started - 20)), Ok(()));
     assert!(bound(&report, Some(&record), &known(started - 7200)).is_err(), "its clock is two hours fast");
@@ -366,6 +368,29 @@ fn a_full_disk_begins_nothing() {
     let mut guest = Guest::new(serde_json::json!([{"name": "a", "command": "x"}]), true, Windows::scripted(full));
     assert!(matches!(guest.live(), End::Stays(Why::Failed(_))));
     assert!(guest.ran().is_empty());
+}
+
+/// What a step prints is bounded by the disk alone; then its log gives way to the record, in the slot that could not be written.
+#[test]
+fn a_log_that_fills_the_disk_gives_way_to_the_record() {
+    const LOG: &str = r"E:\logs\01-a.log";
+    let full = |state: &mut State, deed: &Deed| match deed {
+        Deed::Run(job) => {
+            state.put(job.log.as_deref().expect("a log"), b"much");
+            Reply::Usual
+        }
+        Deed::Write(_) if state.file(LOG).is_some() => {
+            Reply::Fails("there is not enough space on the disk (112)".to_owned())
+        }
+        _ => Reply::Usual,
+    };
+    let mut guest = Guest::new(serde_json::json!([{"name": "a", "command": "x"}]), false, Windows::scripted(full));
+    assert_eq!(guest.live(), End::Done);
+    assert!(guest.windows.snapshot().file(LOG).is_none());
+    assert_eq!(guest.back().record.expect("a record").steps[0].state, StepState::Succeeded);
+    let slots: Vec<_> = guest.windows.snapshot().deeds.into_iter().filter(|d| matches!(d, Deed::Write(_))).collect();
+    let slot = |n: u32| Deed::Write(format!(r"E:\record-{n}.txt"));
+    assert_eq!(slots, [slot(1), slot(0), slot(1), slot(1)]);
 }
 
 #[test]

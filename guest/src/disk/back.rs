@@ -4,6 +4,7 @@
 
 use super::fat::Volume;
 use super::{Damage, LABEL, LAYER, LOGS, Layer, MOST_LOG_BYTES, MOST_TEXT_BYTES, RECORDS, REPORT};
+use crate::report::{LONGEST_FILE, Report, Unreadable};
 use crate::steps::MOST_STEPS;
 use crate::steps::record::Record;
 
@@ -12,8 +13,8 @@ use crate::steps::record::Record;
 pub struct Back {
     /// What ran. There is one from the start, so none is a damage.
     pub record: Result<Record, Damage>,
-    /// `report.json` as text; `None`: the guest wrote none.
-    pub report: Result<Option<String>, Damage>,
+    /// `None`: the guest wrote none. Whether it counts is for `bound` to say.
+    pub report: Result<Option<Report>, Damage>,
     /// Path and end of each log, in the order of the steps. May hold anything, secrets too.
     pub logs: Result<Vec<(String, String)>, Damage>,
 }
@@ -43,13 +44,20 @@ fn record(volume: &Volume, nonce: &str) -> Result<Record, Damage> {
     }
 }
 
-fn report(volume: &Volume) -> Result<Option<String>, Damage> {
-    let report = text(volume, REPORT)?.filter(|r| !r.trim().is_empty());
-    // A guest that had no room says nothing, which must not look like a guest that had nothing to say.
-    if report.is_none() && volume.free() < MOST_TEXT_BYTES {
-        return Err(Damage::Full);
+fn report(volume: &Volume) -> Result<Option<Report>, Damage> {
+    let bytes = volume.file(REPORT, LONGEST_FILE as u64)?.filter(|b| !b.is_empty());
+    let report = bytes.map(|bytes| {
+        Report::from_json(&bytes).map_err(|why| match why {
+            Unreadable::TooLong => Damage::TooLong(REPORT.to_owned()),
+            Unreadable::NotText => Damage::NotText(REPORT.to_owned()),
+            Unreadable::NotLines => Damage::Garbled(REPORT.to_owned()),
+        })
+    });
+    match report.transpose() {
+        // A guest that had no room says nothing, which must not look like a guest that had nothing to say.
+        Ok(None) | Err(_) if volume.free() == 0 => Err(Damage::Full),
+        other => other,
     }
-    Ok(report)
 }
 
 fn logs(volume: &Volume) -> Result<Vec<(String, String)>, Damage> {

@@ -79,7 +79,7 @@ pub fn build(contents: &Contents) -> Result<Vec<u8>, BuildError> {
         .bytes_per_cluster(CLUSTER as u32)
         .volume_id(id)
         .volume_label(*b"LAMINA     ");
-    fatfs::format_volume(&mut Cursor::new(&mut *volume), options)?;
+    fatfs::format_volume(Cursor::new(&mut *volume), options)?;
     // Sectors before the partition, which the formatter cannot know.
     put(volume, 28, &((START / SECTOR) as u32).to_le_bytes());
     let made = mount(volume)?;

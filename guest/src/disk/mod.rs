@@ -19,15 +19,14 @@ pub mod edit;
 pub mod fat;
 mod layer;
 
+pub use crate::channel::LABEL;
+pub use crate::report::FILE as REPORT;
 pub use layer::{Layer, Purpose};
 
-/// Volume label; the guest finds the disk by it.
-pub const LABEL: &str = "LAMINA";
 pub const LAYER: &str = "layer.json";
 pub const STEPS: &str = "steps.json";
 /// The record's two slots (see `steps::record`); slot 0 is there from the start.
 pub const RECORDS: [&str; 2] = ["record-0.txt", "record-1.txt"];
-pub const REPORT: &str = "report.json";
 pub const PROGRAM: &str = "lamina-guest.exe";
 pub const FILES: &str = "files";
 pub const LOGS: &str = "logs";

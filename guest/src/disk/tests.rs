@@ -8,6 +8,7 @@ use super::back::{Back, read};
 use super::build::{BuildError, Contents, build};
 use super::fat::Volume;
 use super::*;
+use crate::report::Report;
 use crate::steps::record::{Record, State};
 use crate::steps::{Step, What};
 
@@ -171,17 +172,29 @@ fn what_the_guest_left_is_read_and_a_torn_record_leaves_the_one_before() {
     record.generation = 1;
     record.boots = 1;
     edit::put(&mut disk, record.slot(), &record.bytes().expect("JSON")).expect("room");
-    edit::put(&mut disk, "REPORT.JSON", b"{}").expect("room");
+    let report = Report { nonce: NONCE.to_owned(), sealed: true, ..Report::default() };
+    edit::put(&mut disk, "REPORT.JSON", &report.to_json()).expect("room");
     edit::put(&mut disk, "logs/02-tidy-up.log", &[b'x', 0xFF]).expect("room");
     let long = [vec![b'a'; 5000], vec![b'z'; MOST_LOG_BYTES as usize]].concat();
     edit::put(&mut disk, "logs/01-tools.log", &long).expect("room");
     let read = back(&disk);
     assert_eq!(read.record, Ok(record.clone()));
-    assert_eq!(read.report, Ok(Some("{}".to_owned())), "in any spelling");
+    assert_eq!(read.report, Ok(Some(report.clone())), "in any spelling");
     let logs = read.logs.expect("logs");
     let last = (logs[0].1.len(), logs[0].1.starts_with('z'));
     assert_eq!((logs[0].0.as_str(), last), ("logs/01-tools.log", (MOST_LOG_BYTES as usize, true)), "its end");
     assert_eq!(logs[1], ("logs/02-tidy-up.log".to_owned(), "x\u{FFFD}".to_owned()));
+
+    let whole = report.to_json();
+    let read = |bytes: &[u8]| {
+        let mut disk = disk.clone();
+        edit::put(&mut disk, REPORT, bytes).expect("room");
+        back(&disk).report
+    };
+    assert_eq!(read(&whole[..whole.len() / 2]), Err(Damage::Garbled(REPORT.to_owned())), "cut in the middle");
+    assert_eq!(read(&[0xFF]), Err(Damage::NotText(REPORT.to_owned())));
+    assert_eq!(read(&vec![b' '; (1 << 20) + 1]), Err(Damage::TooLong(REPORT.to_owned())));
+    assert_eq!(read(b""), Ok(None));
 
     record.generation = 2;
     let whole = record.bytes().expect("JSON");
