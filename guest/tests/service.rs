@@ -254,18 +254,83 @@ fn each_bad_end_is_told_by_its_own_state() {
     );
 }
 
-/// The machine goes down in the middle of a step: the deed never comes back.
+/// The machine goes down in the middle of a deed, which never comes back.
+fn power_cut() -> ! {
+    std::panic::resume_unwind(Box::new("power cut"))
+}
+
+fn survives<T>(life: impl FnOnce() -> T) -> Option<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(life)).ok()
+}
+
+/// At each deed of a whole life, before it and in the middle of it: nothing runs twice, nothing is skipped, and it ends.
+#[test]
+fn a_power_cut_at_any_deed_costs_no_step() {
+    let json = || {
+        serde_json::json!([
+            {"name": "a", "command": "one"},
+            {"name": "b", "command": "two", "retry": true, "reboot": "Always"},
+            {"name": "c", "command": "three"},
+        ])
+    };
+    let life = |cut_at: usize, torn: bool| {
+        let deeds = Arc::new(Mutex::new(0));
+        let windows = Windows::scripted(move |state, deed| {
+            let mut done = deeds.lock().unwrap_or_else(|e| e.into_inner());
+            *done += 1;
+            if *done == cut_at {
+                match deed {
+                    Deed::Write(path) if torn => state.put(path, b"torn"),
+                    // Begun, and off before it came to an end.
+                    Deed::Reboot | Deed::PowerOff if torn => return Reply::Usual,
+                    _ => {}
+                }
+                power_cut();
+            }
+            Reply::Usual
+        });
+        let mut guest = Guest::new(json(), true, windows);
+        let mut end = None;
+        for _ in 0..8 {
+            match survives(|| guest.boot()) {
+                None | Some(End::Rebooting) => {}
+                Some(other) => {
+                    end = Some(other);
+                    break;
+                }
+            }
+        }
+        let runs = |word: &str| guest.ran().iter().filter(|args| args.contains(word)).count();
+        (end.expect("an end"), [runs("one"), runs("two"), runs("three")], guest.windows.snapshot().deeds.len())
+    };
+    let (end, runs, deeds) = life(0, false);
+    assert_eq!((end, runs), (End::Off, [1, 1, 1]));
+    for (cut_at, torn) in (1..=deeds).flat_map(|n| [(n, false), (n, true)]) {
+        let (end, [a, b, c], _) = life(cut_at, torn);
+        let told = format!("cut at {cut_at}, torn: {torn}: {end:?}, runs {a} {b} {c}");
+        let (all, once) = ([a, b, c].iter().all(|n| *n >= 1), a <= 1 && b <= 2 && c <= 1);
+        match end {
+            End::Off => assert!(all && once, "{told}"),
+            // Cut in the middle of a step that must not be run again: the ones before it ran, and none after.
+            End::Stays(Why::Step(Stop::Interrupted { step })) => {
+                let expected = if step == "a" { [1, 0, 0] } else { [1, b, 1] };
+                assert!(once && step != "b" && [a, b, c] == expected, "{told}");
+            }
+            other => panic!("{told}: {other:?}"),
+        }
+    }
+}
+
 #[test]
 fn a_step_that_was_running_when_the_machine_died_is_asked_about_unless_it_may_be_run_again() {
     for retry in [false, true] {
         let json = serde_json::json!([{"name": "a", "command": "x", "retry": retry}]);
         let windows = Windows::scripted(|state, deed| match deed {
-            Deed::Run(_) if state.store.as_ref().is_some_and(|s| s["domid"] == "1") => panic!("power cut"),
+            Deed::Run(_) if state.store.as_ref().is_some_and(|s| s["domid"] == "1") => power_cut(),
             _ => Reply::Usual,
         });
         let mut guest = Guest::new(json, false, windows);
-        let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| guest.boot()));
-        assert!(died.is_err());
+        assert!(survives(|| guest.boot()).is_none());
         let end = guest.live();
         let asks = End::Stays(Why::Step(Stop::Interrupted { step: "a".to_owned() }));
         assert_eq!(end, if retry { End::Done } else { asks });
