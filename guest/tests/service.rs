@@ -273,7 +273,7 @@ fn a_power_cut_at_any_deed_costs_no_step() {
             {"name": "c", "command": "three"},
         ])
     };
-    let life = |cut_at: usize, torn: bool| {
+    let life = |cut_at: usize, torn: bool, xenstore: bool| {
         let deeds = Arc::new(Mutex::new(0));
         let windows = Windows::scripted(move |state, deed| {
             let mut done = deeds.lock().unwrap_or_else(|e| e.into_inner());
@@ -290,6 +290,7 @@ fn a_power_cut_at_any_deed_costs_no_step() {
             Reply::Usual
         });
         let mut guest = Guest::new(json(), true, windows);
+        guest.xenstore = xenstore;
         let mut end = None;
         for _ in 0..8 {
             match survives(|| guest.boot()) {
@@ -303,11 +304,13 @@ fn a_power_cut_at_any_deed_costs_no_step() {
         let runs = |word: &str| guest.ran().iter().filter(|args| args.contains(word)).count();
         (end.expect("an end"), [runs("one"), runs("two"), runs("three")], guest.windows.snapshot().deeds.len())
     };
-    let (end, runs, deeds) = life(0, false);
+    let (end, runs, deeds) = life(0, false, true);
     assert_eq!((end, runs), (End::Off, [1, 1, 1]));
-    for (cut_at, torn) in (1..=deeds).flat_map(|n| [(n, false), (n, true)]) {
-        let (end, [a, b, c], _) = life(cut_at, torn);
-        let told = format!("cut at {cut_at}, torn: {torn}: {end:?}, runs {a} {b} {c}");
+    for (cut_at, kind) in (1..=deeds).flat_map(|n| (0..4).map(move |kind| (n, kind))) {
+        // Xenstore knows what was begun; the record alone must do too.
+        let (torn, xenstore) = (kind % 2 == 1, kind < 2);
+        let (end, [a, b, c], _) = life(cut_at, torn, xenstore);
+        let told = format!("cut at {cut_at}, torn: {torn}, xenstore: {xenstore}: {end:?}, runs {a} {b} {c}");
         let (all, once) = ([a, b, c].iter().all(|n| *n >= 1), a <= 1 && b <= 2 && c <= 1);
         match end {
             End::Off => assert!(all && once, "{told}"),
