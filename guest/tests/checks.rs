@@ -65,7 +65,10 @@ const CASES: &[(Cause, &str, Change, Change)] = &[
         Cause::RebootPending,
         r"Component Based Servicing\PackagesPending",
         |s| s.make(View::Bits64, &format!(r"{SERVICING}\PackagesPending\one")),
-        |s| s.unmake(View::Bits64, &format!(r"{SERVICING}\PackagesPending")),
+        |s| {
+            s.unmake(View::Bits64, &format!(r"{SERVICING}\PackagesPending\one"));
+            s.make(View::Bits64, &format!(r"{SERVICING}\PackagesPending"));
+        },
     ),
     (
         Cause::RebootPending,

@@ -108,6 +108,26 @@ pub fn judge(report: &Report) -> Vec<Finding> {
     all
 }
 
+/// Adds what a layer that is to be rearmed needs, and the report does not say. No policy lets it pass.
+pub fn judge_rearm(report: &Report, findings: &mut Vec<Finding>) {
+    let reason = match (report.rearms_before, report.rearmed) {
+        (Some(0), _) => Reason::NoRearmsLeft,
+        (Some(_), true) => return,
+        (Some(_), false) | (None, _) => Reason::NotRearmed,
+    };
+    // The guest may have found the same, and say more of it.
+    if let Some(found) = findings.iter_mut().find(|f| f.reason == reason.as_str()) {
+        found.always = true;
+        return;
+    }
+    let detail = match report.rearms_before {
+        None => "the report does not say how many rearms Windows had".to_owned(),
+        Some(n) => format!("Windows had {n} rearms left before the check"),
+    };
+    let remedy = reason.remedy().to_owned();
+    findings.push(Finding { reason: reason.as_str().to_owned(), detail, remedy, always: true });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,6 +143,27 @@ mod tests {
         let all: Vec<_> = judge(&report).into_iter().map(|f| (f.reason, f.always)).collect();
         assert_eq!(all, [("BypassEnabled".to_owned(), true), ("Bit8192".to_owned(), false)]);
         assert_eq!(judge(&Report::default())[0].reason, "NoVerdict");
+    }
+
+    #[test]
+    fn a_rearm_that_is_missing_is_told_once_and_no_policy_lets_it_pass() {
+        let told = |before, rearmed, findings: &[(&str, &str)]| {
+            let findings = findings.iter().map(|(r, d)| ((*r).to_owned(), (*d).to_owned())).collect();
+            let report =
+                Report { block_finalize: Some(0), rearms_before: before, rearmed, findings, ..Report::default() };
+            let mut all = judge(&report);
+            judge_rearm(&report, &mut all);
+            all.into_iter().map(|f| (f.reason, f.detail, f.always)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(Some(1), true, &[]), []);
+        for (before, reason, detail) in [
+            (Some(0), "NoRearmsLeft", "Windows had 0 rearms left before the check"),
+            (Some(2), "NotRearmed", "Windows had 2 rearms left before the check"),
+            (None, "NotRearmed", "the report does not say how many rearms Windows had"),
+        ] {
+            assert_eq!(told(before, false, &[]), [(reason.to_owned(), detail.to_owned(), true)]);
+            assert_eq!(told(before, false, &[(reason, "its own")]), [(reason.to_owned(), "its own".to_owned(), true)]);
+        }
     }
 
     /// A cut is told; what blocks under every policy is never what is cut off.

@@ -29,7 +29,7 @@ pub const CHECKS: &[Check] = &[
     },
     Check {
         cause: RebootPending,
-        place: r"`HKLM\SOFTWARE\Microsoft\Windows\CurrentVersion\Component Based Servicing`: keys `RebootPending`, `RebootInProgress`, `PackagesPending`, both views",
+        place: r"`HKLM\SOFTWARE\Microsoft\Windows\CurrentVersion\Component Based Servicing`: keys `RebootPending`, `RebootInProgress`, or one below `PackagesPending`, both views",
         basis: Basis::Common,
         look: servicing,
     },
@@ -107,8 +107,15 @@ fn renames(facts: &dyn Facts) -> Seen<Vec<String>> {
 }
 
 fn servicing(facts: &dyn Facts) -> Seen<Vec<String>> {
-    let paths = ["RebootPending", "RebootInProgress", "PackagesPending"].map(|k| format!(r"{SERVICING}\{k}"));
-    keys(facts, &paths.each_ref().map(String::as_str))
+    let [reboot, now, packages] =
+        ["RebootPending", "RebootInProgress", "PackagesPending"].map(|k| format!(r"{SERVICING}\{k}"));
+    let mut seen = keys(facts, &[&reboot, &now])?;
+    // The key itself stays when its last package is done.
+    let waits = |view| Ok(facts.key(view, &packages)?.is_some_and(|k| !k.subkeys.is_empty()));
+    if waits(View::Bits64)? || waits(View::Bits32)? {
+        seen.push(format!(r"key HKLM\{packages} names packages"));
+    }
+    Ok(seen)
 }
 
 fn update_exe(facts: &dyn Facts) -> Seen<Vec<String>> {

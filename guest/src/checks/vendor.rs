@@ -59,7 +59,7 @@ pub fn parse(bytes: &[u8]) -> Option<u64> {
     let text = match bytes {
         [0xEF, 0xBB, 0xBF, rest @ ..] => String::from_utf8(rest.to_vec()).ok()?,
         [0xFF, 0xFE, rest @ ..] => {
-            let units: Vec<u16> = rest.chunks_exact(2).map(|two| u16::from_le_bytes([two[0], two[1]])).collect();
+            let units: Vec<u16> = rest.as_chunks().0.iter().map(|two| u16::from_le_bytes(*two)).collect();
             String::from_utf16(&units).ok()?
         }
         plain => String::from_utf8(plain.to_vec()).ok()?,

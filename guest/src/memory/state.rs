@@ -174,10 +174,6 @@ impl State {
         self.files.iter().filter(move |(p, _)| p.starts_with(&below)).map(|(_, f)| f)
     }
 
-    pub fn now_at(&mut self, seconds: u64) {
-        self.now = seconds;
-    }
-
     /// Time passes: both clocks go on.
     pub fn pass(&mut self, time: Duration) {
         self.now = self.now.saturating_add(time.as_secs());
