@@ -9,6 +9,7 @@ pub mod mirror;
 pub mod model;
 mod session;
 mod sharded;
+mod stream;
 mod tls;
 pub mod view;
 pub mod wire;
