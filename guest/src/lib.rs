@@ -2,3 +2,16 @@
 //!
 //! A library, so that the controller reads what the program writes, and so that a simulated guest runs what a real one runs. Everything that
 //! looks or acts goes through traits with two implementations: Windows, and an in-memory Windows. It knows nothing of Kubernetes or XAPI.
+
+#![cfg_attr(not(windows), forbid(unsafe_code))]
+#![cfg_attr(windows, deny(unsafe_code))]
+
+pub mod cause;
+pub mod channel;
+pub mod checks;
+pub mod deeds;
+pub mod facts;
+pub mod finalize;
+pub mod memory;
+pub mod report;
+pub mod verify;

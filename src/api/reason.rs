@@ -218,6 +218,12 @@ reasons! {
     TokensLeft - [] "tokens are left over in the image", "The vendor does not say which: ask its support, naming bit 1024.";
     KMSDirectoryMissing - [] "the scripts folder for KMS is missing (C:\\Windows\\Setup\\scripts\\kmsdir)", "Put it back.";
     KMSPolicyMissing - [] "the policy or start-up hook that runs the KMS script is missing", "Put it back.";
+    VendorRecordOld - [] "the vendor's record in the guest is of another boot", "Run `uniservice -L` and check again; where the vendor's service is gone, delete LayerIntegrity.txt.";
+    HibernationOn - [] "hibernation or fast start is on: either leaves the file system unclean", "Run `powercfg /hibernate off` as an administrator; that ends fast start too.";
+    GhostNetworkCard - [] "a network card that is not in the machine is still known to Windows", "Shutdown For Finalize removes it; if it stays, uninstall it in the device manager (View, Show hidden devices).";
+    BitLockerOn - [] "the system drive is encrypted by BitLocker", "Run `manage-bde -off C:` and wait until the drive is decrypted in full.";
+    DriveDirty - [] "the system drive has its dirty bit set: Windows wants to check it", "Run `chkdsk C: /f` and reboot, so that it is checked before Windows starts.";
+    CouldNotLook - [] "something could not be looked at, so that nobody knows whether it is at rest", "Run the check as an administrator; mend what keeps it from looking.";
     NoVerdict - [] "the report has no readable BlockFinalize number", "Run the check again; if it stays, repair the guest service.";
     MoreFindings - [] "there are more findings than a status can hold", "Mend those that are listed, then run the check again.";
     NotRearmed - [] "spec.kms.rearm is true, but the report does not say that Windows was rearmed", "Start the machine and let the check rearm as the last thing before the shutdown.";

@@ -6,8 +6,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
-
 use crate::domain::report::PREFIX;
 use crate::sim::guest::{Guest, Program, program};
 use crate::sim::power::Exit;
@@ -136,13 +134,9 @@ pub fn said(guest: &Guest, check: &Check) -> Keys {
     lines
 }
 
-/// The lines with their seal: SHA-256 over all of them, sorted.
+/// The lines with their seal.
 pub fn sealed(lines: &Keys) -> Keys {
-    let mut hash = Sha256::new();
-    for (k, v) in lines {
-        hash.update(format!("{k}={v}\n"));
-    }
-    let seal = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    let seal = lamina_guest::report::seal(lines.iter().map(|(k, v)| (k.as_str(), v.as_str())));
     let mut all = lines.clone();
     all.insert("sealed".to_owned(), seal);
     all

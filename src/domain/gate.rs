@@ -7,7 +7,7 @@
 
 use super::identity::BOOT;
 use super::observed::{Holder, Machine, Making, Observed, OsDisk, Power, Storage, Trouble};
-use super::report::{Finding, Report, fitting, named};
+use super::report::{self, Finding, fitting, named};
 use super::want::{BaseFrom, FinalizePolicy, IntegrityPolicy, Want};
 use crate::api::reason::Reason;
 
@@ -236,25 +236,12 @@ pub fn judge(want: &Want, machine: &Machine) -> Judgement {
     let Some(report) = &machine.report else {
         return Judgement { counts: Err("the guest wrote no report".to_owned()), findings: Vec::new() };
     };
-    let counts = report.counts(machine).map_err(str::to_owned);
-    let mut findings = if counts.is_ok() { report.judge() } else { Vec::new() };
+    let counts = report::counts(report, machine).map_err(str::to_owned);
+    let mut findings = if counts.is_ok() { report::judge(report) } else { Vec::new() };
     if counts.is_ok() && want.kms_rearm {
-        findings.extend(kms(report));
+        report::judge_rearm(report, &mut findings);
     }
     Judgement { counts, findings: fitting(findings) }
-}
-
-fn kms(report: &Report) -> Option<Finding> {
-    let reason = match (report.rearms_before, report.rearmed) {
-        (Some(0), _) => Reason::NoRearmsLeft,
-        (Some(_), true) => return None,
-        (Some(_), false) | (None, _) => Reason::NotRearmed,
-    };
-    let detail = match report.rearms_before {
-        None => "the report does not say how many rearms Windows had".to_owned(),
-        Some(n) => format!("Windows had {n} rearms left before the check"),
-    };
-    Some(Finding { reason: reason.as_str().to_owned(), detail, remedy: reason.remedy().to_owned(), always: true })
 }
 
 /// Which machine it is and where, for a person.

@@ -129,7 +129,7 @@ pub fn machine(view: &View, layer: &PlatformLayer, want: &Want, vm: &Arc<Vm>, ar
         disk_attached: disk.is_some_and(|b| b.currently_attached),
         dvd: dvd(&vbds, around.tools_iso),
         tools: Tools::default(),
-        report: Report::read(&vm.xenstore_data),
+        report: Report::from_xenstore(&vm.xenstore_data),
         guest_boot: vm.xenstore_data.get(&format!("{}boot", report::PREFIX)).cloned(),
         // A block of somebody else's is not ours to take off.
         start_blocked: START.iter().any(|op| vm.blocked_operations.get(*op) == Some(&plan::description(want))),
