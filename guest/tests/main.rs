@@ -4,3 +4,4 @@ mod checks;
 mod docs;
 mod finalize;
 mod report;
+mod service;
