@@ -9,6 +9,7 @@ mod http;
 mod records;
 mod sdk;
 mod sessions;
+mod streams;
 mod tasks;
 mod unsimulated;
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{
     allowed,
     db::Db,
-    disk::{Node, pattern},
+    disk::{Format, Node, pattern},
     plan::{Mistake, Repository, Template, WorldFile},
     row,
     vbd::made_up_mac,
@@ -58,7 +58,7 @@ impl World {
                 None if build.default.is_null() => return Err(Mistake::Homeless(disk.name.clone())),
                 None => build.default.clone(),
             };
-            build.disk(&disk.name, &sr, disk.size_gib * GIB, &disk.blocks);
+            build.disk(&disk.name, &sr, disk.size_gib * GIB, disk.format, &disk.blocks);
         }
         for template in &file.templates {
             if template.network && build.network.is_null() {
@@ -252,9 +252,9 @@ impl Build<'_> {
         self.db.create("PBD", [("host", json!(host)), ("SR", json!(sr)), ("currently_attached", json!(true))]);
     }
 
-    fn disk(&mut self, name: &str, sr: &Ref, size: u64, blocks: &[u64]) -> Ref {
-        let inflated = vdi::thick(self.db, sr);
-        self.add_disk(name, sr, Node { virtual_size: size, inflated, ..Node::default() }, blocks)
+    fn disk(&mut self, name: &str, sr: &Ref, size: u64, format: Format, blocks: &[u64]) -> Ref {
+        let inflated = format == Format::Raw || vdi::thick(self.db, sr);
+        self.add_disk(name, sr, Node { virtual_size: size, inflated, format, ..Node::default() }, blocks)
     }
 
     fn add_disk(&mut self, name: &str, sr: &Ref, mut node: Node, blocks: &[u64]) -> Ref {
@@ -294,7 +294,7 @@ impl Build<'_> {
             );
         }
         let sr = self.default.clone();
-        self.disk("win11-24h2", &sr, 32 * GIB, &[0, 1, 512]);
+        self.disk("win11-24h2", &sr, 32 * GIB, Format::Vhd, &[0, 1, 512]);
     }
 
     fn template(&mut self, wanted: &Template, built_in: bool) {
@@ -328,7 +328,7 @@ impl Build<'_> {
         );
         for (device, size) in wanted.disks_gib.iter().enumerate() {
             let sr = self.default.clone();
-            let disk = self.disk(&format!("{} {device}", wanted.name), &sr, size * GIB, &[]);
+            let disk = self.disk(&format!("{} {device}", wanted.name), &sr, size * GIB, Format::Vhd, &[]);
             let fields = [
                 ("VM", json!(vm)),
                 ("VDI", json!(disk)),

@@ -1,4 +1,4 @@
-//! Changed block tracking, as far as it shows in rows (xapi.md 4.3, 4.4). No log is kept: `VDI.list_changed_blocks` is not simulated.
+//! Calls of changed block tracking (xapi.md 4.3, 4.4); the logs themselves are the storage's (`disk::changes`).
 //!
 //! Called by `storage`.
 
@@ -7,13 +7,15 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::{
-    Answer, Call, Pool, row,
+    Answer, Call, Pool, base64,
+    disk::Log,
+    row,
     schema::Record,
     sr,
     storage::{Subject, backend, begin},
     vdi::flag,
 };
-use crate::xapi::wire::Failure;
+use crate::xapi::wire::{Failure, Ref};
 
 /// `VDI.enable_cbt` and `VDI.disable_cbt`, which need a licence (xapi.md 2.4, 4.4).
 ///
@@ -26,7 +28,35 @@ pub async fn track_changes(pool: &Arc<Pool>, call: &Call) -> Answer {
     if on && pool.db().all("pool").any(|(_, row)| restricted(row)) {
         return Err(Failure::new("LICENCE_RESTRICTION", ["CBT"]));
     }
-    flag(pool, call, call.message, "cbt_enabled", json!(on)).await
+    let vdi = call.reference(0);
+    let uuid = pool.db().text("VDI", &vdi, "uuid")?.to_owned();
+    let answer = flag(pool, call, call.message, "cbt_enabled", json!(on)).await?;
+    let mut disks = pool.world.disks();
+    let node = disks.get_mut(&uuid).map_err(|e| backend(&e))?;
+    match (on, node.log.is_some()) {
+        (true, false) => node.log = Some(Log::begin(None)),
+        (false, true) => node.log = None,
+        (true, true) | (false, false) => {}
+    }
+    Ok(answer)
+}
+
+/// `VDI.list_changed_blocks(vdi_from, vdi_to)`: base64 of one bit for 64 KiB (xapi.md 4.4).
+///
+/// # Errors
+/// Those of `begin` for `vdi_to`; `SR_BACKEND_FAILURE_460` where the second is no later state of the first.
+pub async fn list(pool: &Arc<Pool>, call: &Call) -> Answer {
+    let [from, to] = [0, 1].map(|i| call.reference(i));
+    pool.db().get("VDI", &from)?;
+    let _running = begin(pool, call, &Subject::vdi(pool, &to)?, "list_changed_blocks", || ()).await?;
+    let uuid = |vdi: &Ref| pool.db().text("VDI", vdi, "uuid").map(str::to_owned);
+    let (from, to) = (uuid(&from)?, uuid(&to)?);
+    let changes = pool.world.disks().changes(&from, &to).map_err(|e| backend(&e))?;
+    let unrelated = || {
+        let detail = format!("{to} is no later state of {from}");
+        Failure::new("SR_BACKEND_FAILURE_460", ["", "Failed to calculate changed blocks for given VDIs", &detail])
+    };
+    changes.map(|bits| json!(base64::encode(&bits))).ok_or_else(unrelated)
 }
 
 /// `VDI.data_destroy`: the blocks go, the change log stays (xapi.md 4.4).

@@ -118,6 +118,8 @@ pub enum What {
     Drop,
     CutReply,
     TruncateReply,
+    /// Hundredths of a stream's body.
+    CutBody(u8),
     /// Seconds.
     ExecuteLate(f64),
     /// Code and parameters.
@@ -258,6 +260,7 @@ impl What {
             Self::Drop => Effect::Drop,
             Self::CutReply => Effect::CutReply,
             Self::TruncateReply => Effect::TruncateReply,
+            Self::CutBody(percent) => Effect::CutBody(percent),
             Self::ExecuteLate(after) => Effect::ExecuteLate(seconds(after)?),
             Self::Refuse(list) => Effect::Refuse(Failure::from_list(&list).ok_or(Refused::Code)?),
         })

@@ -1,7 +1,7 @@
 //! What lies on the storage itself: sparse files with real bytes, in a tree of nodes as VHD keeps it (xapi.md 9.1, "Tree behaviour").
 //!
 //! It outlives the simulated daemon: rows of the database may be forgotten, nodes are not. Storage calls and guests change it under one
-//! mutex; it knows no rows, no tasks and no time.
+//! mutex; it knows no rows, no tasks and no time. By bytes it is read and written in `bytes`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,6 +12,10 @@ use std::{
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
+
+mod bytes;
+mod changes;
+pub use changes::Log;
 
 /// A VHD allocates, and its virtual size is rounded up to, this many bytes (xapi.md 9.1).
 pub const BLOCK: u64 = 2 << 20;
@@ -28,8 +32,21 @@ pub enum DiskError {
     TooDeep(String),
     #[error("block {1} is beyond the end of disk {0}, or the data is longer than a block")]
     Beyond(String, u64),
+    #[error("disk {0} is attached read-only")]
+    ReadOnly(String),
     #[error("a file of the simulated storage cannot be used")]
     Io(#[from] io::Error),
+}
+
+/// How a disk lies on its storage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    #[default]
+    Vhd,
+    /// Bytes and nothing else: no tree, no snapshots.
+    Raw,
+    Qcow2,
 }
 
 /// One file of the storage. A hidden node is a *base copy*: read-only, there for its children's sake.
@@ -45,10 +62,13 @@ pub struct Node {
     pub name: Option<String>,
     /// Takes its whole size on the storage: a writable disk on LVM (xapi.md 9.1).
     pub inflated: bool,
+    pub format: Format,
     /// The system on this disk has its guest tools.
     pub tools: bool,
     /// Blocks of its own.
     pub blocks: BTreeSet<u64>,
+    /// What changed since the snapshot before, where that is tracked.
+    pub log: Option<Log>,
 }
 
 /// What a clone or snapshot made.
@@ -116,9 +136,15 @@ impl Disks {
         self.chain(uuid).count()
     }
 
-    /// Clone or snapshot: the data becomes a hidden base copy, source and child become empty leaves on it (xapi.md 9.1).
+    /// Clone or snapshot: the data becomes a hidden base copy, source and child become empty leaves on it (xapi.md 9.1). Of a raw disk a full
+    /// copy (xapi.md 4.4, 9.1).
     pub fn branch(&mut self, uuid: &str) -> Result<Branch, DiskError> {
         let source = self.get(uuid)?.clone();
+        if source.format == Format::Raw {
+            let child = self.create(Node { log: None, blocks: BTreeSet::new(), ..source });
+            self.overwrite(uuid, &child, None)?;
+            return Ok(Branch { child, base: None });
+        }
         let reuse = source.blocks.is_empty() && source.parent.is_some();
         if self.depth(uuid) + usize::from(!reuse) > DEPTH {
             return Err(DiskError::TooDeep(uuid.to_owned()));
@@ -128,13 +154,13 @@ impl Disks {
             if !source.blocks.is_empty() {
                 fs::rename(self.dir.join(uuid), self.dir.join(base))?;
             }
-            self.nodes.insert(base.clone(), Node { hidden: true, inflated: false, ..source.clone() });
+            self.nodes.insert(base.clone(), Node { hidden: true, inflated: false, log: None, ..source.clone() });
             let leaf = self.get_mut(uuid)?;
             leaf.blocks.clear();
             leaf.parent = Some(base.clone());
         }
         let child = Uuid::new_v4().to_string();
-        let leaf = Node { hidden: false, ..self.get(uuid)?.clone() };
+        let leaf = Node { hidden: false, log: None, ..self.get(uuid)?.clone() };
         self.nodes.insert(child.clone(), leaf);
         Ok(Branch { child, base })
     }
@@ -156,6 +182,7 @@ impl Disks {
 
     /// Removes a leaf; a node that others read through is hidden instead.
     pub fn remove(&mut self, uuid: &str) -> Result<(), DiskError> {
+        self.forget_log(uuid);
         if self.children(uuid).next().is_some() {
             self.get_mut(uuid)?.hidden = true;
             return Ok(());
@@ -170,6 +197,7 @@ impl Disks {
     /// Takes a leaf's data away, and its place in the tree; the node stays.
     pub fn hollow(&mut self, uuid: &str) -> Result<(), DiskError> {
         let node = self.get(uuid)?.clone();
+        self.get_mut(uuid)?.log = None;
         self.remove(uuid)?;
         self.nodes.insert(uuid.to_owned(), Node { parent: None, inflated: false, blocks: BTreeSet::new(), ..node });
         Ok(())
@@ -197,7 +225,7 @@ impl Disks {
         let own = self.get(child)?.blocks.clone();
         for block in below.blocks.difference(&own) {
             let bytes = self.read(base, *block)?;
-            self.write(child, *block, &bytes)?;
+            self.store(child, *block, &bytes)?;
         }
         self.get_mut(child)?.parent = below.parent;
         self.remove(base)
@@ -218,6 +246,13 @@ impl Disks {
 
     /// Overwrites one block; shorter data is followed by zeros.
     pub fn write(&mut self, uuid: &str, block: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        self.store(uuid, block, bytes)?;
+        self.changed(uuid, block * BLOCK, bytes.len());
+        Ok(())
+    }
+
+    /// As [`Disks::write`], for what is no change of the content.
+    fn store(&mut self, uuid: &str, block: u64, bytes: &[u8]) -> Result<(), DiskError> {
         let beyond = block * BLOCK >= self.get(uuid)?.virtual_size;
         if beyond || bytes.len() as u64 > BLOCK {
             return Err(DiskError::Beyond(uuid.to_owned(), block));
@@ -237,9 +272,8 @@ impl Disks {
     /// SHA-256 over every block that is not all zeros, with its number: equal for equal content, however the tree lies.
     pub fn digest(&self, uuid: &str) -> Result<String, DiskError> {
         self.get(uuid)?;
-        let blocks = self.blocks(uuid);
         let mut all = Sha256::new();
-        for block in blocks {
+        for block in self.blocks(uuid) {
             let bytes = self.read(uuid, block)?;
             if bytes.iter().any(|b| *b != 0) {
                 all.update(block.to_be_bytes());
@@ -293,55 +327,4 @@ pub fn pattern(seed: u64, block: u64) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn disk(disks: &mut Disks) -> String {
-        disks.create(Node { sr: "sr".into(), virtual_size: 5 << 20, ..Node::default() })
-    }
-
-    #[test]
-    fn children_read_through_and_neither_sees_the_others_writes() {
-        let mut disks = Disks::default();
-        let source = disk(&mut disks);
-        assert_eq!(disks.get(&source).unwrap().virtual_size, 6 << 20);
-        disks.write(&source, 0, b"old").unwrap();
-        let before = disks.digest(&source).unwrap();
-        let branch = disks.branch(&source).unwrap();
-        assert!(branch.base.is_some());
-        assert_eq!(disks.digest(&branch.child).unwrap(), before);
-        disks.write(&source, 0, b"new").unwrap();
-        assert_eq!(&disks.read(&branch.child, 0).unwrap()[..4], b"old\0");
-        assert_eq!(&disks.read(&source, 0).unwrap()[..4], b"new\0");
-        assert_eq!(disks.branch(&branch.child).unwrap().base, None, "an empty leaf is no level of its own");
-    }
-
-    #[test]
-    fn coalescing_changes_the_tree_and_no_byte() {
-        let mut disks = Disks::default();
-        let source = disk(&mut disks);
-        disks.write(&source, 1, &pattern(7, 1)).unwrap();
-        let child = disks.branch(&source).unwrap().child;
-        disks.write(&child, 2, &pattern(7, 2)).unwrap();
-        let before = disks.digest(&child).unwrap();
-        disks.remove(&source).unwrap();
-        assert!(!disks.coalesce("sr", |_, _| false).unwrap(), "a busy child stays as it is");
-        assert!(disks.coalesce("sr", |_, _| true).unwrap());
-        assert_eq!((disks.digest(&child).unwrap(), disks.depth(&child)), (before, 1));
-        assert_eq!(disks.on("sr").count(), 1);
-    }
-
-    #[test]
-    fn the_thirty_first_level_is_refused_and_ends_are_kept() {
-        let mut disks = Disks::default();
-        let leaf = disk(&mut disks);
-        for seed in 1..30 {
-            disks.write(&leaf, 0, &[seed]).unwrap();
-            disks.branch(&leaf).unwrap();
-        }
-        disks.write(&leaf, 0, &[31]).unwrap();
-        assert!(matches!(disks.branch(&leaf), Err(DiskError::TooDeep(_))));
-        assert!(matches!(disks.write(&leaf, 3, &[1]), Err(DiskError::Beyond(..))));
-        assert!(matches!(disks.read("gone", 0), Err(DiskError::Missing(_))));
-    }
-}
+mod tests;

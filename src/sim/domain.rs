@@ -36,6 +36,14 @@ pub enum Request {
     Reboot,
 }
 
+/// A disk that is plugged into a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// uuid.
+    pub disk: String,
+    pub writable: bool,
+}
+
 /// A running (or paused) machine. Named by the machine's uuid: references are the daemon's.
 pub struct Domain {
     pub domid: i64,
@@ -56,6 +64,8 @@ pub struct Domain {
     pub request: watch::Sender<Option<Request>>,
     /// The guest wrote below `vm-data` in this boot.
     pub wrote: bool,
+    /// By number (`userdevice`).
+    pub devices: BTreeMap<u64, Device>,
     guest: Option<AbortHandle>,
 }
 
@@ -108,6 +118,7 @@ impl Domains {
             heard: false,
             request: watch::channel(None).0,
             wrote: false,
+            devices: BTreeMap::new(),
             guest: None,
         };
         let before = [all.running.insert(vm.to_owned(), domain), all.asleep.remove(vm)];
@@ -209,6 +220,11 @@ impl Domains {
 
     pub fn domid(&self, vm: &str) -> Option<i64> {
         self.lock().running.get(vm).map(|d| d.domid)
+    }
+
+    /// The disks of a machine's domain.
+    pub fn devices(&self, vm: &str) -> BTreeMap<u64, Device> {
+        self.lock().running.get(vm).map(|d| d.devices.clone()).unwrap_or_default()
     }
 
     /// Machines that have a domain.

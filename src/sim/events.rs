@@ -3,7 +3,8 @@
 //! Level-triggered: what comes is each object's newest state since a token, not its history. Deletions are remembered for a while
 //! only, and nobody says that one was lost. Waiting is done in real time, for a client's own deadline is real.
 
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -15,6 +16,8 @@ use crate::xapi::wire::{Failure, Ref};
 
 /// The server gathers changes for so long before it answers (xapi.md 5, Batching).
 const BATCH: Duration = Duration::from_millis(50);
+/// The legacy queue keeps so many changes.
+const QUEUE: u64 = 512;
 /// A nonsensical timeout means a day (xapi.md 5, Timeout).
 const DAY: f64 = 86_400.0;
 
@@ -51,6 +54,8 @@ pub async fn call(pool: &Arc<Pool>, call: &Call) -> Option<Answer> {
     }
     match call.message {
         "from" => Some(from(pool, call).await),
+        "register" | "unregister" => Some(subscribe(pool, call)),
+        "next" => Some(next(pool, call).await),
         "inject" => Some(inject(pool, call)),
         "get_current_id" => Some(Ok(json!(pool.db().generation()))),
         _ => None,
@@ -130,6 +135,74 @@ fn parse_token(token: &str) -> Result<Option<u64>, Failure> {
     let parts = token.split_once(',').and_then(|(a, b)| Some((a.parse().ok()?, b.parse::<u64>().ok()?)));
     let (generation, _) = parts.ok_or_else(|| Failure::new("EVENT_FROM_TOKEN_PARSE_FAILURE", [token]))?;
     Ok(Some(generation))
+}
+
+/// What a session registered for, with the generation it has seen (xapi.md 5, "Legacy"). Ends with its session.
+#[derive(Default)]
+pub struct Subscriptions(Mutex<HashMap<Ref, (BTreeSet<String>, u64)>>);
+
+impl Subscriptions {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Ref, (BTreeSet<String>, u64)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn not_registered(session: &Ref) -> Failure {
+    Failure::new("SESSION_NOT_REGISTERED", [session.as_str()])
+}
+
+/// `event.register` and `event.unregister`: classes, or `*`; none at all means every class.
+fn subscribe(pool: &Pool, call: &Call) -> Answer {
+    let given = call.value(0).as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_lowercase);
+    let mut given: BTreeSet<String> = given.collect();
+    if given.is_empty() {
+        given.insert("*".to_owned());
+    }
+    let (alive, now): (BTreeSet<Ref>, u64) = {
+        let db = pool.db();
+        (db.all("session").map(|(r, _)| r.clone()).collect(), db.generation())
+    };
+    let mut all = pool.subscriptions.lock();
+    all.retain(|session, _| alive.contains(session));
+    if call.message == "register" {
+        all.entry(call.session.clone()).or_insert((BTreeSet::new(), now)).0.append(&mut given);
+        return Ok(json!(""));
+    }
+    let (classes, _) = all.get_mut(&call.session).ok_or_else(|| not_registered(&call.session))?;
+    classes.retain(|class| !given.contains(class) && !given.contains("*"));
+    if classes.is_empty() {
+        all.remove(&call.session);
+    }
+    Ok(json!(""))
+}
+
+/// `event.next`: what happened since the last one, and waits for it as long as it takes.
+///
+/// # Errors
+/// `SESSION_NOT_REGISTERED [session]`; `EVENTS_LOST []` where more happened than the daemon keeps; `SESSION_INVALID` while it waits.
+async fn next(pool: &Pool, call: &Call) -> Answer {
+    loop {
+        let mut changed = {
+            let db = pool.db();
+            if db.find("session", &call.session).is_none() {
+                return Err(Failure::new("SESSION_INVALID", [call.session.as_str()]));
+            }
+            let mut all = pool.subscriptions.lock();
+            let (classes, seen) = all.get_mut(&call.session).ok_or_else(|| not_registered(&call.session))?;
+            let since = std::mem::replace(seen, db.generation());
+            if db.generation().saturating_sub(since) > QUEUE {
+                return Err(Failure::new::<String>("EVENTS_LOST", []));
+            }
+            let filters = classes.iter().map(|class| Filter::parse(class)).collect::<Result<Vec<_>, _>>()?;
+            let events = gather(&db, &filters, Some(since));
+            if !events.is_empty() {
+                return Ok(Value::Array(events));
+            }
+            db.watch()
+        };
+        // The sender lives as long as the pool.
+        let _ = changed.changed().await;
+    }
 }
 
 /// Touches an object; the token is later than everything before it: a barrier.

@@ -27,6 +27,9 @@ pub enum Effect {
     ExecuteLate(Duration),
     /// The call is carried out; the reply breaks off in the middle of its body.
     TruncateReply,
+    /// The connection dies when so many hundredths of a stream's body have passed: what came before is on the disk, or with the client. Of
+    /// any other call nothing is carried out.
+    CutBody(u8),
     /// The pool refuses in the call's place, e.g. `TOO_MANY_PENDING_TASKS`.
     Refuse(Failure),
 }

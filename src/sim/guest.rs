@@ -13,9 +13,11 @@ use std::{
 
 use serde_json::Value;
 
+mod disks;
+pub use disks::plugged;
+
 use super::{
     Pool,
-    disk::DiskError,
     domain::{Request, StoreError},
     metrics,
     power::{Exit, left},
@@ -261,49 +263,11 @@ impl Guest {
         });
     }
 
-    /// Whether the system on the boot disk has its tools.
-    pub fn has_tools(&self) -> bool {
-        let disk = self.disk(0);
-        disk.is_some_and(|uuid| self.pool.world.disks().get(&uuid).is_ok_and(|n| n.tools))
-    }
-
-    /// The tools are on the boot disk now, and in every clone that is made of it.
-    pub fn set_tools(&self, on: bool) {
-        if let Some(uuid) = self.disk(0) {
-            // A machine without that disk has no system to remember it.
-            self.pool.world.disks().get_mut(&uuid).map(|n| n.tools = on).unwrap_or_default();
-        }
-    }
-
     /// Drivers connect and the agent reports (xapi.md 7.2).
     pub async fn report_tools(&self) -> Result<(), StoreError> {
         self.write(&metrics::drivers()).await?;
         let last = self.born % 250 + 2;
         self.write(&metrics::agent(&format!("192.0.2.{last}"))).await
-    }
-
-    /// The uuid of the machine's n-th disk, by device.
-    fn disk(&self, device: u64) -> Option<String> {
-        let db = self.pool.db();
-        let row = db.by_uuid("VM", &self.vm).ok()?;
-        let vbds = db.links("VM", &row, "VBDs").ok()?;
-        let at = |vbd: &&crate::xapi::wire::Ref| {
-            let text = |field: &str| db.text("VBD", vbd, field).unwrap_or_default();
-            text("userdevice") == device.to_string() && text("type") == "Disk"
-        };
-        let vdi = db.link_to("VBD", vbds.iter().find(at)?, "VDI").ok()?;
-        db.text("VDI", &vdi, "uuid").ok().map(str::to_owned)
-    }
-
-    /// Writes 2 MiB, or less and zeros, at a block of a disk.
-    pub fn write_block(&self, device: u64, block: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        let uuid = self.disk(device).ok_or_else(|| DiskError::Missing(format!("of device {device}")))?;
-        self.pool.world.disks().write(&uuid, block, bytes)
-    }
-
-    pub fn read_block(&self, device: u64, block: u64) -> Result<Vec<u8>, DiskError> {
-        let uuid = self.disk(device).ok_or_else(|| DiskError::Missing(format!("of device {device}")))?;
-        self.pool.world.disks().read(&uuid, block)
     }
 
     /// From now on nobody inside hears a request to shut down.

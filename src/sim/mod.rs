@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::xapi::wire::{Failure, Ref};
 
 mod allowed;
+mod base64;
 mod build;
 mod cbt;
 pub mod clock;
@@ -32,6 +33,7 @@ pub mod guest;
 mod ha;
 mod http;
 mod metrics;
+mod pause;
 mod placement;
 pub mod plan;
 mod plugin;
@@ -51,6 +53,7 @@ mod settings;
 mod snapshot;
 mod sr;
 mod storage;
+mod stream;
 pub mod task;
 mod vbd;
 mod vdi;
@@ -76,6 +79,7 @@ pub struct Pool {
     pub accounts: session::Accounts,
     jobs: task::Jobs,
     process: process::Process,
+    subscriptions: events::Subscriptions,
     /// PEM by host address.
     certificates: HashMap<String, String>,
 }

@@ -41,7 +41,8 @@ pub fn possible_hosts(db: &Db, vm: &Ref) -> Result<Vec<Ref>, Failure> {
     Ok(db.all("host").map(|(r, _)| r.clone()).filter(|host| can_boot_here(db, vm, host).is_ok()).collect())
 }
 
-fn sees(db: &Db, host: &Ref, sr: &Ref) -> bool {
+/// Whether a host has an SR attached.
+pub fn sees(db: &Db, host: &Ref, sr: &Ref) -> bool {
     let pbds = db.links("SR", sr, "PBDs").unwrap_or_default();
     pbds.iter().any(|pbd| {
         db.flag("PBD", pbd, "currently_attached").unwrap_or_default()

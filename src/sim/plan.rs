@@ -16,6 +16,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::disk::Format;
+
 /// Names are names of objects in the default world or in the file itself.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -56,6 +58,8 @@ pub struct Disk {
     /// A name; the default repository where absent.
     pub repository: Option<String>,
     pub size_gib: u64,
+    #[serde(default)]
+    pub format: Format,
     /// Blocks with known content.
     #[serde(default)]
     pub blocks: Vec<u64>,

@@ -1,14 +1,47 @@
 //! `VM.call_plugin`: commands for an agent inside (xapi.md 7.6). None of the simulated agents takes one; the refusals are the real ones.
 
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
 use serde_json::{Value, json};
 
 use super::{Answer, Call, Pool, schema::Record, vm};
-use crate::xapi::wire::Failure;
+use crate::xapi::wire::{Failure, Ref};
+
+/// One call per machine in this time (xapi.md 7.6).
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// When each machine was last called.
+#[derive(Default)]
+pub struct Calls(Mutex<HashMap<Ref, Instant>>);
+
+impl Calls {
+    /// # Errors
+    /// `VM_CALL_PLUGIN_RATE_LIMIT [vm, interval, wait]`, both in seconds; a call that is refused so does not count.
+    fn take(&self, pool: &Pool, vm: &Ref) -> Result<(), Failure> {
+        let mut calls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let interval = pool.clock.scaled(INTERVAL);
+        calls.retain(|_, at| at.elapsed() < interval);
+        if let Some(at) = calls.get(vm) {
+            let left = 1.0 - at.elapsed().as_secs_f64() / interval.as_secs_f64();
+            let wait = left.clamp(0.0, 1.0) * INTERVAL.as_secs_f64();
+            return Err(Failure::new(
+                "VM_CALL_PLUGIN_RATE_LIMIT",
+                [vm.to_string(), "10.".to_owned(), format!("{wait:.6}")],
+            ));
+        }
+        calls.insert(vm.clone(), Instant::now());
+        Ok(())
+    }
+}
 
 /// Fails at once where other operations are under way (xapi.md 4.2).
 ///
 /// # Errors
-/// Those of `vm::check`; `XENAPI_MISSING_PLUGIN [name]`; `XENAPI_PLUGIN_FAILURE [status, text, text]`; for scripts `NOT_IMPLEMENTED` and
+/// Those of `vm::check` and [`Calls::take`]; `XENAPI_MISSING_PLUGIN [name]`; `XENAPI_PLUGIN_FAILURE [status, text, text]`; for scripts `NOT_IMPLEMENTED` and
 /// `FEATURE_RESTRICTED []`.
 pub fn call(pool: &Pool, call: &Call) -> Answer {
     let (vm, plugin, function) = (call.reference(0), call.text(1), call.text(2));
@@ -17,6 +50,7 @@ pub fn call(pool: &Pool, call: &Call) -> Answer {
     if plugin != "guest-agent-operation" {
         return Err(Failure::new("XENAPI_MISSING_PLUGIN", [plugin]));
     }
+    pool.world.plugins.take(pool, &vm)?;
     let metrics = db.link_to("VM", &vm, "guest_metrics")?;
     let other = db.find("VM_guest_metrics", &metrics).and_then(|m| m.get("other"));
     let feature = |key: &str| other.is_some_and(|o| o.get(key) == Some(&json!("1")));

@@ -118,6 +118,7 @@ pub fn boot(pool: &Arc<Pool>, uuid: &str, host: &str, paused: bool) -> Result<()
     let data = pool.db().field("VM", &machine, "xenstore_data")?.clone();
     pool.world.domains.make(uuid, host, pool.clock.stamp(), &data, paused);
     reflect(pool, uuid);
+    guest::plugged(pool, uuid);
     guest::awaken(pool, uuid);
     Ok(())
 }

@@ -127,10 +127,25 @@ pub fn start(pool: &Arc<Pool>) {
     pool.spawn(async move {
         for (what, made) in left.into_values() {
             inner.clock.stage("daemon/redo", REDO_AFTER).await;
+            let _turn = match repository(&inner, &what) {
+                Some(sr) => Some(inner.world.queues.acquire(&sr).await),
+                None => None,
+            };
             // A call that fails the second time fails unheard: its task is gone.
             redo(&inner, &what, made).unwrap_or_default();
         }
     });
+}
+
+/// Whose queue a call waits in, also when it is run again.
+fn repository(pool: &Pool, what: &What) -> Option<Ref> {
+    let db = pool.db();
+    match what {
+        What::Create { sr, .. } => db.by_uuid("SR", sr).ok(),
+        What::Branch { source: uuid, .. } | What::Destroy { uuid } | What::Resize { uuid, .. } => {
+            db.by_uuid("VDI", uuid).and_then(|vdi| db.link_to("VDI", &vdi, "SR")).ok()
+        }
+    }
 }
 
 /// Machines are as their domains are, whatever the database remembers; a domain that it does not remember ends.
@@ -180,12 +195,7 @@ pub async fn keep_written(pool: Arc<Pool>) {
 fn pause(pool: &Pool, what: &What) {
     let What::Branch { source, .. } = what else { return };
     let Ok(row) = pool.db().by_uuid("VDI", source) else { return };
-    let change = pool.db().update("VDI", &row, |row| {
-        if let Some(map) = row.get_mut("sm_config").and_then(Value::as_object_mut) {
-            map.insert("paused".to_owned(), json!("true"));
-        }
-    });
-    change.unwrap_or_default();
+    row::configure(pool, &row, "paused", Some("true"));
 }
 
 /// The driver's part of a call, once more. A clone that the old daemon had not come to yet is made by its surviving driver too: one clone

@@ -4,8 +4,13 @@
 
 use serde_json::{Value, json};
 
-use super::{Pool, db::Db, disk::Node};
-use crate::xapi::wire::Ref;
+use super::{
+    Pool,
+    db::Db,
+    disk::{Format, Node},
+    schema::Record,
+};
+use crate::xapi::wire::{Failure, Ref};
 
 /// A row as it appears for a disk of the storage: no name, no keys, and anybody may destroy it already.
 pub fn add_row(pool: &Pool, sr: &Ref, uuid: &str) -> Ref {
@@ -30,19 +35,59 @@ pub fn fields(sr: &Ref, uuid: &str, node: &Node, used: u64) -> Vec<(&'static str
         ("read_only", json!(file.is_some())),
         ("managed", json!(!node.hidden)),
         ("on_boot", json!("persist")),
-        ("sm_config", if file.is_some() { json!({}) } else { json!({"vdi_type": "vhd"}) }),
+        ("sm_config", if file.is_some() { json!({}) } else { config(node.format) }),
         ("allowed_operations", json!(["destroy", "forget", "clone", "copy", "snapshot", "resize", "update"])),
     ]
+}
+
+/// What a driver says of a format (xapi.md 3, sm_config).
+fn config(format: Format) -> Value {
+    match format {
+        Format::Vhd => json!({"vdi_type": "vhd"}),
+        Format::Raw => json!({"vdi_type": "aio"}),
+        Format::Qcow2 => json!({"vdi_type": "qcow2", "image-format": "qcow2"}),
+    }
+}
+
+/// The format that a client asks for: VHD unless `sm_config` names another that the driver has (xapi.md 9.1).
+///
+/// # Errors
+/// `SR_BACKEND_FAILURE_78`.
+pub fn format(db: &Db, sr: &Ref, config: &Value) -> Result<Format, Failure> {
+    let kind = db.text("SR", sr, "type")?;
+    let refused = |format: &str| {
+        Failure::new("SR_BACKEND_FAILURE_78", ["", "VDI Creation failed", &format!("no {format} disks on {kind}")])
+    };
+    match config.get("image-format").and_then(Value::as_str) {
+        None | Some("vhd" | "") => Ok(Format::Vhd),
+        Some("raw") if kind.starts_with("lvm") => Ok(Format::Raw),
+        Some("qcow2") if kind != "smb" => Ok(Format::Qcow2),
+        Some(other) => Err(refused(other)),
+    }
+}
+
+/// What a client gave as `sm_config` beside what the driver says itself.
+pub fn merge(row: &mut Record, given: Value) {
+    if let (Some(own), Value::Object(given)) = (row.get_mut("sm_config").and_then(Value::as_object_mut), given) {
+        for (key, value) in given {
+            own.entry(key).or_insert(value);
+        }
+    }
 }
 
 /// Writes the tree's truth into `sm_config["vhd-parent"]`: it moves under everybody's feet (xapi.md 9.1).
 pub fn link_parent(pool: &Pool, vdi: &Ref, uuid: &str) {
     let parent = pool.world.disks().get(uuid).ok().and_then(|n| n.parent.clone());
+    configure(pool, vdi, "vhd-parent", parent.as_deref());
+}
+
+/// Writes a key of `sm_config`, the driver's own map, or takes it off.
+pub fn configure(pool: &Pool, vdi: &Ref, key: &str, value: Option<&str>) {
     let change = pool.db().update("VDI", vdi, |row| {
         if let Some(map) = row.get_mut("sm_config").and_then(Value::as_object_mut) {
-            match parent {
-                Some(parent) => map.insert("vhd-parent".to_owned(), json!(parent)),
-                None => map.remove("vhd-parent"),
+            match value {
+                Some(value) => map.insert(key.to_owned(), json!(value)),
+                None => map.remove(key),
             };
         }
     });

@@ -188,7 +188,7 @@ async fn carry_out(pool: &Arc<Pool>, request: Request, target: &Target, call: Ca
         Some(Effect::TruncateReply) => {
             answer(pool, run, run_has_task).await.map_or(Verdict::Cut, |(a, k)| Verdict::Truncate(a, k))
         }
-        Some(Effect::Drop) => Verdict::Cut,
+        Some(Effect::Drop | Effect::CutBody(_)) => Verdict::Cut,
         Some(Effect::CutReply) => {
             answer(pool, run, run_has_task).await;
             Verdict::Cut

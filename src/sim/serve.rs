@@ -15,12 +15,14 @@ use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::clock::Clock;
 use super::session::{Account, Accounts};
+use super::stream::{door, tap::Tap};
 use super::{Pool, faults, http, plan, task, world};
 use crate::xapi::wire::Ref;
 
@@ -118,6 +120,7 @@ impl Sim {
             accounts: Accounts::new(vec![root], options.refusal),
             jobs: task::Jobs::default(),
             process: super::process::Process::default(),
+            subscriptions: super::events::Subscriptions::default(),
             certificates: hosts.iter().map(|h| (h.address.ip().to_string(), h.certificate_pem.clone())).collect(),
         });
         super::restart::stamp_hosts(&pool);
@@ -126,7 +129,7 @@ impl Sim {
         pool.spawn(super::restart::keep_written(Arc::clone(&pool)));
         let mut listeners = JoinSet::new();
         for ((address, socket), acceptor) in sockets.into_iter().zip(acceptors) {
-            listeners.spawn(listen(Arc::clone(&pool), address.ip().to_string(), socket, acceptor));
+            listeners.spawn(listen(Arc::clone(&pool), address, socket, acceptor));
         }
         Ok(Self { pool, hosts, _listeners: listeners })
     }
@@ -233,22 +236,31 @@ fn record_certificates(db: &mut super::db::Db, hosts: &[Host]) {
     }
 }
 
-async fn listen(pool: Arc<Pool>, address: String, socket: TcpListener, acceptor: TlsAcceptor) {
+async fn listen(pool: Arc<Pool>, at: SocketAddr, socket: TcpListener, acceptor: TlsAcceptor) {
     loop {
         // Nothing to do about a connection that failed before it began.
         let Ok((stream, _)) = socket.accept().await else { continue };
-        let (pool, address, acceptor) = (Arc::clone(&pool), address.clone(), acceptor.clone());
+        let (pool, acceptor) = (Arc::clone(&pool), acceptor.clone());
         let inner = Arc::clone(&pool);
         // While the daemon is down this drops the stream: the client sees a connection that closes at once.
-        pool.spawn(async move { connection(inner, address, stream, acceptor).await });
+        pool.spawn(async move { connection(inner, at, stream, acceptor).await });
     }
 }
 
-async fn connection(pool: Arc<Pool>, address: String, stream: TcpStream, acceptor: TlsAcceptor) {
+async fn connection(pool: Arc<Pool>, at: SocketAddr, stream: TcpStream, acceptor: TlsAcceptor) {
     // Small replies must not wait for one another; a client that speaks no TLS is its own problem.
     let _ = stream.set_nodelay(true);
     let Ok(stream) = acceptor.accept(stream).await else { return };
-    let service = service_fn(|request| http::answer(Arc::clone(&pool), address.clone(), request));
+    let service = service_fn(|request| Box::pin(http::answer(Arc::clone(&pool), at.ip().to_string(), request)));
+    let io = TokioIo::new(Tap::new(stream));
+    let mut calls = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
     // Broken connections are the instrument's trade.
-    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+    let ended = std::future::poll_fn(|cx| calls.poll_without_shutdown(cx)).await;
+    let (mut stream, begun) = calls.into_parts().io.into_inner().into_parts();
+    match begun {
+        Some(begun) => door::serve(pool, at, stream, begun).await,
+        // A peer that is gone needs no farewell.
+        None if ended.is_ok() => stream.shutdown().await.unwrap_or_default(),
+        None => {}
+    }
 }

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use serde_json::{Value, json};
 
 use super::{
-    Answer, Call, Pool, row,
+    Answer, Call, Pool, pause, row,
     schema::Record,
     storage::{Subject, backend, begin},
     vdi,
@@ -77,14 +77,15 @@ pub fn scan(pool: &Pool, sr: &Ref) -> Result<(), Failure> {
 pub fn refresh(pool: &Pool, row: &Ref, uuid: &str) {
     let found = {
         let disks = pool.world.disks();
-        disks.get(uuid).map(|n| (n.virtual_size, disks.utilisation(uuid), n.hidden))
+        disks.get(uuid).map(|n| (n.virtual_size, disks.utilisation(uuid), n.hidden, n.log.is_some()))
     };
-    if let Ok((size, used, hidden)) = found {
+    if let Ok((size, used, hidden, tracked)) = found {
         let fields = [
             ("virtual_size", json!(size)),
             ("physical_utilisation", json!(used)),
             ("managed", json!(!hidden)),
             ("missing", json!(false)),
+            ("cbt_enabled", json!(tracked)),
         ];
         row::set(pool, row, fields);
         row::link_parent(pool, row, uuid);
@@ -235,6 +236,7 @@ fn in_use(pool: &Pool, sr: &Ref, host: &Ref) -> Option<Ref> {
 pub fn redo_branch(pool: &Pool, source: &str, snapshot: bool, named: bool) -> Result<(), Failure> {
     let row = pool.db().by_uuid("VDI", source)?;
     let sr = pool.db().link_to("VDI", &row, "SR")?;
+    let _paused = pause::pause(pool, &row, snapshot)?;
     let made = vdi::fork(pool, &sr, &row, snapshot)?;
     if let Some(base) = &made.base {
         let row = row::add_row(pool, &sr, base);

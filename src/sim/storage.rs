@@ -13,7 +13,7 @@ use crate::xapi::wire::{Failure, Ref};
 /// How long an ordinary stage lasts.
 pub const STAGE: Duration = Duration::from_millis(10);
 /// xapi repeats a conflicting call after a pause (1–20 s in the daemon, xapi.md 4.2); the short end keeps simulations brisk.
-const AGAIN: Duration = Duration::from_secs(1);
+pub const AGAIN: Duration = Duration::from_secs(1);
 
 /// A call to the driver that is no operation: nobody's state forbids it, and it shows nowhere (xapi.md 14, Queue).
 pub const RENAME: &str = "rename";
@@ -49,6 +49,7 @@ pub async fn call(pool: &Arc<Pool>, call: &Call) -> Option<Answer> {
         ("VDI", "update") => vdi::update(pool, call).await,
         ("VDI", "set_on_boot") => vdi::flag(pool, call, "set_on_boot", "on_boot", call.value(1).clone()).await,
         ("VDI", "enable_cbt" | "disable_cbt") => cbt::track_changes(pool, call).await,
+        ("VDI", "list_changed_blocks") => cbt::list(pool, call).await,
         ("VDI", "data_destroy") => cbt::data_destroy(pool, call).await,
         // No network of this pool has the purpose `nbd` (xapi.md 6.6).
         ("VDI", "get_nbd_info") => pool.db().get("VDI", &object).map(|_| json!([])),
@@ -290,7 +291,7 @@ fn feature(db: &Db, sr: &Ref, op: &str) -> Result<(), Failure> {
         "destroy" => "VDI_DELETE",
         "resize" => "VDI_RESIZE",
         "update" => "VDI_UPDATE",
-        "enable_cbt" | "disable_cbt" | "data_destroy" => "VDI_CONFIG_CBT",
+        "enable_cbt" | "disable_cbt" | "data_destroy" | "list_changed_blocks" => "VDI_CONFIG_CBT",
         "set_on_boot" => "VDI_RESET_ON_BOOT",
         _ => return Ok(()),
     };
@@ -306,6 +307,7 @@ pub fn backend(error: &DiskError) -> Failure {
         DiskError::Missing(_) => ("SR_BACKEND_FAILURE_46", "The VDI is not available"),
         DiskError::TooDeep(_) => ("SR_BACKEND_FAILURE_109", "The snapshot chain is too long"),
         DiskError::Beyond(..) => ("SR_BACKEND_FAILURE_79", "VDI Invalid size"),
+        DiskError::ReadOnly(_) => ("SR_BACKEND_FAILURE_46", "The VDI is not available for writing"),
         DiskError::Io(_) => ("SR_BACKEND_FAILURE_1200", "Generic backend exception"),
     };
     Failure::new(code, ["", reason, &error.to_string()])

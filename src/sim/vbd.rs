@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{
     Answer, Call, Pool, allowed,
     db::Db,
+    guest,
     schema::Record,
     storage::{STAGE, mark},
 };
@@ -237,7 +238,12 @@ async fn plug(pool: &Arc<Pool>, call: &Call) -> Answer {
     let _operation = begin(pool, call, &vbd).await?;
     let on = call.message == "plug";
     pool.db().set("VBD", &vbd, "currently_attached", json!(on))?;
-    let vdi = pool.db().link_to("VBD", &vbd, "VDI")?;
+    let (vdi, vm) = {
+        let db = pool.db();
+        let vm = db.link_to("VBD", &vbd, "VM")?;
+        (db.link_to("VBD", &vbd, "VDI")?, db.text("VM", &vm, "uuid")?.to_owned())
+    };
+    guest::plugged(pool, &vm);
     allowed::refresh(pool, "VDI", &vdi);
     Ok(json!(""))
 }
@@ -311,12 +317,10 @@ pub fn made_up_mac() -> String {
     format!("5e:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}")
 }
 
-/// A disk held by the coordinator's control domain: during a copy, or left behind by an export that died (xapi.md 6.2).
-pub fn attach_to_dom0(pool: &Pool, vdi: &Ref, mode: &str) -> Ref {
-    let mut db = pool.db();
-    let dom0 = db.all("VM").find(|(_, row)| row.get("is_control_domain").and_then(Value::as_bool) == Some(true));
-    let dom0 = dom0.map(|(r, _)| r.clone()).unwrap_or_default();
-    let device = free_device(&db, &dom0, "VBDs", "VBD", "userdevice", "autodetect", 255).unwrap_or_default();
+/// A disk held by a host's control domain: during a copy, an import or an export, or left behind by one that died (xapi.md 6.2).
+pub fn attach_to_dom0(db: &mut Db, host: &Ref, vdi: &Ref, mode: &str) -> Ref {
+    let dom0 = db.link_to("host", host, "control_domain").unwrap_or_default();
+    let device = free_device(db, &dom0, "VBDs", "VBD", "userdevice", "autodetect", 255).unwrap_or_default();
     let fields = [
         ("VM", json!(dom0)),
         ("VDI", json!(vdi)),

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use super::{
     Answer, Call, Pool, allowed,
     db::Db,
-    disk::{self, DiskError, Node},
+    disk::{self, DiskError, Format, Node},
+    pause::pause,
     restart::{Redo, What},
     row,
     schema::Record,
@@ -51,24 +52,26 @@ pub async fn make(pool: &Arc<Pool>, call: &Call, row: &Record) -> Result<Ref, Fa
     let sr = Ref(field("SR").as_str().unwrap_or_default().to_owned());
     let sr_uuid = pool.db().text("SR", &sr, "uuid")?.to_owned();
     let size = u64::try_from(field("virtual_size").as_i64().unwrap_or_default()).unwrap_or_default();
-    if size == 0 || size > LARGEST {
+    let format = row::format(&pool.db(), &sr, &field("sm_config"))?;
+    if size == 0 || (size > LARGEST && format != Format::Qcow2) {
         return Err(Failure::new("SR_BACKEND_FAILURE_79", ["", "VDI Invalid size", ""]));
     }
     let subject = Subject { sr: sr.clone(), vdi: None };
     let name = field("name_label").as_str().unwrap_or_default().to_owned();
     let what = What::Create { sr: sr_uuid.clone(), size, name };
     let work = start(pool, call, &subject, "create", what).await?;
-    let inflated = thick(&pool.db(), &sr);
+    let inflated = format == Format::Raw || thick(&pool.db(), &sr);
     sr::room(pool, &sr, if inflated { size } else { 0 })?;
-    let node = Node { sr: sr_uuid, virtual_size: size, inflated, ..Node::default() };
+    let node = Node { sr: sr_uuid, virtual_size: size, inflated, format, ..Node::default() };
     let uuid = pool.world.disks().create(node);
     work.redo.made();
     let vdi = row::add_row(pool, &sr, &uuid);
-    let kept = ["name_label", "name_description", "type", "sharable", "read_only", "sm_config", "xenstore_data"];
+    let kept = ["name_label", "name_description", "type", "sharable", "read_only", "xenstore_data"];
     pool.db().update("VDI", &vdi, |made| {
         for name in kept {
             made.insert(name.to_owned(), field(name));
         }
+        row::merge(made, field("sm_config"));
     })?;
     row::link_parent(pool, &vdi, &uuid);
     pool.clock.stage(&label(call, "row", &uuid), STAGE).await;
@@ -90,6 +93,7 @@ pub async fn branch(pool: &Arc<Pool>, call: &Call, source: &Ref, snapshot: bool)
     let uuid = pool.db().text("VDI", source, "uuid")?.to_owned();
     let op = if snapshot { "snapshot" } else { "clone" };
     let work = start(pool, call, &subject, op, What::Branch { source: uuid.clone(), snapshot }).await?;
+    let paused = pause(pool, source, snapshot)?;
     let made = fork(pool, &subject.sr, source, snapshot)?;
     work.redo.made();
     if let Some(base) = &made.base {
@@ -104,6 +108,7 @@ pub async fn branch(pool: &Arc<Pool>, call: &Call, source: &Ref, snapshot: bool)
     let from = pool.db().get("VDI", source)?.clone();
     let of = |field: &str| from.get(field).cloned().unwrap_or_default();
     name_child(pool, &child, &from, snapshot);
+    drop(paused);
     pool.clock.stage(&label(call, "named", &uuid), STAGE).await;
     let mut keys = of("other_config");
     if let (Some(keys), true) = (keys.as_object_mut(), snapshot) {
@@ -128,18 +133,15 @@ pub fn fork(pool: &Pool, sr: &Ref, source: &Ref, snapshot: bool) -> Result<disk:
         (db.get("VDI", source)?.clone(), thick(&db, sr))
     };
     let text = |field: &str| row.get(field).and_then(Value::as_str).unwrap_or_default();
-    if row.get("sm_config").and_then(|c| c.get("paused")).is_some() {
-        // A source that a dead daemon left paused (xapi.md 14, Replay).
-        let detail = "['MAP_DUPLICATE_KEY', 'VDI', 'sm_config', 'OpaqueRef:…', 'paused']";
-        let what = if snapshot { "snapshot" } else { "clone" };
-        let reason = format!("Failed to {what} VDI [opterr={detail}]");
-        return Err(Failure::new("SR_BACKEND_FAILURE_81", ["", &reason, ""]));
-    }
     let size = row.get("virtual_size").and_then(Value::as_u64).unwrap_or_default();
     sr::room(pool, sr, if thick { size } else { 0 })?;
     let mut disks = pool.world.disks();
+    if snapshot && disks.get(text("uuid")).is_ok_and(|node| node.format == Format::Raw) {
+        return Err(Failure::new("UNIMPLEMENTED_IN_SM_BACKEND", ["Raw disks have no snapshots"]));
+    }
     let made = disks.branch(text("uuid")).map_err(|e| backend(&e))?;
     if snapshot {
+        disks.pass_log(text("uuid"), &made.child).map_err(|e| backend(&e))?;
         // Thick drivers deflate what nobody writes to (xapi.md 9.1).
         disks.get_mut(&made.child).map_err(|e| backend(&e))?.inflated = false;
     }
@@ -243,7 +245,8 @@ pub async fn copy_disk(
     let uuid = |vdi: &Ref| pool.db().text("VDI", vdi, "uuid").map(str::to_owned);
     let (from_uuid, to_uuid) = (uuid(source)?, uuid(&target)?);
     let base = base.map(|base| uuid(&base)).transpose()?;
-    let held = [(source, "RO"), (&target, "RW")].map(|(vdi, mode)| super::vbd::attach_to_dom0(pool, vdi, mode));
+    let held = [(source, "RO"), (&target, "RW")]
+        .map(|(vdi, mode)| super::vbd::attach_to_dom0(&mut pool.db(), &call.host, vdi, mode));
     pool.clock.stage(&label(call, "copying", &from_uuid), STAGE * 5).await;
     let copied = pool.world.disks().overwrite(&from_uuid, &to_uuid, base.as_deref()).map_err(|e| backend(&e));
     held.iter().for_each(|vbd| pool.db().delete("VBD", vbd));

@@ -17,6 +17,7 @@ use super::{
     disk::Disks,
     domain::Domains,
     guest::{self, Guests},
+    plugin,
     queue::Queues,
     restart::Redos,
 };
@@ -29,6 +30,7 @@ pub struct World {
     pub redos: Redos,
     pub domains: Domains,
     pub guests: Guests,
+    pub plugins: plugin::Calls,
     after_halt: Mutex<AfterHalt>,
     /// Sizes of repositories, which outlive their rows.
     pub(super) sizes: BTreeMap<String, u64>,
@@ -106,6 +108,9 @@ impl Pool {
 
     /// A VBD of the control domain that an export left behind (xapi.md 6.2). Returns it.
     pub fn leak_vbd(self: &Arc<Self>, vdi: &Ref) -> Ref {
-        super::vbd::attach_to_dom0(self, vdi, "RO")
+        let mut db = self.db();
+        let master = db.all("pool").next().map(|(pool, _)| pool.clone()).unwrap_or_default();
+        let master = db.link_to("pool", &master, "master").unwrap_or_default();
+        super::vbd::attach_to_dom0(&mut db, &master, vdi, "RO")
     }
 }

@@ -140,3 +140,30 @@ async fn a_restart_forgets_what_only_the_process_knew() {
     let next = from(&raw, json!(["vm"]), &first["token"], 0.2).await;
     assert!(told(&next).iter().all(|(_, operation, _)| *operation != "del"));
 }
+
+/// xapi.md 5, Legacy: a session registers for classes, hears what happened since, and is told where that was too much.
+#[tokio::test]
+async fn the_legacy_queue_is_a_sessions_own() {
+    let raw = Raw::new().await;
+    assert_eq!(raw.call("event.next", json!([])).await, failure(["SESSION_NOT_REGISTERED", &raw.session]));
+    raw.call("event.register", json!([["VM"]])).await.unwrap();
+    raw.row("network", "not asked for");
+    let vm = raw.row("VM", "a");
+    let events = raw.call("event.next", json!([])).await.unwrap();
+    assert_eq!(events.as_array().unwrap().len(), 1, "{events}");
+    let event = &events[0];
+    assert_eq!([&event["class"], &event["operation"], &event["ref"]], [&json!("vm"), &json!("add"), &json!(vm)]);
+    assert_eq!(event["snapshot"]["name_label"], "a");
+    let (waiting, ()) = tokio::join!(raw.call("event.next", json!([])), async {
+        raw.sim.pool.db().set("VM", &Ref(vm.clone()), "name_label", json!("b")).unwrap();
+    });
+    assert_eq!(waiting.unwrap()[0]["operation"], "mod");
+    for n in 0..600 {
+        raw.sim.pool.db().set("VM", &Ref(vm.clone()), "user_version", json!(n)).unwrap();
+    }
+    assert_eq!(raw.call("event.next", json!([])).await, failure(["EVENTS_LOST"]));
+    raw.row("VM", "c");
+    raw.call("event.next", json!([])).await.unwrap();
+    raw.call("event.unregister", json!([["vm"]])).await.unwrap();
+    assert_eq!(raw.call("event.next", json!([])).await, failure(["SESSION_NOT_REGISTERED", &raw.session]));
+}

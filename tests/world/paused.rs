@@ -93,3 +93,54 @@ async fn a_resumed_machine_is_in_its_old_boot() {
     assert_eq!(raw.get("VM", &vm, "power_state").await, "Halted");
     assert_eq!(raw.get("VM", &vm, "suspend_VDI").await, "OpaqueRef:NULL");
 }
+
+/// xapi.md 14, Replay: the driver's own lock shows on the source while it works, and is taken off at the end, also of a failure.
+#[tokio::test]
+async fn a_source_is_paused_while_the_driver_works_on_it() {
+    let raw = brisk().await;
+    let source = raw.named("VDI", "win11-24h2").await;
+    let paused = async || raw.get("VDI", &source, "sm_config").await["paused"].clone();
+    for method in ["VDI.clone", "VDI.snapshot"] {
+        raw.sim.pool.clock.hold(&format!("{method}/row"));
+        let task = raw.send_async(method, json!([source])).await;
+        raw.sim.pool.clock.held(&format!("{method}/row")).await;
+        assert_eq!(paused().await, "true", "{method}");
+        raw.sim.pool.clock.unhold(&format!("{method}/row"));
+        let child = raw.wait(&task).await.unwrap();
+        assert_eq!(paused().await, Value::Null, "{method}");
+        assert_eq!(raw.get("VDI", child.as_str().unwrap(), "sm_config").await.get("paused"), None);
+    }
+    let sr = raw.get("VDI", &source, "SR").await;
+    raw.sim
+        .pool
+        .db()
+        .set("SR", &lamina::xapi::wire::Ref(sr.as_str().unwrap().to_owned()), "physical_size", json!(1))
+        .unwrap();
+    assert_eq!(raw.run("VDI.clone", json!([source])).await.unwrap_err()[0], "SR_BACKEND_FAILURE_44");
+    assert_eq!(paused().await, Value::Null);
+}
+
+/// xapi.md 14, Durability and Replay: what an unclean death finds written stays, and every later clone fails until somebody takes it off.
+/// After a clean stop, and where nothing was written, nobody is left paused.
+#[tokio::test]
+async fn a_source_stays_paused_where_the_database_was_written_in_the_middle() {
+    for (written, clean, left) in [(true, false, true), (false, false, false), (true, true, false)] {
+        let mut raw = brisk().await;
+        let source = raw.named("VDI", "win11-24h2").await;
+        raw.sim.pool.clock.hold("VDI.clone/row");
+        raw.send_async("VDI.clone", json!([source])).await;
+        raw.sim.pool.clock.held("VDI.clone/row").await;
+        if written {
+            raw.call("pool.sync_database", json!([])).await.unwrap();
+        }
+        lamina::sim::restart::restart(&raw.sim.pool, clean).await;
+        raw.sim.pool.clock.unhold("VDI.clone/row");
+        raw.session = raw.login("root", "secret").await.unwrap();
+        let again = raw.run("VDI.clone", json!([source])).await;
+        assert_eq!(again.as_ref().err().map(|e| e[0].as_str()), left.then_some("SR_BACKEND_FAILURE_81"), "{again:?}");
+        if left {
+            raw.call("VDI.remove_from_sm_config", json!([source, "paused"])).await.unwrap();
+            raw.run("VDI.clone", json!([source])).await.unwrap();
+        }
+    }
+}

@@ -13,7 +13,7 @@ fn file(text: &str) -> WorldFile {
     serde_saphyr::from_str(text).unwrap()
 }
 
-async fn of(text: &str) -> Raw {
+pub async fn of(text: &str) -> Raw {
     let sim = Sim::start(Options { world: file(text), ..Options::default() }).await.unwrap();
     let http = http(&sim);
     let mut raw = Raw { sim, http, session: String::new() };

@@ -139,7 +139,12 @@ async fn no_guest_takes_commands() {
     raw.run("VM.start", json!([vm, false, false])).await.unwrap();
     assert_eq!(ask("other", "x").await, failure(["XENAPI_MISSING_PLUGIN", "other"]));
     assert_eq!(ask("guest-agent-operation", "run-script").await.unwrap_err()[0], "NOT_IMPLEMENTED");
+    let limited = ask("guest-agent-operation", "run-script").await.unwrap_err();
+    assert_eq!(limited[..3], ["VM_CALL_PLUGIN_RATE_LIMIT", &vm, "10."]);
+    let wait: f64 = limited[3].parse().unwrap();
+    assert!(wait > 0.0 && wait <= 10.0, "{wait}");
     for function in ["request-rdp-on", "fly"] {
+        raw.sim.pool.clock.sleep(std::time::Duration::from_secs(10)).await;
         assert_eq!(ask("guest-agent-operation", function).await.unwrap_err()[0], "XENAPI_PLUGIN_FAILURE", "{function}");
     }
 }
@@ -163,4 +168,39 @@ async fn a_card_needs_drivers_to_be_plugged() {
     let network = raw.named("network", "Packaging").await;
     raw.run("VIF.move", json!([card, network])).await.unwrap();
     assert_eq!(raw.get("VIF", &card, "network").await, json!(network));
+}
+
+/// xapi.md 4.4: a bit for 64 KiB, most significant first, between two states of one disk; over a snapshot that is gone or has no data any more.
+#[tokio::test]
+async fn changed_blocks_are_listed_between_states_of_one_disk() {
+    let raw = brisk().await;
+    let sr = raw.named("SR", "Shared storage").await;
+    let row = json!({"SR": sr, "virtual_size": 4 << 20, "type": "user", "sharable": false, "read_only": false, "other_config": {}});
+    let disk = raw.make("VDI.create", json!([row])).await;
+    let uuid = raw.get("VDI", &disk, "uuid").await.as_str().unwrap().to_owned();
+    let write = |at: u64| raw.sim.pool.world.disks().write_at(&uuid, at, b"x").unwrap();
+    write(0);
+    raw.run("VDI.enable_cbt", json!([disk])).await.unwrap();
+    let first = raw.make("VDI.snapshot", json!([disk])).await;
+    write(3 << 16);
+    let second = raw.make("VDI.snapshot", json!([disk])).await;
+    write((8 << 16) - 1);
+    write(63 << 16);
+    let third = raw.make("VDI.snapshot", json!([disk])).await;
+    let list = async |from: &str, to: &str| raw.run("VDI.list_changed_blocks", json!([from, to])).await;
+    assert_eq!(list(&first, &first).await, Ok(json!("AAAAAAAAAAA=")));
+    assert_eq!(list(&first, &second).await, Ok(json!("EAAAAAAAAAA=")), "bit 3 of byte 0");
+    let both = Ok(json!("EQAAAAAAAAE="));
+    assert_eq!(list(&first, &third).await, both);
+    assert_eq!(list(&first, &disk).await, both);
+    raw.run("VDI.data_destroy", json!([first])).await.unwrap();
+    raw.run("VDI.destroy", json!([second])).await.unwrap();
+    assert_eq!(list(&first, &third).await, both, "who comes after keeps what the one before knew");
+    let clone = raw.make("VDI.clone", json!([third])).await;
+    for (from, to) in [(&third, &first), (&third, &clone), (&clone, &third)] {
+        assert_eq!(list(from, to).await.unwrap_err()[0], "SR_BACKEND_FAILURE_460");
+    }
+    let (machine, os) = raw.machine("m").await;
+    raw.run("VM.start", json!([machine, false, false])).await.unwrap();
+    assert_eq!(list(&first, &os).await, crate::wire::failure(["VDI_IN_USE", &os, "list_changed_blocks"]));
 }
