@@ -44,6 +44,8 @@ if [[ ! -e $LAMINA_WINE/template ]]; then
   WINEPREFIX=$LAMINA_WINE/making wineserver -w
   mv "$LAMINA_WINE/making" "$LAMINA_WINE/template"
 fi
+# Left by runs that were killed.
+find "$LAMINA_WINE" -maxdepth 1 -name 'run-*' -mmin +120 -exec rm -rf {} +
 x86_64-w64-mingw32-gcc -O1 -Wall -Werror -s -o "$LAMINA_WINE/helper.exe" guest/tests/wine/helper.c
 
 if [[ ${1:-} == --picture ]]; then

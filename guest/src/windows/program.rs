@@ -8,13 +8,14 @@ use windows::Win32::UI::WindowsAndMessaging::SW_SHOWMINNOACTIVE;
 use windows::core::{HSTRING, PCWSTR, w};
 
 use super::{Windows, Xenstore, install, service, window};
-use crate::channel::config_disk;
+use crate::channel::{Store, config_disk};
 use crate::checks;
 use crate::command::{Answer, Cli, Command, Shutdown};
 use crate::disk::{LAYER, Layer, MOST_TEXT_BYTES};
 use crate::facts::Facts;
-use crate::finalize::{Machine, Order, finalize};
+use crate::finalize::{self, Machine, Order, finalize};
 use crate::page::Page;
+use crate::report::PREFIX;
 use crate::service::{End, answer, mark};
 use crate::steps::engine;
 use crate::verify::{BLIND, CLEAN, exit_code, json, table};
@@ -112,7 +113,7 @@ fn as_administrator(how: Shutdown) -> Outcome {
     }
 }
 
-fn shutdown_for_finalize(how: Shutdown) -> Result<crate::finalize::Outcome, Box<dyn Error>> {
+fn shutdown_for_finalize(how: Shutdown) -> Result<finalize::Outcome, Box<dyn Error>> {
     let windows = Windows::open();
     if from_config_disk(&windows)? {
         // Nothing of us may stay in the layer.
@@ -135,7 +136,6 @@ fn from_config_disk(facts: &dyn Facts) -> Result<bool, Box<dyn Error>> {
 
 /// As the layer asks for it: on the config disk, or in xenstore where the machine has none.
 fn rearm_wanted(facts: &dyn Facts) -> Result<bool, Box<dyn Error>> {
-    use crate::channel::Store;
     if let Some(disk) = config_disk(facts)? {
         let most = usize::try_from(MOST_TEXT_BYTES).unwrap_or(usize::MAX);
         if let Some(bytes) = facts.read(&format!("{}{LAYER}", disk.root), most)? {
@@ -145,7 +145,7 @@ fn rearm_wanted(facts: &dyn Facts) -> Result<bool, Box<dyn Error>> {
         }
     }
     // Without drivers there is no way to ask, nor one to report: that is told when the report is written.
-    let said = Xenstore.read(&format!("{}kms-rearm", crate::report::PREFIX)).ok().flatten();
+    let said = Xenstore.read(&format!("{PREFIX}kms-rearm")).ok().flatten();
     Ok(said.as_deref() == Some("true"))
 }
 

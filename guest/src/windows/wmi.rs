@@ -2,10 +2,10 @@
 
 use serde::Deserialize;
 use windows::Win32::System::Com::{
-    COINIT_MULTITHREADED, CoInitializeEx, CoInitializeSecurity, EOAC_NONE, RPC_C_AUTHN_LEVEL_DEFAULT,
+    COINIT_MULTITHREADED, CoInitializeEx, CoInitializeSecurity, EOAC_NONE, RPC_C_AUTHN_LEVEL_PKT_PRIVACY,
     RPC_C_IMP_LEVEL_IMPERSONATE,
 };
-use wmi::{WMIConnection, WMIError, WMIResult};
+use wmi::{AuthLevel, WMIConnection, WMIError, WMIResult};
 
 use super::blind;
 use crate::deeds::{Done, Failed};
@@ -25,14 +25,17 @@ fn connect(namespace: &str) -> WMIResult<WMIConnection> {
             -1,
             None,
             None,
-            RPC_C_AUTHN_LEVEL_DEFAULT,
+            RPC_C_AUTHN_LEVEL_PKT_PRIVACY,
             RPC_C_IMP_LEVEL_IMPERSONATE,
             None,
             EOAC_NONE,
             None,
         )
     };
-    WMIConnection::with_namespace_path(namespace)
+    let wmi = WMIConnection::with_namespace_path(namespace)?;
+    // BitLocker answers only what is sent encrypted, though it goes nowhere.
+    wmi.set_proxy_blanket(AuthLevel::PktPrivacy)?;
+    Ok(wmi)
 }
 
 fn is(error: &WMIError, code: u32) -> bool {
@@ -64,7 +67,8 @@ pub fn encrypted(root: &str) -> Seen<bool> {
         Err(e) if absent(&e) => return Ok(false),
         other => other.map_err(told)?,
     };
-    let volumes: Vec<Encryptable> = match wmi.raw_query("SELECT __Path, DriveLetter FROM Win32_EncryptableVolume") {
+    // With all its properties: an instance whose key is left out has no path.
+    let volumes: Vec<Encryptable> = match wmi.raw_query("SELECT * FROM Win32_EncryptableVolume") {
         Err(e) if absent(&e) => return Ok(false),
         other => other.map_err(told)?,
     };
@@ -97,9 +101,7 @@ struct Returned {
 }
 
 fn licensing(wmi: &WMIConnection) -> Result<Licensing, String> {
-    let all: Vec<Licensing> = wmi
-        .raw_query("SELECT __Path, Version, RemainingWindowsReArmCount FROM SoftwareLicensingService")
-        .map_err(|e| e.to_string())?;
+    let all: Vec<Licensing> = wmi.raw_query("SELECT * FROM SoftwareLicensingService").map_err(|e| e.to_string())?;
     all.into_iter().next().ok_or_else(|| "SoftwareLicensingService has no instance".to_owned())
 }
 
