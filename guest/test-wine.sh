@@ -42,6 +42,9 @@ if [[ ! -e $LAMINA_WINE/template ]]; then
   rm -rf "$LAMINA_WINE" && mkdir -p "$LAMINA_WINE"
   WINEPREFIX=$LAMINA_WINE/making xvfb-run -a wine wineboot --init >&2
   WINEPREFIX=$LAMINA_WINE/making wineserver -w
+  # Without it the window's frame has letters for buttons: wine does not look where Debian puts it.
+  cp /usr/share/wine/fonts/marlett.ttf "$LAMINA_WINE/making/drive_c/windows/Fonts/" 2>/dev/null ||
+    say "no marlett.ttf: the picture of the window will lack its buttons"
   mv "$LAMINA_WINE/making" "$LAMINA_WINE/template"
 fi
 # Left by runs that were killed.
