@@ -29,8 +29,9 @@ pub trait Store: Send + Sync {
     fn remove(&self, path: &str) -> Result<(), StoreError>;
 }
 
-/// The mounted config disk, if there is one: the first FAT volume with our label.
+/// The mounted config disk, if there is one: a volume with our label, and of several the one that is FAT, as we made it.
 pub fn config_disk(facts: &dyn Facts) -> Seen<Option<Volume>> {
     let fat = |v: &Volume| v.file_system.to_ascii_uppercase().starts_with("FAT");
-    Ok(facts.volumes()?.into_iter().find(|v| fat(v) && v.label.eq_ignore_ascii_case(LABEL)))
+    let ours = facts.volumes()?.into_iter().filter(|v| v.label.eq_ignore_ascii_case(LABEL));
+    Ok(ours.min_by_key(|v| !fat(v)))
 }

@@ -9,12 +9,19 @@
 pub mod cause;
 pub mod channel;
 pub mod checks;
+pub mod command;
 pub mod deeds;
 pub mod disk;
 pub mod facts;
 pub mod finalize;
 pub mod memory;
+#[cfg(any(windows, test))]
+pub mod page;
+#[cfg(any(windows, test))]
+mod raw;
 pub mod report;
 pub mod service;
 pub mod steps;
 pub mod verify;
+#[cfg(windows)]
+pub mod windows;

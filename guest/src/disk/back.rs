@@ -8,8 +8,7 @@ use crate::report::{LONGEST_FILE, Report, Unreadable};
 use crate::steps::MOST_STEPS;
 use crate::steps::record::Record;
 
-/// What a guest left.
-#[derive(Debug)]
+/// What a guest left. No `Debug`: logs may hold anything.
 pub struct Back {
     /// What ran. There is one from the start, so none is a damage.
     pub record: Result<Record, Damage>,

@@ -235,7 +235,7 @@ fn each_damage_is_told_from_the_others() {
         harm(&mut disk);
         read(&disk, NONCE)
     };
-    let error = |harm: &dyn Fn(&mut Vec<u8>)| damaged(harm).expect_err("damage");
+    let error = |harm: &dyn Fn(&mut Vec<u8>)| damaged(harm).err().expect("damage");
     assert_eq!(error(&|d| d.clear()), Damage::DiskCut);
     assert_eq!(error(&|d| d.truncate(d.len() - 1)), Damage::DiskCut);
     assert_eq!(error(&|d| d.fill(0)), Damage::NotFat);
@@ -244,7 +244,7 @@ fn each_damage_is_told_from_the_others() {
     assert_eq!(error(&|d| d[BOOT_SECTOR + 22] = 1), Damage::NotFat, "tables too short for the volume");
     let label = record_of(&whole[TABLE..], b"LAMINA     ") + TABLE;
     assert_eq!(error(&|d| d[label] = b'X'), Damage::Label);
-    assert_eq!(read(&whole, "another").expect_err("damage"), Damage::Foreign);
+    assert_eq!(read(&whole, "another").err().expect("damage"), Damage::Foreign);
 
     let layer_json = cluster_of(&whole, b"LAYER~1 JSO");
     let text = START + whole[START..].windows(9).position(|w| w == b"\"golden\",").expect("layer.json");

@@ -1,5 +1,5 @@
-//! What comes next: a pure function of the steps, the record and the present boot. Called by `driver`; the proof by exhaustion is in
-//! `engine_tests`.
+//! What comes next: a pure function of the steps, the record and the present boot. Called by `driver`; `tests` kills the
+//! machine at every moment.
 //!
 //! ```text
 //! Pending ──begin──▶ Running ──end──▶ Succeeded │ Failed │ TimedOut ──(its reboot, once)──▶ the next step, or Stopped

@@ -1,0 +1,180 @@
+//! Carries out what the command line says, on this Windows. Called by `main`.
+
+use std::error::Error;
+
+use windows::Win32::System::Console::GetConsoleProcessList;
+use windows::Win32::UI::Shell::{IsUserAnAdmin, ShellExecuteW};
+use windows::Win32::UI::WindowsAndMessaging::SW_SHOWMINNOACTIVE;
+use windows::core::{HSTRING, PCWSTR, w};
+
+use super::{Windows, Xenstore, install, service, window};
+use crate::channel::{Store, config_disk};
+use crate::checks;
+use crate::command::{Answer, Cli, Command, Shutdown};
+use crate::disk::{LAYER, Layer, MOST_TEXT_BYTES};
+use crate::facts::Facts;
+use crate::finalize::{self, Machine, Order, finalize};
+use crate::page::Page;
+use crate::report::PREFIX;
+use crate::service::{End, answer, mark};
+use crate::steps::engine;
+use crate::verify::{BLIND, CLEAN, exit_code, json, table};
+
+type Outcome = Result<u8, Box<dyn Error>>;
+
+/// The exit code.
+pub fn run(cli: Cli) -> u8 {
+    let done = match cli.command {
+        Some(Command::Verify { json: true }) => Ok(verify(json)),
+        Some(Command::Verify { json: false }) => Ok(verify(table)),
+        Some(Command::ShutdownForFinalize(how)) if how.window => in_window(how),
+        Some(Command::ShutdownForFinalize(how)) => in_console(how),
+        Some(Command::Install) => install::install().map(|()| CLEAN).map_err(Into::into),
+        Some(Command::Uninstall) => uninstall(),
+        Some(Command::Answer { step, answer }) => answered(&step, answer),
+        Some(Command::Service) => service::run().map(|()| CLEAN).map_err(Into::into),
+        None if double_clicked() => in_window(Shutdown { window: true, ..Shutdown::default() }),
+        None => {
+            eprintln!("Say what to do: 'lamina-guest --help' lists it.");
+            Ok(BLIND)
+        }
+    };
+    done.unwrap_or_else(|why| {
+        eprintln!("lamina-guest: {}", chain(why.as_ref()));
+        BLIND
+    })
+}
+
+/// An error with its causes.
+fn chain(error: &dyn Error) -> String {
+    let mut words = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        words.push_str(&format!(": {cause}"));
+        next = cause.source();
+    }
+    words
+}
+
+fn verify(form: fn(&checks::Verdict) -> String) -> u8 {
+    let verdict = checks::check(&Windows::open());
+    println!("{}", form(&verdict).trim_end());
+    exit_code(&verdict)
+}
+
+fn in_console(how: Shutdown) -> Outcome {
+    let outcome = shutdown_for_finalize(how)?;
+    print!("{}", table(&outcome.verdict));
+    for channel in &outcome.unwritten {
+        eprintln!("not reported through every channel: {channel}");
+    }
+    if outcome.off {
+        println!("The report is written; the machine is shutting down.");
+    }
+    Ok(exit_code(&outcome.verdict))
+}
+
+/// Shows every outcome, a failure too, as nobody reads a console that is about to close.
+fn in_window(how: Shutdown) -> Outcome {
+    // SAFETY: takes nothing.
+    if !unsafe { IsUserAnAdmin() }.as_bool() {
+        return as_administrator(how);
+    }
+    let meanwhile = if how.leave_on {
+        "Looking at this Windows …\n\nWhat is found is reported; the machine stays on.\n"
+    } else {
+        "Looking at this Windows …\n\nIf nothing is found, the machine is reported as ready and shut down.\n"
+    };
+    window::run(meanwhile, move || match shutdown_for_finalize(how) {
+        Ok(outcome) if outcome.verdict.clean() => Page::clean(outcome.off),
+        Ok(outcome) => Page::findings(&outcome.verdict),
+        Err(why) => Page::trouble(&chain(why.as_ref())),
+    })?;
+    Ok(CLEAN)
+}
+
+/// Starts this program once more, with the rights that it needs; Windows asks the person.
+fn as_administrator(how: Shutdown) -> Outcome {
+    let own = HSTRING::from(std::env::current_exe()?.as_path());
+    let flag = |set: bool, name: &'static str| if set { name } else { "" };
+    let args = format!(
+        "shutdown-for-finalize --window{}{}",
+        flag(how.wait_ngen, " --wait-ngen"),
+        flag(how.leave_on, " --leave-on")
+    );
+    // SAFETY: every string lives through the call.
+    let started =
+        unsafe { ShellExecuteW(None, w!("runas"), &own, &HSTRING::from(args), PCWSTR::null(), SW_SHOWMINNOACTIVE) };
+    // Up to 32 it is an error's number, such as 5 where the person said no.
+    if started.0 as usize > 32 {
+        Ok(CLEAN)
+    } else {
+        Err("it needs an administrator's rights, and did not get them".into())
+    }
+}
+
+fn shutdown_for_finalize(how: Shutdown) -> Result<finalize::Outcome, Box<dyn Error>> {
+    let windows = Windows::open();
+    if from_config_disk(&windows)? {
+        // Nothing of us may stay in the layer.
+        install::uninstall()?;
+    }
+    let machine = Machine { facts: &windows, deeds: &windows, store: Some(&Xenstore) };
+    let bound = mark(&machine, &service::boot_id()?);
+    let order = Order { rearm: rearm_wanted(&windows)?, wait_ngen: how.wait_ngen, leave_on: how.leave_on };
+    Ok(finalize(&machine, &bound, order)?)
+}
+
+/// Is this the copy that the config disk carries?
+fn from_config_disk(facts: &dyn Facts) -> Result<bool, Box<dyn Error>> {
+    let own = std::env::current_exe()?;
+    let disk = config_disk(facts)?;
+    Ok(disk.is_some_and(|volume| {
+        own.to_string_lossy().to_ascii_uppercase().starts_with(&volume.root.to_ascii_uppercase())
+    }))
+}
+
+/// As the layer asks for it: on the config disk, or in xenstore where the machine has none.
+fn rearm_wanted(facts: &dyn Facts) -> Result<bool, Box<dyn Error>> {
+    if let Some(disk) = config_disk(facts)? {
+        let most = usize::try_from(MOST_TEXT_BYTES).unwrap_or(usize::MAX);
+        if let Some(bytes) = facts.read(&format!("{}{LAYER}", disk.root), most)? {
+            return Ok(serde_json::from_slice::<Layer>(&bytes)
+                .map_err(|e| format!("{}{LAYER} cannot be read: {e}", disk.root))?
+                .kms_rearm);
+        }
+    }
+    // Without drivers there is no way to ask, nor one to report: that is told when the report is written.
+    let said = Xenstore.read(&format!("{PREFIX}kms-rearm")).ok().flatten();
+    Ok(said.as_deref() == Some("true"))
+}
+
+fn uninstall() -> Outcome {
+    if let Some(left) = install::uninstall()? {
+        println!(
+            "Service and icon are gone. This program cannot delete itself: remove {} when it has ended.",
+            left.display()
+        );
+    }
+    Ok(CLEAN)
+}
+
+fn answered(step: &str, said: Answer) -> Outcome {
+    let windows = Windows::open();
+    let machine = Machine { facts: &windows, deeds: &windows, store: Some(&Xenstore) };
+    let said = match said {
+        Answer::Again => engine::Answer::Again,
+        Answer::Skip => engine::Answer::Skip,
+    };
+    match answer(&machine, &service::boot_id()?, step, said)? {
+        End::Stays(why) => Err(why.into()),
+        End::NoDisk | End::Done | End::Rebooting | End::Off => Ok(CLEAN),
+    }
+}
+
+/// Started by Explorer, the program has a console to itself; from a prompt it shares the prompt's.
+fn double_clicked() -> bool {
+    let mut ids = [0; 2];
+    // SAFETY: the call is told how long the list is.
+    unsafe { GetConsoleProcessList(&mut ids) == 1 }
+}
