@@ -48,6 +48,10 @@ pub struct PlatformLayerStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskStatus>,
 
+    /// The disk that carries spec.steps into the machine, and their results out; absent without steps, and once it was read back and removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_disk: Option<ConfigDiskStatus>,
+
     /// The packaging machine of the version in work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<MachineStatus>,
@@ -198,6 +202,22 @@ pub struct DiskStatus {
     /// A machine was started on it: it may hold somebody's work, and nothing takes its place if it is lost.
     #[serde(default)]
     pub worked: bool,
+}
+
+/// The disk that carries steps into the machine.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigDiskStatus {
+    /// Uuid of the disk in the pool.
+    pub uuid: String,
+
+    /// The version it was made for.
+    #[serde(default)]
+    pub version: String,
+
+    /// Uuid of its storage repository: the disk is only called lost where it was looked for there.
+    #[serde(default, rename = "storageRepositoryUUID", skip_serializing_if = "Option::is_none")]
+    pub storage_repository_uuid: Option<String>,
 }
 
 /// What a disk was made from.

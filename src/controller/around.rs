@@ -26,6 +26,7 @@ pub fn lens<'a>(
     let (stored, key) = (ctx.layers.state(), connector_of(layer));
     let deleting = layer.metadata.deletion_timestamp.is_some();
     Lens {
+        client: &ctx.client,
         cluster: &ctx.cluster,
         pace: &ctx.pace,
         pool: &site.pool,

@@ -4,6 +4,7 @@
 //! attempt counters, no request ids, no upstream text, no free space.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use lamina_guest::disk::bound::Source;
 
 use super::conditions::conditions;
 use super::history;
@@ -11,11 +12,12 @@ use super::observe::Scene;
 use crate::api::condition::merge;
 use crate::api::layer::DiskFormat;
 use crate::api::layer_status::{
-    BaseKind, BaseTaken, CurrentVersion, DiskStatus, Finding, FrozenVersion, IntegritySource, IntegrityStatus,
-    MachineStatus, Operation, ToolsStatus,
+    BaseKind, BaseTaken, ConfigDiskStatus, CurrentVersion, DiskStatus, Finding, FrozenVersion, IntegritySource,
+    IntegrityStatus, MachineStatus, Operation, StepState, StepStatus, ToolsStatus,
 };
 use crate::api::reason::{Fault, Reason};
 use crate::api::{ConditionType, Phase, PlatformLayer, PlatformLayerStatus};
+use crate::domain::config::{self, Read};
 use crate::domain::gate::{self, Judgement};
 use crate::domain::identity::{self, TOKEN};
 use crate::domain::observed::{Disk, Machine, Making, Power, Sight, TaskSight, Trouble};
@@ -107,7 +109,9 @@ fn sighted(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, plan: &Pla
     }
     new.operation = operation(old, scene, step, &o.now);
     new.disk = disk(o, old, scene, step);
+    new.config_disk = config_disk(old, scene, step);
     new.machine = machine(o, old, scene, step);
+    new.steps = steps(o, old, scene);
     if *step == Step::Record
         && let Some(f) = seen.frozen.found()
         && seen.finalized(&seen.subject).is_none()
@@ -202,6 +206,45 @@ fn disk(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, step: &Step) 
     })
 }
 
+/// The record stays while the disk is there, lost, or out of sight; by our own hand gone, it goes.
+fn config_disk(old: &PlatformLayerStatus, scene: &Scene, step: &Step) -> Option<ConfigDiskStatus> {
+    let seen = &scene.observed;
+    let before = old.config_disk.as_ref();
+    let Some(c) = seen.config.found() else { return before.filter(|_| seen.config != Sight::Absent).cloned() };
+    if before.is_none_or(|b| b.uuid != c.uuid) && *step != Step::Record {
+        return before.cloned();
+    }
+    Some(ConfigDiskStatus {
+        uuid: c.uuid.clone(),
+        version: seen.subject.clone(),
+        storage_repository_uuid: c.sr.clone(),
+    })
+}
+
+/// As the disk's record says after a halt; while the machine runs, as the guest says in its xenstore.
+fn steps(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene) -> Vec<StepStatus> {
+    let seen = &scene.observed;
+    let each = |of: &dyn Fn(&str) -> Option<(StepState, Option<i32>)>| {
+        let status = |name: &String| {
+            let (state, exit_code) = of(name).unwrap_or((StepState::Pending, None));
+            StepStatus { name: name.clone(), state, exit_code }
+        };
+        o.want.steps.iter().map(|s| status(&s.name)).collect()
+    };
+    let Some(m) = seen.machine.found() else {
+        let begins = seen.machine == Sight::Absent && seen.finalized(&seen.subject).is_none();
+        return if begins { each(&|_| None) } else { old.steps.clone() };
+    };
+    let (halted, ran) = (m.power == Power::Halted, plan::ran(seen, m));
+    match config::last_read(m).filter(|_| halted) {
+        Some(Read { damage: Some(_), .. }) => each(&|_| Some((StepState::Unknown, None))),
+        Some(read) => each(&|name| read.steps.iter().find(|s| s.name == name).map(|s| (s.state, s.exit_code))),
+        None if halted && ran && seen.config == Sight::Lost => each(&|_| Some((StepState::Unknown, None))),
+        None if !ran => each(&|_| None),
+        None => each(&|name| m.progress.iter().find(|s| s.name == name).map(|s| (config::state(s.state), s.exit_code))),
+    }
+}
+
 /// The version was finalized or thrown away.
 fn gone_with_its_version(o: &Outcome<'_>, d: &DiskStatus, scene: &Scene) -> bool {
     scene.observed.finalized(&d.version).is_some() || o.want.discard.as_deref() == Some(d.version.as_str())
@@ -256,7 +299,7 @@ fn version(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, f: &Disk) 
     let seen = &scene.observed;
     let os_version = seen.base.found().and_then(|b| b.keys.get(identity::OS_VERSION).cloned());
     // A report that does not count is of another boot, or of somebody else's making.
-    let report = seen.machine.found().filter(|m| gate::judge(o.want, m).counts.is_ok()).and_then(|m| m.report.as_ref());
+    let report = seen.machine.found().and_then(|m| gate::judge(o.want, m).report);
     let base_uuid = f.keys.get(identity::BASE).cloned().unwrap_or_default();
     FrozenVersion {
         version: seen.subject.clone(),
@@ -277,9 +320,12 @@ fn version(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, f: &Disk) 
 
 fn integrity(want: &Want, m: &Machine) -> Option<IntegrityStatus> {
     // One that does not count found nothing that could be told.
-    let Judgement { counts: Ok(()), findings } = gate::judge(want, m) else { return None };
+    let Judgement { counts: Ok(()), findings, source, .. } = gate::judge(want, m) else { return None };
     Some(IntegrityStatus {
-        source: Some(IntegritySource::Xenstore),
+        source: source.map(|s| match s {
+            Source::XenStore => IntegritySource::Xenstore,
+            Source::ConfigDisk => IntegritySource::ConfigDisk,
+        }),
         boot_id: m.key(identity::BOOT).map(str::to_owned),
         findings: findings
             .into_iter()

@@ -50,6 +50,7 @@ impl Known {
             let bases = status.disk.iter().map(|d| &d.base).chain(status.versions.iter().map(|v| &v.base));
             known.recorded.extend(bases.flatten().map(|base| base.uuid.clone()));
             known.recorded.extend(status.disk.iter().map(|d| d.uuid.clone()));
+            known.recorded.extend(status.config_disk.iter().map(|c| c.uuid.clone()));
             known.recorded.extend(status.versions.iter().map(|v| v.disk.clone()));
         }
         known
@@ -124,9 +125,11 @@ fn judge_disk(view: &View, cluster: &str, known: &Known, trees: &Trees, vdi: &Vd
     let keys = &vdi.other_config;
     match prove(cluster, &vdi.uuid, keys, known.recorded.contains(&vdi.uuid)) {
         Proof::ByKeys(Role::Base) => Verdict::unclaimed(!base_is_used(view, known, vdi)),
-        Proof::ByKeys(Role::Work | Role::Machine | Role::Frozen) if known.has_layer(keys) => Verdict::Known,
+        Proof::ByKeys(Role::Work | Role::Machine | Role::Frozen | Role::Config) if known.has_layer(keys) => {
+            Verdict::Known
+        }
         Proof::ByKeys(Role::Frozen) if keys.contains_key(RETAINED) => Verdict::Retained,
-        Proof::ByKeys(Role::Work | Role::Machine | Role::Frozen) => Verdict::Unclaimed,
+        Proof::ByKeys(Role::Work | Role::Machine | Role::Frozen | Role::Config) => Verdict::Unclaimed,
         Proof::Unclaimed => {
             let in_work = Mark::read(keys).is_some_and(|mark| known.operations.contains(&mark.op));
             // The user's OS disk bears our mark too, and nothing else of ours.
