@@ -5,6 +5,7 @@
 
 mod chronicle;
 mod cluster;
+mod inside;
 pub mod person;
 
 use std::path::PathBuf;
@@ -126,9 +127,9 @@ fn settings(cluster: &Cluster) -> Settings {
 
 /// What goes on inside the machines: tools and a reboot, software, a check that finds something, the cure, a clean check, shutdown.
 fn guests(sim: &Sim) {
-    for (name, kms) in [("xendesktop-pvs", true), ("xenserver-packaging", false)] {
+    for name in ["xendesktop-pvs", "xenserver-packaging"] {
         let which = Match { name: Some(format!("{name}*")), ..Match::default() };
-        sim.pool.world.guests.add(which, person::usual(kms));
+        sim.pool.world.guests.add(which, person::usual());
     }
 }
 

@@ -1,11 +1,18 @@
-//! What a person does inside a packaging machine, as a program for simulated guests: installs, runs the check, mends, shuts down.
+//! What a person does inside a packaging machine, as a program for simulated guests: installs, shuts down for finalize, mends.
 //!
-//! Used by the demo and the tests. It reaches its machine as a real guest does, through its store and its power, and knows the controller
-//! only by the keys that both agreed on (the guest report).
+//! Used by the demo and the tests. The check, its report and the shutdown are those of `lamina-guest` (`inside`); a report that a test makes
+//! up (`Deed::Report`) is written word for word.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use lamina_guest::facts::{Value, View};
+use lamina_guest::finalize::{Machine, Order, finalize};
+use lamina_guest::memory::Reply;
+use lamina_guest::service;
+
+use super::inside::Systems;
 use crate::domain::report::PREFIX;
 use crate::sim::guest::{Guest, Program, program};
 use crate::sim::power::Exit;
@@ -30,6 +37,11 @@ pub struct Check {
 #[derive(Clone, Debug)]
 pub enum Deed {
     Install,
+    /// Software that is not in place before the next restart.
+    Pend,
+    /// *Shutdown For Finalize*: the machine stays on where it finds something.
+    Finalize,
+    /// A made-up report.
     Report(Check),
     /// Writes this byte all over a 2 MiB block of the first disk: somebody's work.
     Work {
@@ -44,39 +56,54 @@ pub enum Deed {
 
 /// Boots one after the other; the last is repeated for further ones.
 pub fn person(boots: Vec<Vec<Deed>>) -> Program {
+    let systems = Systems::default();
     program(move |guest| {
         let last = boots.len().saturating_sub(1);
         let at = usize::try_from(guest.boot).unwrap_or(1).saturating_sub(1).min(last);
         let deeds = boots.get(at).cloned().unwrap_or_default();
-        async move { live(&guest, deeds).await }
+        let systems = systems.clone();
+        async move { live(&guest, &systems, deeds).await }
     })
 }
 
 /// The usual life: tools and a reboot, software, a check that finds a reboot pending, the reboot, a clean check, shutdown.
-pub fn usual(kms: bool) -> Program {
-    let rearm = |check: Check| if kms { Check { rearms_before: Some(3), rearmed: true, ..check } } else { check };
+pub fn usual() -> Program {
     person(vec![
         vec![Deed::Install, Deed::Reboot],
-        vec![
-            Deed::Work { block: 7, byte: 0xA5 },
-            Deed::Report(rearm(Check { block_finalize: 2, ..Check::default() })),
-            Deed::Install,
-            Deed::Reboot,
-        ],
-        vec![Deed::Report(rearm(Check::default())), Deed::PowerOff],
+        vec![Deed::Work { block: 7, byte: 0xA5 }, Deed::Pend, Deed::Finalize, Deed::Reboot],
+        vec![Deed::Finalize],
     ])
 }
 
-async fn live(guest: &Guest, deeds: Vec<Deed>) -> Exit {
+async fn live(guest: &Guest, systems: &Systems, deeds: Vec<Deed>) -> Exit {
     guest.stage("boot", MOMENT).await;
     if guest.has_tools() && up(guest).await.is_none() {
         return Exit::Crash;
     }
+    let inside = systems.boot(guest, Arc::new(|_, _| Reply::Usual));
     for deed in deeds {
         match deed {
             Deed::Install => {
                 guest.stage("install", MOMENT).await;
                 guest.set_tools(true);
+            }
+            Deed::Pend => {
+                guest.stage("install", MOMENT).await;
+                inside.change(|windows| {
+                    let renames =
+                        vec![r"\??\C:\Windows\Temp\agent.tmp".to_owned(), r"\??\C:\Windows\agent.dll".to_owned()];
+                    let session = r"SYSTEM\CurrentControlSet\Control\Session Manager";
+                    windows.set(View::Bits64, session, "PendingFileRenameOperations", Value::Texts(renames));
+                });
+            }
+            Deed::Finalize => {
+                guest.stage("check", MOMENT).await;
+                match inside.run(shut_down).await {
+                    Some(true) => return Exit::Halt,
+                    // People read what they are told before they do something about it.
+                    Some(false) => guest.stage("read", 5 * MOMENT).await,
+                    None => return Exit::Crash,
+                }
             }
             Deed::Report(check) => {
                 guest.stage("check", MOMENT).await;
@@ -94,6 +121,14 @@ async fn live(guest: &Guest, deeds: Vec<Deed>) -> Exit {
         }
     }
     std::future::pending().await
+}
+
+/// What the icon on the desktop does. Is the machine going off?
+fn shut_down(machine: &Machine<'_>) -> bool {
+    let bound = service::mark(machine, &uuid::Uuid::new_v4().to_string());
+    let asked = machine.store.and_then(|s| s.read(&format!("{PREFIX}kms-rearm")).ok().flatten());
+    let order = Order { rearm: asked.as_deref() == Some("true"), ..Order::default() };
+    finalize(machine, &bound, order).is_ok_and(|outcome| outcome.off)
 }
 
 /// Tools are up: they report, and the guest's service marks the boot.

@@ -10,7 +10,7 @@ use crate::common::rig::{Rig, disk, machine, ready, says, status, uid};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_packaging_layer_walks_all_phases_and_keeps_what_was_done() {
     let rig = Rig::new().await;
-    rig.guest("walk", person::usual(false));
+    rig.guest("walk", person::usual());
     rig.sim.pool.clock.hold("guest/reported");
     let _controller = rig.run().await;
     rig.layer("walk", json!({"comment": "first", "packagingDisk": {"fileName": "walk.vhd", "size": "120Gi"}})).await;
@@ -96,7 +96,7 @@ async fn a_packaging_layer_walks_all_phases_and_keeps_what_was_done() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_publishing_layer_for_pvs_is_rearmed_once() {
     let rig = Rig::new().await;
-    rig.guest("pvs", person::usual(true));
+    rig.guest("pvs", person::usual());
     rig.sim.pool.clock.hold("guest/check");
     let _controller = rig.run().await;
     let publishing = json!({
