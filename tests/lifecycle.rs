@@ -15,7 +15,7 @@ mod midway;
 mod namespaces;
 mod objects;
 mod removal;
-mod steps;
+pub mod steps;
 mod storage;
 mod told;
 mod versions;

@@ -23,7 +23,7 @@ const GET: &str = "GET /export_raw_vdi";
 
 /// What the guest's service would do in one boot.
 #[derive(Clone)]
-struct Play {
+pub struct Play {
     /// How each step ends.
     steps: Vec<(State, Option<i32>)>,
     /// `BlockFinalize` of the report on the disk, and in xenstore.
@@ -33,12 +33,12 @@ struct Play {
     garbled: bool,
 }
 
-fn done() -> Play {
+pub fn done() -> Play {
     Play { steps: vec![(State::Succeeded, Some(0)); 2], disk: Some(0), xenstore: None, garbled: false }
 }
 
 /// Plays a boot each, the last for all that follow, and keeps what was found on the disk.
-fn plays(plays: Vec<Play>, found: Arc<Mutex<Vec<(String, Vec<u8>)>>>) -> Program {
+pub fn plays(plays: Vec<Play>, found: Arc<Mutex<Vec<(String, Vec<u8>)>>>) -> Program {
     program(move |g: Guest| {
         let at = usize::try_from(g.boot).expect("few boots").min(plays.len()) - 1;
         let (play, found) = (plays[at].clone(), found.clone());
@@ -78,7 +78,7 @@ fn write(g: &Guest, play: &Play, disk: &mut [u8], mark: &str) {
     }
 }
 
-fn two_steps() -> Value {
+pub fn two_steps() -> Value {
     json!({"steps": [
         {"name": "tools", "file": "Setup.cmd", "files": [
             {"name": "Setup.cmd", "configMapKeyRef": {"name": "tools", "key": "Setup.cmd"}},
@@ -88,7 +88,7 @@ fn two_steps() -> Value {
     ]})
 }
 
-async fn files(rig: &Rig) {
+pub async fn files(rig: &Rig) {
     rig.apply(&format!(
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: tools}}\ndata: {{Setup.cmd: rem set up}}\n---\n\
          apiVersion: v1\nkind: Secret\nmetadata: {{name: answers}}\nstringData: {{answers.ini: {SECRET}}}\n"
@@ -96,7 +96,7 @@ async fn files(rig: &Rig) {
     .await;
 }
 
-fn found() -> Arc<Mutex<Vec<(String, Vec<u8>)>>> {
+pub fn found() -> Arc<Mutex<Vec<(String, Vec<u8>)>>> {
     Arc::default()
 }
 

@@ -274,4 +274,6 @@ fn work_in_hand(want: &Want, seen: &Observed) -> Verdict {
 }
 
 #[cfg(test)]
+mod config_tests;
+#[cfg(test)]
 mod tests;
