@@ -126,7 +126,7 @@ impl std::fmt::Display for Phase {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Operation {
-    /// The step of the walk, for example CreateDisk.
+    /// The step of the walk, for example CloneDisk; RunStep and its name while the guest runs one of spec.steps.
     pub step: String,
 
     /// How far it is, in percent, in steps of 5.

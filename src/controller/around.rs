@@ -27,6 +27,7 @@ pub fn lens<'a>(
     let deleting = layer.metadata.deletion_timestamp.is_some();
     Lens {
         client: &ctx.client,
+        program: ctx.program.as_ref(),
         cluster: &ctx.cluster,
         pace: &ctx.pace,
         pool: &site.pool,

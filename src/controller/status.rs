@@ -9,15 +9,15 @@ use lamina_guest::disk::bound::Source;
 use super::conditions::conditions;
 use super::history;
 use super::observe::Scene;
+use super::unattended::{config_disk, running_step, steps};
 use crate::api::condition::merge;
 use crate::api::layer::DiskFormat;
 use crate::api::layer_status::{
-    BaseKind, BaseTaken, ConfigDiskStatus, CurrentVersion, DiskStatus, Finding, FrozenVersion, IntegritySource,
-    IntegrityStatus, MachineStatus, Operation, StepState, StepStatus, ToolsStatus,
+    BaseKind, BaseTaken, CurrentVersion, DiskStatus, Finding, FrozenVersion, IntegritySource, IntegrityStatus,
+    MachineStatus, Operation, ToolsStatus,
 };
 use crate::api::reason::{Fault, Reason};
 use crate::api::{ConditionType, Phase, PlatformLayer, PlatformLayerStatus};
-use crate::domain::config::{self, Read};
 use crate::domain::gate::{self, Judgement};
 use crate::domain::identity::{self, TOKEN};
 use crate::domain::observed::{Disk, Machine, Making, Power, Sight, TaskSight, Trouble};
@@ -112,6 +112,8 @@ fn sighted(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, plan: &Pla
     new.config_disk = config_disk(old, scene, step);
     new.machine = machine(o, old, scene, step);
     new.steps = steps(o, old, scene);
+    new.operation =
+        new.operation.take().filter(|op| op.opid.is_some()).or_else(|| running_step(old, &new, scene, &o.now));
     if *step == Step::Record
         && let Some(f) = seen.frozen.found()
         && seen.finalized(&seen.subject).is_none()
@@ -204,45 +206,6 @@ fn disk(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, step: &Step) 
         version: seen.subject.clone(),
         worked: ran || before.is_some_and(|d| known && d.worked),
     })
-}
-
-/// The record stays while the disk is there, lost, or out of sight; by our own hand gone, it goes.
-fn config_disk(old: &PlatformLayerStatus, scene: &Scene, step: &Step) -> Option<ConfigDiskStatus> {
-    let seen = &scene.observed;
-    let before = old.config_disk.as_ref();
-    let Some(c) = seen.config.found() else { return before.filter(|_| seen.config != Sight::Absent).cloned() };
-    if before.is_none_or(|b| b.uuid != c.uuid) && *step != Step::Record {
-        return before.cloned();
-    }
-    Some(ConfigDiskStatus {
-        uuid: c.uuid.clone(),
-        version: seen.subject.clone(),
-        storage_repository_uuid: c.sr.clone(),
-    })
-}
-
-/// As the disk's record says after a halt; while the machine runs, as the guest says in its xenstore.
-fn steps(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene) -> Vec<StepStatus> {
-    let seen = &scene.observed;
-    let each = |of: &dyn Fn(&str) -> Option<(StepState, Option<i32>)>| {
-        let status = |name: &String| {
-            let (state, exit_code) = of(name).unwrap_or((StepState::Pending, None));
-            StepStatus { name: name.clone(), state, exit_code }
-        };
-        o.want.steps.iter().map(|s| status(&s.name)).collect()
-    };
-    let Some(m) = seen.machine.found() else {
-        let begins = seen.machine == Sight::Absent && seen.finalized(&seen.subject).is_none();
-        return if begins { each(&|_| None) } else { old.steps.clone() };
-    };
-    let (halted, ran) = (m.power == Power::Halted, plan::ran(seen, m));
-    match config::last_read(m).filter(|_| halted) {
-        Some(Read { damage: Some(_), .. }) => each(&|_| Some((StepState::Unknown, None))),
-        Some(read) => each(&|name| read.steps.iter().find(|s| s.name == name).map(|s| (s.state, s.exit_code))),
-        None if halted && ran && seen.config == Sight::Lost => each(&|_| Some((StepState::Unknown, None))),
-        None if !ran => each(&|_| None),
-        None => each(&|name| m.progress.iter().find(|s| s.name == name).map(|s| (config::state(s.state), s.exit_code))),
-    }
 }
 
 /// The version was finalized or thrown away.

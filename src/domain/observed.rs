@@ -5,6 +5,8 @@
 //!
 //! Longer than 350 lines: plain data with what each field means.
 
+use lamina_guest::steps::progress::Doing;
+
 use super::config::Read;
 use super::identity::{BOOT, Keys, Mark, Opid};
 use super::report::Report;
@@ -134,6 +136,8 @@ pub struct Machine {
     pub read: Option<Read>,
     /// How far the guest says its steps are.
     pub progress: Vec<lamina_guest::steps::progress::Step>,
+    /// What the guest's service says it is doing.
+    pub doing: Option<Doing>,
     pub dvd: Dvd,
     pub tools: Tools,
     pub report: Option<Report>,
@@ -464,6 +468,8 @@ pub struct Observed {
     pub machine: Sight<Machine>,
     /// C.
     pub config: Sight<Disk>,
+    /// A hash of the guest's program, where one is shipped with the controller: every machine gets it then.
+    pub program: Option<String>,
     pub frozen: Sight<Disk>,
     /// One for each operation that is possible or under way.
     pub flights: Vec<Flight>,

@@ -48,6 +48,8 @@ pub enum Error {
 /// What went wrong with a stream, where no task says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamProblem {
+    #[error("as many as may be are under way")]
+    Busy,
     #[error("no connection")]
     NotConnected,
     #[error("the connection broke")]
@@ -95,8 +97,9 @@ impl Error {
             | Error::Status { .. }
             | Error::Garbage { .. }
             | Error::Unreadable { .. }
-            | Error::Stream { .. }
             | Error::NotLeading => Fault::Retry,
+            Error::Stream { problem: StreamProblem::Busy, .. } => Fault::Wait,
+            Error::Stream { .. } => Fault::Retry,
         }
     }
 

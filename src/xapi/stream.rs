@@ -99,7 +99,7 @@ impl Client {
 
     /// Moves the bytes, and takes the task's word on it.
     async fn judged(&self, way: Way<'_>, vdi: &Ref, op: &str) -> Result<Vec<u8>, Error> {
-        let _slot = self.0.transfers.acquire().await;
+        let Ok(_slot) = self.0.transfers.try_acquire() else { return Err(self.problem(None, StreamProblem::Busy)) };
         let task = self.write().task_create("Lamina config disk", op).await?;
         let until = Instant::now() + self.0.timeouts.transfer;
         let moved = match self.write().task_add_to_other_config(&task, "http:lamina-op", op).await {

@@ -1,9 +1,12 @@
 //! Layers with steps: the config disk on its way into the machine and back, and what its loss, damage and content lead to.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use lamina::api::Phase;
 use lamina::api::layer_status::{IntegritySource, StepState};
+use lamina::controller::Settings;
+use lamina::controller::context::GuestProgram;
 use lamina::demo::person::{self, Check};
 use lamina::sim::faults::{Effect, Fault, Target};
 use lamina::sim::guest::{Guest, Program, program};
@@ -20,6 +23,9 @@ use crate::common::rig::{Rig, machine, quick, ready, status, uid};
 const SECRET: &str = "0pen-sesame";
 const PUT: &str = "PUT /import_raw_vdi";
 const GET: &str = "GET /export_raw_vdi";
+
+/// Path and bytes of each file that a guest found on its config disk.
+pub type Found = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
 
 /// What the guest's service would do in one boot.
 #[derive(Clone)]
@@ -38,11 +44,15 @@ pub fn done() -> Play {
 }
 
 /// Plays a boot each, the last for all that follow, and keeps what was found on the disk.
-pub fn plays(plays: Vec<Play>, found: Arc<Mutex<Vec<(String, Vec<u8>)>>>) -> Program {
+pub fn plays(plays: Vec<Play>, found: Found) -> Program {
     program(move |g: Guest| {
         let at = usize::try_from(g.boot).expect("few boots").min(plays.len()) - 1;
         let (play, found) = (plays[at].clone(), found.clone());
         async move {
+            // Right after a boot the service says what it is at; then it may take its time.
+            let at_work = [("vm-data/lamina/steps/tools", "Running"), ("vm-data/lamina/progress", "Steps")];
+            g.write(&at_work.map(|(k, v)| (k.to_owned(), v.to_owned())).into()).await.expect("a store");
+            g.stage("steps", Duration::from_secs(2)).await;
             if let Ok(size) = g.disk_size(1) {
                 let mut disk = g.read_disk(1, 0, usize::try_from(size).expect("a small disk")).expect("its bytes");
                 *found.lock().expect("no panic") = edit::files(&disk).expect("our volume");
@@ -96,7 +106,7 @@ pub async fn files(rig: &Rig) {
     .await;
 }
 
-pub fn found() -> Arc<Mutex<Vec<(String, Vec<u8>)>>> {
+pub fn found() -> Found {
     Arc::default()
 }
 
@@ -106,8 +116,15 @@ async fn steps_go_in_results_come_out_and_the_disk_is_wiped_and_gone_before_the_
     files(&rig).await;
     let on_it = found();
     rig.guest("hands", plays(vec![done()], on_it.clone()));
+    rig.sim.pool.clock.hold("guest/steps");
     let _controller = rig.run().await;
     rig.layer("hands", two_steps()).await;
+    let running = rig.until_reason("hands", "RunningSteps").await;
+    assert!(ready(&running).is_some_and(|(_, m)| m.contains("step 'tools', 1 of 2")), "{running:#?}");
+    let s = status(&running);
+    assert_eq!(s.operation.map(|o| o.step).as_deref(), Some("RunStep tools"));
+    assert_eq!(s.steps.iter().map(|s| s.state).collect::<Vec<_>>(), [StepState::Running, StepState::Pending]);
+    rig.sim.pool.clock.unhold("guest/steps");
     let halted = rig.until_reason("hands", "ApproveFinalize").await;
     let s = status(&halted);
     let c = s.config_disk.clone().expect("its record").uuid;
@@ -270,4 +287,22 @@ async fn a_deletion_wipes_and_takes_the_disk_and_other_layers_have_none() {
     rig.approve("plain", "1").await;
     let plain = rig.until_phase("plain", Phase::Finalized).await;
     assert!(status(&plain).steps.is_empty() && rig.calls(PUT) == 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_at_hand_comes_with_every_machine() {
+    let rig = Rig::new().await;
+    let on_it = found();
+    let plain = Play { steps: Vec::new(), disk: Some(0), xenstore: None, garbled: false };
+    rig.guest("carried", plays(vec![plain], on_it.clone()));
+    let program = Some(GuestProgram::new(b"MZ and more".to_vec()));
+    let _controller = rig.run_with(Settings { program, ..rig.settings() }).await;
+    rig.layer("carried", json!({})).await;
+    let halted = rig.until_reason("carried", "ApproveFinalize").await;
+    assert_eq!(status(&halted).integrity.and_then(|i| i.source), Some(IntegritySource::ConfigDisk));
+    let files = on_it.lock().expect("no panic").clone();
+    assert!(files.iter().any(|(path, bytes)| path == "lamina-guest.exe" && bytes == b"MZ and more"), "{files:?}");
+    rig.approve("carried", "1").await;
+    rig.until_finalized("carried", "1").await;
+    rig.hands.assert_tidy().await;
 }

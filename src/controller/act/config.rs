@@ -1,8 +1,7 @@
 //! The config disk's content: made, written, read back, overwritten.
 //!
 //! Called by `act` alone. The one place where a pass waits for the pool: a stream has no life of its own there, it ends with its connection,
-//! and nothing could be come back to. It is bounded (`xapi/client.rs`), holds up no other layer, and stops when the lease is lost. What is
-//! on the disk may be somebody's secret: none of it is logged, told, or kept beyond the call.
+//! and nothing could be come back to. It is bounded in time and number (`xapi/client.rs`), and stops when the lease is lost. What is on the disk may be somebody's secret: none of it is logged, told, or kept beyond the call.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +12,7 @@ use lamina_guest::disk::bound::{Known, bound};
 use lamina_guest::disk::build::{BuildError, Contents, build};
 use lamina_guest::disk::{Damage, MOST_FILES_BYTES};
 
+use super::super::context::GuestProgram;
 use super::{Done, Failed, Hand, already, written};
 use crate::api::reason::Reason;
 use crate::api::steps::StepFile;
@@ -35,7 +35,13 @@ impl Hand<'_, '_> {
         let nonce = self.machine()?.key(NONCE).unwrap_or_default();
         let layer = config::layer(want, &self.scene.observed.subject, nonce);
         let (steps, files) = (config::steps(want), self.files().await?);
-        build(&Contents { layer: &layer, steps: &steps, files: &files, program: None }).map_err(|error| {
+        build(&Contents {
+            layer: &layer,
+            steps: &steps,
+            files: &files,
+            program: self.lens.program.map(GuestProgram::bytes),
+        })
+        .map_err(|error| {
             let reason = match &error {
                 BuildError::FilesTooLarge(_)
                 | BuildError::ProgramTooLarge(_)

@@ -149,7 +149,7 @@ impl Hand<'_, '_> {
             let vdi = self.vdi(child)?;
             let base = self.base_of(making)?;
             let nonce = super::seen_nonce(self.scene).unwrap_or_default();
-            let content = config::content(self.lens.want, &self.scene.observed.subject, &nonce);
+            let content = config::content(self.lens.want, &self.scene.observed, &nonce);
             let of_config = [(NONCE, nonce.as_str()), (identity::CONTENT, content.as_str())];
             let extra = if making == Making::CreateConfig { of_config.as_slice() } else { &[] };
             client.write().vdi_set_other_config(&vdi, &lineage.keys(child, base.as_deref(), extra)).await?;

@@ -67,7 +67,7 @@ pub fn all(lens: &Lens<'_>, seen: &Observed, parent: Option<&str>, sr: &Ref) -> 
         };
         wanted.push((Making::StartMachine, opid, m.uuid.clone(), None));
     }
-    if let Some(m) = seen.machine.found().filter(|_| config::wanted(lens.want)) {
+    if let Some(m) = seen.machine.found().filter(|_| config::wanted(lens.want, seen)) {
         // Made of nothing: the machine stands for its source, and no mark is needed where nothing is inherited.
         wanted.push((Making::CreateConfig, of(Role::Config).opid(), m.uuid.clone(), None));
     }

@@ -18,7 +18,7 @@ pub use self::bases::base_lineage;
 use self::bases::{bases, copies, idle_bases, stray_marks};
 use self::records::{estate, owned, recorded, records, repository, subject, unseen};
 
-use super::context::{Guarded, readable};
+use super::context::{Guarded, GuestProgram, readable};
 use super::inspect;
 use super::pace::Pace;
 use super::pool::Pool;
@@ -36,6 +36,8 @@ use crate::xapi::wire::Ref;
 pub struct Lens<'a> {
     /// For the files of steps: read one by one when the config disk is made, and nothing else.
     pub client: &'a kube::Client,
+    /// For config disks.
+    pub program: Option<&'a GuestProgram>,
     pub cluster: &'a str,
     pub pace: &'a Pace,
     pub pool: &'a Pool,
@@ -197,6 +199,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         work,
         machine,
         config,
+        program: lens.program.map(|p| p.hash.clone()),
         frozen,
         flights: Vec::new(),
         leftover: None,

@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use lamina_guest::steps::progress::Doing;
+
 use crate::api::layer::{Firmware, PlatformLayer};
 use crate::domain::config::Read;
 use crate::domain::identity::{self, BOOT, Keys, Mark, NONCE, Opid, Proof, START_BEFORE, TAG, prove};
@@ -134,6 +136,7 @@ pub fn machine(view: &View, layer: &PlatformLayer, want: &Want, vm: &Arc<Vm>, ar
         config_done: vm.other_config.contains_key(identity::CONFIG_DONE),
         read: vm.other_config.get(identity::READ).and_then(|text| Read::parse(text)),
         progress: lamina_guest::steps::progress::read(&vm.xenstore_data),
+        doing: Doing::read(&vm.xenstore_data),
         dvd: dvd(&vbds, around.tools_iso),
         tools: Tools::default(),
         report: Report::from_xenstore(&vm.xenstore_data),

@@ -15,7 +15,7 @@ pub(super) fn config_disk(want: &Want, seen: &Observed, m: &Machine) -> Option<V
     let act = |step, message: &str| Some(Verdict::act(step, Reason::SettingUpMachine, message));
     let c = match &seen.config {
         Sight::CannotLook => return Some(cannot_tell(seen, "the config disk")),
-        Sight::Absent | Sight::Lost if !config::wanted(want) || w_worked(seen) => return None,
+        Sight::Absent | Sight::Lost if !config::wanted(want, seen) || w_worked(seen) => return None,
         // What was made before is recorded and done with first: status has room for one intent.
         Sight::Absent | Sight::Lost => {
             let make = || advance(seen, Making::CreateConfig, "making the config disk");
@@ -23,7 +23,7 @@ pub(super) fn config_disk(want: &Want, seen: &Observed, m: &Machine) -> Option<V
         }
         Sight::Found(c) => c,
     };
-    if !w_worked(seen) && !config::fits(want, &seen.subject, m, c) {
+    if !w_worked(seen) && !config::fits(want, seen, m, c) {
         const WHAT: &str = "the config disk was made for something else and is thrown away";
         return Some(match &m.config {
             Some(vbd) => Verdict::act(Step::DetachDisk { vbd: vbd.clone() }, Reason::SettingUpMachine, WHAT),

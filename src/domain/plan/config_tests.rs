@@ -13,7 +13,7 @@ fn steps() -> Want {
 }
 
 fn config_disk(want: &Want) -> Disk {
-    let content = crate::domain::config::content(want, "1", "n");
+    let content = crate::domain::config::content(want, &made(machine()), "n");
     let keys = [(NONCE, "n"), (CONTENT, content.as_str()), (FILLED, "true")];
     let keys = keys.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
     Disk { name: "pvs 1 config".into(), keys, ..disk("c") }
@@ -171,4 +171,51 @@ fn the_config_disk_is_read_and_then_goes_before_the_freeze() {
         m.read = None;
     }
     assert!(matches!(decide(&unasked, &seen).say, Say::Person(R::StepsUnknown, _)));
+}
+
+/// While the guest is at its steps nothing is a person's to do, until one of them stops it.
+#[test]
+fn a_machine_that_runs_its_steps_says_which() {
+    use lamina_guest::steps::progress::{Doing, Step as Ran};
+    use lamina_guest::steps::record::State;
+    let w = steps();
+    let said = |state, doing| {
+        let mut m = machine();
+        m.power = Power::Running;
+        m.keys.insert(BOOT.into(), m.boot_id());
+        m.progress = vec![Ran { name: "a".into(), state, exit_code: Some(5) }];
+        m.doing = Some(doing);
+        decide(&w, &with_config(&w, m)).say
+    };
+    let Say::Working(R::RunningSteps, words) = said(State::Running, Doing::Steps) else { panic!("it works") };
+    assert!(words.contains("step 'a', 1 of 1"), "{words}");
+    let Say::Person(R::FixStep, words) = said(State::Failed, Doing::Stopped) else { panic!("a person's turn") };
+    assert!(words.contains("'a'") && words.contains("exit code 5") && !words.contains("restartToken"), "{words}");
+    assert!(matches!(said(State::Succeeded, Doing::Done), Say::Person(R::InstallSoftware, _)), "all are done");
+}
+
+/// Whatever the guest is to be given is in it; a program at hand is a reason for a disk of its own.
+#[test]
+fn another_manifest_or_program_is_another_content() {
+    use crate::domain::config::{content, wanted};
+    let (w, seen) = (steps(), made(machine()));
+    let plain = content(&w, &seen, "n");
+    assert_eq!(plain, content(&steps(), &seen, "n"));
+    let with = |change: &dyn Fn(&mut Want, &mut Observed)| {
+        let (mut w, mut seen) = (w.clone(), seen.clone());
+        change(&mut w, &mut seen);
+        content(&w, &seen, "n")
+    };
+    let others = [
+        content(&w, &seen, "m"),
+        with(&|_, s| s.subject = "2".into()),
+        with(&|w, _| w.kms_rearm = true),
+        with(&|w, _| w.finalize = crate::domain::want::FinalizePolicy::OnShutdown),
+        with(&|w, _| w.steps[0].retry = true),
+        with(&|_, s| s.program = Some("hash".into())),
+    ];
+    assert!(others.iter().all(|other| *other != plain), "{others:?}");
+    let bare = want(json!({}));
+    assert!(wanted(&w, &seen) && !wanted(&bare, &seen));
+    assert!(wanted(&bare, &Observed { program: Some("hash".into()), ..seen }));
 }

@@ -3,6 +3,7 @@
 //! Pure; asked last by `plan::decide` and `removal::decide_removal`. Troubles, waits and a person's turn come with words of their own and
 //! pass through untouched.
 
+use super::super::config;
 use super::super::gate::{self, place};
 use super::super::observed::{Machine, Making, Observed};
 use super::super::report::named;
@@ -155,6 +156,9 @@ pub(super) fn instruction(want: &Want, m: &Machine) -> Say {
             )
         };
     }
+    if let Some(say) = config::running(want, m) {
+        return say;
+    }
     // In the order in which it is to be done.
     let tools = if m.tools.ready {
         "install"
@@ -164,11 +168,12 @@ pub(super) fn instruction(want: &Want, m: &Machine) -> Say {
     } else {
         "install the guest tools from its DVD drive, if they do not come up by themselves; then install"
     };
+    let steps = if want.steps.is_empty() { "" } else { config::NOT_BEGUN };
     let kms = if want.kms_rearm { ", rearms it (spec.kms)" } else { "" };
     Say::Person(
         Reason::InstallSoftware,
         format!(
-            "{} runs: open its console, {tools} the platform software; at last run Shutdown For Finalize in it, which checks Windows{kms} and \
+            "{} runs{steps}: open its console, {tools} the platform software; at last run Shutdown For Finalize in it, which checks Windows{kms} and \
              switches the machine off",
             place(m)
         ),
