@@ -118,6 +118,12 @@ impl Display for Opid {
     }
 }
 
+/// Is this tag that of a disk stream's task? One that outlives its controller says nothing: a stream that is at work shows as the control
+/// domain's hold on the disk.
+pub fn is_stream(tag: &str) -> bool {
+    tag.rsplit_once('.').is_some_and(|(_, what)| matches!(what, "fill" | "read" | "wipe"))
+}
+
 /// The lineage of an object: at most one live claimed object has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lineage {

@@ -53,9 +53,13 @@ pub fn plays(plays: Vec<Play>, found: Found) -> Program {
             let at_work = [("vm-data/lamina/steps/tools", "Running"), ("vm-data/lamina/progress", "Steps")];
             g.write(&at_work.map(|(k, v)| (k.to_owned(), v.to_owned())).into()).await.expect("a store");
             g.stage("steps", Duration::from_secs(2)).await;
-            if let Ok(size) = g.disk_size(1) {
-                let mut disk = g.read_disk(1, 0, usize::try_from(size).expect("a small disk")).expect("its bytes");
-                *found.lock().expect("no panic") = edit::files(&disk).expect("our volume");
+            let disk = g.disk_size(1).ok().map(|size| usize::try_from(size).expect("a small disk"));
+            let disk = disk.map(|size| g.read_disk(1, 0, size).expect("its bytes"));
+            // A volume that is none is no config disk to a guest.
+            if let Some((mut disk, files)) =
+                disk.and_then(|disk| Some((edit::files(&disk).ok()?, disk))).map(|(f, d)| (d, f))
+            {
+                *found.lock().expect("no panic") = files;
                 let mark = format!("boot-{}", g.boot);
                 g.write(&[("vm-data/lamina/boot".to_owned(), mark.clone())].into()).await.expect("a store");
                 write(&g, &play, &mut disk, &mark);

@@ -17,7 +17,7 @@ use super::{Done, Failed, Hand, already, written};
 use crate::api::reason::Reason;
 use crate::api::steps::StepFile;
 use crate::domain::config::{self, Read};
-use crate::domain::identity::{BOOT, CONTENT, FILLED, NONCE, READ, WIPED};
+use crate::domain::identity::{self, BOOT, CONTENT, FILLED, NONCE, Opid, READ, TASK_TAG, WIPED};
 use crate::domain::observed::{Machine, Trouble};
 use crate::xapi::wire::parse_time;
 
@@ -120,6 +120,21 @@ impl Hand<'_, '_> {
         tokio::time::timeout(self.lens.pace.write, read).await.map_err(|_| told())?.map_err(|_| told())
     }
 
+    /// Tasks of streams that died with their controller stay pending for a day, if nobody ends them. No other stream is at this disk: the
+    /// control domain would hold it.
+    async fn clear_streams(&self, disk: &str) -> Result<(), Failed> {
+        let keys = &self.vdi_record(disk)?.other_config;
+        let op = Opid(keys.get(identity::OP).cloned().unwrap_or_default());
+        let left = |tag: &String| op.covers(tag) && identity::is_stream(tag);
+        let write = self.lens.pool.client.write();
+        for (task, _) in self.lens.view.tasks.iter().filter(|(_, t)| t.other_config.get(TASK_TAG).is_some_and(left)) {
+            // One that has ended in the meantime is as good.
+            let _ = write.task_set_status(task, "cancelled").await;
+            let _ = write.task_destroy(task).await;
+        }
+        Ok(())
+    }
+
     /// Written as a whole, then said so on the disk. Files that grew since it was made get a larger one.
     pub(super) async fn fill_config(&self, disk: &str) -> Done {
         let (client, vdi) = (&self.lens.pool.client, self.vdi(disk)?);
@@ -127,6 +142,7 @@ impl Hand<'_, '_> {
         if i64::try_from(image.len()).is_ok_and(|len| len > self.vdi_record(disk).map_or(0, |d| d.virtual_size)) {
             return written(client.write().vdi_remove_from_other_config(&vdi, CONTENT).await);
         }
+        self.clear_streams(disk).await?;
         client.start(&self.aux(disk, "fill")).import_raw_vdi(&vdi, &image).await?;
         already(written(client.write().vdi_add_to_other_config(&vdi, FILLED, "true").await), "MAP_DUPLICATE_KEY")
     }
@@ -134,7 +150,12 @@ impl Hand<'_, '_> {
     /// Storage may keep the blocks that it replaces: nothing better can be done from outside.
     pub(super) async fn wipe_config(&self, disk: &str) -> Done {
         let (client, vdi) = (&self.lens.pool.client, self.vdi(disk)?);
+        // What was read back is on the machine alone from here on: a pool that died must not have forgotten it.
+        if self.scene.observed.machine.found().is_some_and(|m| m.config_done) {
+            self.sync_database().await?;
+        }
         let zeros = vec![0; size(self.vdi_record(disk)?.virtual_size)];
+        self.clear_streams(disk).await?;
         client.start(&self.aux(disk, "wipe")).import_raw_vdi(&vdi, &zeros).await?;
         already(written(client.write().vdi_add_to_other_config(&vdi, WIPED, "true").await), "MAP_DUPLICATE_KEY")
     }
@@ -142,6 +163,7 @@ impl Hand<'_, '_> {
     /// What the guest left, judged and put into a key of its machine.
     pub(super) async fn read_config(&self, machine: &str, disk: &str) -> Done {
         let size = size(self.vdi_record(disk)?.virtual_size);
+        self.clear_streams(disk).await?;
         let bytes = self.lens.pool.client.start(&self.aux(disk, "read")).export_raw_vdi(&self.vdi(disk)?, size).await?;
         let m = self.machine()?;
         let boot = m.key(BOOT).ok_or(Failed::Stale)?.to_owned();

@@ -75,7 +75,8 @@ fn waits_in_a_task(view: &View, keys: &Keys) -> bool {
     let Some(op) = keys.get(identity::OP).map(|op| Opid(op.clone())) else { return false };
     let at_work = |t: &Task| matches!(t.status, TaskStatus::Pending | TaskStatus::Cancelling);
     view.tasks.iter().any(|(_, t)| {
-        at_work(t) && t.other_config.get(identity::TASK_TAG).is_some_and(|tag| *tag != op.0 && op.covers(tag))
+        let waits = |tag: &String| *tag != op.0 && op.covers(tag) && !identity::is_stream(tag);
+        at_work(t) && t.other_config.get(identity::TASK_TAG).is_some_and(waits)
     })
 }
 
