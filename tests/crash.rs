@@ -4,7 +4,7 @@
 //!
 //! Longer than 350 lines: the enumeration, its order and its tally are one thing.
 //!
-//! `cargo test` strikes every kind of call, then goes on over calls and over the faults of [`Fault::OF_CI`] evenly, by a seed, for six
+//! `cargo test` strikes every kind of call, then goes on over calls and over the faults of [`Fault::OF_CI`] evenly, by a seed, for eight
 //! minutes; all of these take twice as long. Everything: `LAMINA_CRASH=all cargo test --test lamina crash:: -- --nocapture`. Some of it:
 //! `LAMINA_CRASH=Happy/Call/7/XapiDies,Second/*Late`. `killed` does ten with the real binary.
 
@@ -43,9 +43,9 @@ use crate::common::rig::{PACE, Rig};
 /// So much faster than life is the pool; the controller's pace is shortened alike.
 const SPEED: f64 = 100.0;
 /// Lives mostly wait: so many at once keep two cores busy.
-const AT_ONCE: usize = 10;
+const AT_ONCE: usize = 12;
 /// What `cargo test` may spend here, on two cores.
-const BUDGET: Duration = Duration::from_secs(360);
+const BUDGET: Duration = Duration::from_secs(480);
 const SEED: u64 = 0x1A_417A;
 /// A late call is carried out so long after its connection died, in the pool's time; less than the two looks of an in-flight test
 /// are apart.
