@@ -120,7 +120,7 @@ fn shutdown_for_finalize(how: Shutdown) -> Result<finalize::Outcome, Box<dyn Err
         install::uninstall()?;
     }
     let machine = Machine { facts: &windows, deeds: &windows, store: Some(&Xenstore) };
-    let bound = mark(&machine, &service::boot_id()?);
+    let bound = mark(&machine, &service::boot_id()?)?;
     let order = Order { rearm: rearm_wanted(&windows)?, wait_ngen: how.wait_ngen, leave_on: how.leave_on };
     Ok(finalize(&machine, &bound, order)?)
 }
