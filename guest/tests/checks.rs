@@ -145,15 +145,21 @@ const CASES: &[(Cause, &str, Change, Change)] = &[
     ),
     (
         Cause::RunOncePending,
-        r"RunOnce\Setup: setup.exe /finish",
+        r"CurrentVersion\RunOnce\Setup",
         |s| s.set(View::Bits64, RUN_ONCE, "Setup", text("setup.exe /finish")),
         |s| s.unset(View::Bits64, RUN_ONCE, "Setup"),
     ),
     (
         Cause::RunOncePending,
-        r"RunOnce\Twin (32-bit view): x",
+        r"RunOnce\Twin (32-bit view)",
         |s| s.set(View::Bits32, RUN_ONCE, "Twin", text("x")),
         |s| s.unset(View::Bits32, RUN_ONCE, "Twin"),
+    ),
+    (
+        Cause::RunOncePending,
+        r"RunOnceEx\010 (32-bit view)",
+        |s| s.set(View::Bits32, &format!(r"{RUN_ONCE}Ex\010"), "1", text("x")),
+        |s| s.unmake(View::Bits32, &format!(r"{RUN_ONCE}Ex")),
     ),
     (
         Cause::WindowsUpgradeUnfinished,

@@ -10,6 +10,7 @@ use crate::cause::Cause::{
 use crate::facts::{Facts, Seen, Value, View};
 
 const RUN_ONCE: &str = r"SOFTWARE\Microsoft\Windows\CurrentVersion\RunOnce";
+const RUN_ONCE_EX: &str = r"SOFTWARE\Microsoft\Windows\CurrentVersion\RunOnceEx";
 const SETUP: &str = r"SYSTEM\Setup";
 const SERVICES: &str = r"SYSTEM\CurrentControlSet\Services";
 const LAYERING: &str = r"SYSTEM\CurrentControlSet\Services\unifltr";
@@ -22,7 +23,7 @@ const DISABLED: u64 = 4;
 pub const CHECKS: &[Check] = &[
     Check {
         cause: RunOncePending,
-        place: r"`HKLM\SOFTWARE\Microsoft\Windows\CurrentVersion\RunOnce`, any value, both views. Entries of a user (`HKCU`) do not block",
+        place: r"`HKLM\SOFTWARE\Microsoft\Windows\CurrentVersion`: `RunOnce`, any value; `RunOnceEx`, any subkey; both views. Entries of a user (`HKCU`) do not block",
         basis: Basis::Documented,
         look: run_once,
     },
@@ -52,19 +53,17 @@ pub const CHECKS: &[Check] = &[
     },
 ];
 
+/// By name alone: a command line may hold a password, and a report goes far.
 fn run_once(facts: &dyn Facts) -> Seen<Vec<String>> {
     let mut seen = Vec::new();
     for view in View::BOTH {
+        let twin = if view == View::Bits32 { " (32-bit view)" } else { "" };
         let key = facts.key(view, RUN_ONCE)?.unwrap_or_default();
         // The unnamed value of a key is always there for some readers, and empty.
-        for (name, value) in key.values.iter().filter(|(n, v)| !(n.is_empty() && **v == Value::Text(String::new()))) {
-            let runs = match value {
-                Value::Text(command) => command.as_str(),
-                Value::Texts(_) | Value::Number(_) | Value::Bytes(_) => "no text",
-            };
-            let twin = if view == View::Bits32 { " (32-bit view)" } else { "" };
-            seen.push(format!(r"HKLM\{RUN_ONCE}\{name}{twin}: {runs}"));
-        }
+        let set = key.values.iter().filter(|(n, v)| !(n.is_empty() && **v == Value::Text(String::new())));
+        seen.extend(set.map(|(name, _)| format!(r"HKLM\{RUN_ONCE}\{name}{twin}")));
+        let sections = facts.key(view, RUN_ONCE_EX)?.unwrap_or_default().subkeys;
+        seen.extend(sections.iter().map(|name| format!(r"HKLM\{RUN_ONCE_EX}\{name}{twin}")));
     }
     Ok(seen)
 }

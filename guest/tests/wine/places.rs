@@ -118,7 +118,7 @@ fn all() -> Vec<(Vec<Change>, &'static str, &'static str)> {
         (
             vec![Value(BITS_64, r"SOFTWARE\Microsoft\Windows\CurrentVersion\RunOnce", "Setup", "REG_SZ", "setup.exe")],
             "RunOncePending",
-            "Setup: setup.exe",
+            r"RunOnce\Setup",
         ),
         (
             vec![Value(BITS_32, r"SOFTWARE\Microsoft\Windows\CurrentVersion\RunOnce", "Twin", "REG_SZ", "t.exe")],
