@@ -104,7 +104,11 @@ pub fn boot(machine: &Machine<'_>, id: &str) -> End {
             write_mark(machine, id);
             return End::NoDisk;
         }
-        Err(blind) => return stays(machine, Doing::Damaged, blind.into()),
+        Err(blind) => {
+            // As where there is none: a person can still report on this boot, through xenstore.
+            write_mark(machine, id);
+            return stays(machine, Doing::Damaged, blind.into());
+        }
     };
     let entered = Work::load(machine.facts, &root).and_then(|mut work| {
         // Whatever ran is over: nobody but the service runs steps, and it has only just come up.
@@ -161,11 +165,10 @@ pub fn answer(machine: &Machine<'_>, id: &str, step: &str, answer: Answer) -> Re
 fn await_disk(machine: &Machine<'_>) -> Result<Option<String>, Blind> {
     let started = machine.facts.uptime();
     loop {
-        if let Some(volume) = config_disk(machine.facts)? {
-            return Ok(Some(volume.root));
-        }
-        if machine.facts.uptime().saturating_sub(started) >= DISK_WAIT {
-            return Ok(None);
+        // While disks come up, one that cannot be looked at is as good as one that is not there yet.
+        let root = config_disk(machine.facts).map(|found| found.map(|volume| volume.root));
+        if matches!(root, Ok(Some(_))) || machine.facts.uptime().saturating_sub(started) >= DISK_WAIT {
+            return root;
         }
         machine.deeds.wait(DISK_PAUSE);
     }

@@ -272,6 +272,26 @@ fn a_step_that_runs_is_left_alone_by_whoever_else_comes() {
     assert_eq!(answer(&guest.machine(), "boot-1", "a", Answer::Skip), Ok(End::Done));
 }
 
+/// Windows brings its drives up one by one.
+#[test]
+fn a_disk_that_cannot_be_looked_at_yet_is_waited_for() {
+    let json = || serde_json::json!([{"name": "a", "command": "one"}]);
+    let windows = Windows::scripted(|state, deed| {
+        if matches!(deed, Deed::Wait(_)) {
+            state.blind.clear();
+        }
+        Reply::Usual
+    });
+    let mut guest = Guest::new(json(), false, windows);
+    guest.windows.change(|s| s.blind.insert("the volumes".to_owned()));
+    assert_eq!(guest.live(), End::Done);
+
+    let mut guest = Guest::new(json(), false, Windows::clean());
+    guest.windows.change(|s| s.blind.insert("the volumes".to_owned()));
+    assert!(matches!(guest.live(), End::Stays(Why::Blind(_))));
+    assert_eq!(guest.store().get("vm-data/lamina/boot").map(String::as_str), Some("boot-1"));
+}
+
 /// A host that was restarted counts its domains anew.
 #[test]
 fn a_boot_is_told_by_its_guid_and_by_nothing_else() {
