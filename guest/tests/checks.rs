@@ -187,15 +187,6 @@ const CASES: &[(Cause, &str, Change, Change)] = &[
         |s| s.set(View::Bits64, &format!(r"{SERVICES}\frxdrvvt\Instances\frxdrvvt"), "Altitude", text("138010")),
     ),
     (
-        Cause::KMSDirectoryMissing,
-        r"C:\Windows\Setup\scripts\kmsdir does not exist",
-        |s| {
-            s.put(r"C:\Program Files\Unidesk\Uniservice\uniservice.exe", b"MZ");
-            s.put(r"C:\Windows\Setup\scripts\kmssetup.cmd", b"");
-        },
-        |s| s.put(r"C:\Windows\Setup\scripts\kmsdir\kms.cmd", b""),
-    ),
-    (
         Cause::HibernationOn,
         r"C:\hiberfil.sys exists",
         |s| s.put(r"C:\hiberfil.sys", b""),
@@ -288,6 +279,7 @@ fn what_is_at_rest_is_not_found() {
         // Software devices come and go.
         s.cards.push(Card { id: r"ROOT\NET\0000".to_owned(), name: "Loopback".to_owned(), present: false });
         s.cards.push(Card { id: r"SWD\MSRRAS\MS_PPTP".to_owned(), name: "WAN Miniport".to_owned(), present: false });
+        s.cards.push(Card { id: r"SW\{EEAB7790}\ASYNCMAC".to_owned(), name: "RAS".to_owned(), present: false });
         // An identity file with no client, FSLogix with no layering, empty lists and a queue that was emptied.
         s.put(r"C:\Windows\SMSCFG.INI", b"id");
         s.set(View::Bits64, &format!(r"{SERVICES}\frxdrvvt\Instances\frxdrvvt"), "Altitude", text("132700"));

@@ -1,12 +1,10 @@
 //! What an installation leaves behind and every copy of the layer would inherit.
 //!
-//! Two of the vendor's bits are judged by the vendor's own number alone, as nobody says where its service looks: the key file of the WEM
-//! agent (512), the tokens (1024), and the policy for the KMS script (4096).
+//! Four of the vendor's bits are judged by the vendor's own number alone, as nobody says where its service looks: the key file of the WEM
+//! agent (512), the tokens (1024), and the directory and the policy for the KMS script (2048, 4096).
 
 use super::{Basis, Check, paths};
-use crate::cause::Cause::{
-    FSLogixAltitude, KMSDirectoryMissing, RunOncePending, SCCMClientIdentity, WindowsUpgradeUnfinished,
-};
+use crate::cause::Cause::{FSLogixAltitude, RunOncePending, SCCMClientIdentity, WindowsUpgradeUnfinished};
 use crate::facts::{Facts, Seen, Value, View};
 
 const RUN_ONCE: &str = r"SOFTWARE\Microsoft\Windows\CurrentVersion\RunOnce";
@@ -44,12 +42,6 @@ pub const CHECKS: &[Check] = &[
         place: r"`HKLM\SYSTEM\CurrentControlSet\Services\frxdrvvt\Instances\frxdrvvt`: `Altitude` is not 138010, where the vendor's filter `unifltr` is installed",
         basis: Basis::Guess,
         look: fslogix,
-    },
-    Check {
-        cause: KMSDirectoryMissing,
-        place: r"`%SystemRoot%\Setup\scripts\kmsdir` missing, where `%SystemRoot%\Setup\scripts` and the vendor's service are there",
-        basis: Basis::Guess,
-        look: kms_directory,
     },
 ];
 
@@ -100,14 +92,4 @@ fn fslogix(facts: &dyn Facts) -> Seen<Vec<String>> {
     let key = facts.key(View::Bits64, FSLOGIX)?.unwrap_or_default();
     let altitude = key.text("Altitude").filter(|a| a.trim() != ALTITUDE);
     Ok(altitude.map(|a| format!(r"HKLM\{FSLOGIX}\Altitude is {a}, not {ALTITUDE}")).into_iter().collect())
-}
-
-fn kms_directory(facts: &dyn Facts) -> Seen<Vec<String>> {
-    if paths::uniservice(facts)?.is_none() {
-        return Ok(Vec::new());
-    }
-    let scripts = format!(r"{}\Setup\scripts", paths::windows(facts)?);
-    let wanted = format!(r"{scripts}\kmsdir");
-    let missing = facts.stat(&scripts)?.is_some() && facts.stat(&wanted)?.is_none();
-    Ok(if missing { vec![format!("{wanted} does not exist")] } else { Vec::new() })
 }
