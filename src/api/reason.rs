@@ -228,4 +228,5 @@ reasons! {
     NoVerdict - [] "the report has no readable BlockFinalize number", "Run the check again; if it stays, repair the guest service.";
     MoreFindings - [] "there are more findings than a status can hold", "Mend those that are listed, then run the check again.";
     NotRearmed - [] "spec.kms.rearm is true, but the report does not say that Windows was rearmed", "Start the machine and let the check rearm as the last thing before the shutdown.";
+    LeftOn - [] "the check found nothing, but the machine ran on after it", "Run Shutdown For Finalize.";
 }
