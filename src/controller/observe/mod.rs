@@ -146,7 +146,8 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         Sight::Absent if work_recorded && hidden => Sight::CannotLook,
         seen => seen,
     };
-    let frozen = sight(f.map(|(_, d)| disk(d)), f_record.is_some() && !lets_frozen_go(lens));
+    let stays = !lens.deleting || lens.want.deletion == DeletionPolicy::Retain;
+    let frozen = sight(f.map(|(_, d)| disk(d)), f_record.is_some() && stays);
     let os = inspect::os_disk(view, &sr, &lens.layer.spec.os_layer.disk);
     let base_uuids = bases(lens, os.as_ref().ok().map(|(_, d)| d.uuid.as_str()), &storage.uuid, &records);
     let base = match base_uuids.iter().find_map(|uuid| view.vdis.by_uuid(uuid)) {
@@ -271,11 +272,6 @@ fn scan_state(lens: &Lens<'_>, storage: &mut Storage, agent_start: &str) -> Scan
     storage.scanning = ended || memory.scan_task(&storage.uuid, agent_start).is_some();
     storage.scan_due = due && !storage.scanning;
     state
-}
-
-/// The layer goes, and its finalized disks with it or out of our sight.
-fn lets_frozen_go(lens: &Lens<'_>) -> bool {
-    lens.deleting && lens.want.deletion != DeletionPolicy::Retain
 }
 
 /// On a control domain for longer than patience, without a task of ours.
