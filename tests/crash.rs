@@ -321,7 +321,7 @@ async fn lived(life: Life, case: Option<Case>) -> Run {
     if let Err(end) = person.prelude(life).await {
         panic!("the prelude of {life:?} ended with {end:?}");
     }
-    quiet(&sim.pool).await;
+    quiet(&sim.pool, 4).await;
     let (base, writes) = (sim.pool.log.number(), seam.writes());
     let told = seam.history().len();
     arm(case, &sim.pool, &seam, base, writes);
@@ -335,7 +335,8 @@ async fn lived(life: Life, case: Option<Case>) -> Run {
         end = &mut living => (end, false),
         () = &mut striking => (living.await, true),
     };
-    quiet(&sim.pool).await;
+    // A pool that died brings things back which the controller takes off again as soon as it is in touch: up to two seconds of backoff.
+    quiet(&sim.pool, if case.is_some_and(|c| c.fault.kills_xapi()) { 45 } else { 4 }).await;
     sights.look(&sim.pool);
     let struck = struck || case.is_some_and(|c| !c.fault.kills_controller() && !c.fault.kills_xapi());
     let history = seam.history();
@@ -418,11 +419,11 @@ async fn strike(case: Case, person: &Person, controller: &mut Controller, base: 
     }
 }
 
-/// Until no changing call has come for a while, and no guest is about to.
-async fn quiet(pool: &Pool) {
+/// Until no changing call has come for so many looks, and no guest is about to.
+async fn quiet(pool: &Pool, looks: u32) {
     let mut last = pool.log.number();
     let mut still = 0;
-    while still < 4 {
+    while still < looks {
         tokio::time::sleep(Duration::from_millis(50)).await;
         still = if pool.log.number() == last { still + 1 } else { 0 };
         last = pool.log.number();
