@@ -5,8 +5,8 @@
 //! Longer than 350 lines: the enumeration, its order and its tally are one thing.
 //!
 //! `cargo test` strikes every kind of call, then goes on over calls and over the faults of [`Fault::OF_CI`] evenly, by a seed, for eight
-//! minutes; all of these take twice as long. Everything: `LAMINA_CRASH=all cargo test --test lamina crash:: -- --nocapture`. Some of it:
-//! `LAMINA_CRASH=Happy/Call/7/XapiDies,Second/*Late`. `killed` does ten with the real binary.
+//! minutes, which two quiet cores need for all of these. Everything: `LAMINA_CRASH=all cargo test --test lamina crash:: -- --nocapture`.
+//! Some of it: `LAMINA_CRASH=Happy/Call/7/XapiDies,Second/*Late`. `killed` does ten with the real binary.
 
 mod invariants;
 mod killed;

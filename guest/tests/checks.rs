@@ -1,4 +1,6 @@
 //! Every place, set and cleared; what cannot be looked at; the vendor's record.
+//!
+//! Longer than 350 lines: one table of places.
 
 use lamina_guest::cause::{Cause, Clears};
 use lamina_guest::checks::{Verdict, all, bits, check, parse_vendor_record};

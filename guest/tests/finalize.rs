@@ -1,4 +1,6 @@
 //! Shutdown for finalize, from the first look to the power button.
+//!
+//! Longer than 350 lines: one case after another.
 
 use std::time::Duration;
 
