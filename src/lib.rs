@@ -1,7 +1,7 @@
 //! Lamina builds XenServer platform layers from Kubernetes manifests.
 //!
 //! The rooms, and the one way in which they may know each other:
-//! `api ← domain ← xapi ← controller, http ← local ← cli`, and `xapi::{wire, model} ← sim ← cli`.
+//! `api ← domain ← xapi ← controller, http ← local ← demo, cli`, and `xapi::{wire, model} ← sim ← demo, cli`.
 //! `tests/layers.rs` holds the arrows.
 #![forbid(unsafe_code)]
 

@@ -75,6 +75,7 @@ causes! {
     CouldNotLook 0 Time "Run the check as an administrator; mend what keeps it from looking.";
     NoRearmsLeft 0 Hands "Start again from an OS layer with rearms left, or remove spec.kms.";
     NotRearmed 0 Hands "Start the machine and let the check rearm as the last thing before the shutdown.";
+    LeftOn 0 Hands "Run Shutdown For Finalize.";
 }
 
 impl std::fmt::Display for Cause {

@@ -24,6 +24,8 @@ const NGEN_LIMIT: Duration = Duration::from_secs(2 * 60 * 60);
 /// The vendor's own check.
 const VENDOR_LIMIT: Duration = Duration::from_secs(10 * 60);
 
+const NO_DISK: &str = "config disk: none is attached";
+
 /// All that finalizing touches.
 #[derive(Clone, Copy)]
 pub struct Machine<'a> {
@@ -77,15 +79,25 @@ pub struct Outcome {
 pub enum Trouble {
     #[error("the report could not be written anywhere: {}", .0.join("; "))]
     Unreported(Vec<String>),
-    #[error("the report is written and the check found nothing, but the machine stays on: shut it down yourself")]
+    #[error(
+        "a report would belong to nobody: there is no config disk, and xenstore has no {0} of this machine; restart the machine from its layer, or attach its config disk"
+    )]
+    Unbound(&'static str),
+    #[error(
+        "the check found nothing, but the machine stays on, and a plain shutdown will not do: run Shutdown For Finalize again"
+    )]
     StaysOn(#[source] Failed),
 }
 
 /// Shuts down for finalize. The machine stays on where the verdict of the outcome is not clean.
 pub fn finalize(machine: &Machine<'_>, bound: &Bound, order: Order) -> Result<Outcome, Trouble> {
-    let earlier = standing_report(machine)
-        .filter(|r| r.rearmed && (&r.nonce, &r.boot) == (&bound.nonce, &bound.boot) && !r.boot.is_empty());
-    drop_report(machine);
+    belongs(machine, bound)?;
+    let ours = |r: &Report| r.rearmed && (&r.nonce, &r.boot) == (&bound.nonce, &bound.boot) && !r.boot.is_empty();
+    let earlier = standing_reports(machine).into_iter().flatten().find(ours);
+    // The only evidence of a rearm stands until another report has it too.
+    if earlier.is_none() {
+        drop_report(machine);
+    }
     if order.wait_ngen {
         run_ngen_queue(machine);
     }
@@ -100,16 +112,50 @@ pub fn finalize(machine: &Machine<'_>, bound: &Bound, order: Order) -> Result<Ou
         ..Report::default()
     };
     let mut verdict = checks::check(machine.facts);
-    if order.rearm {
-        rearm(machine, &mut report, &mut verdict, earlier)?;
+    if let Some(earlier) = earlier {
+        (report.rearms_before, report.rearms_left) = (earlier.rearms_before, earlier.rearms_left);
+        report.rearmed = true;
+    } else if order.rearm {
+        rearm(machine, &mut report, &mut verdict, order.leave_on)?;
+    }
+    if order.leave_on {
+        let mut told = left_on(&verdict, "it was asked to stay on");
+        if order.rearm && !report.rearmed {
+            told.findings.push(Finding::new(Cause::NotRearmed, "the rearm is left to the shutdown"));
+        }
+        let unwritten = tell(machine, &mut report, &told)?;
+        return Ok(Outcome { verdict, report, unwritten, off: false });
     }
     let unwritten = tell(machine, &mut report, &verdict)?;
-    let off = verdict.clean() && !order.leave_on;
+    let off = verdict.clean();
     if off {
         machine.deeds.wait(SURELY_SEEN);
-        machine.deeds.power_off().map_err(Trouble::StaysOn)?;
+        if let Err(failed) = machine.deeds.power_off() {
+            let told = left_on(&verdict, &failed.to_string());
+            // Where it cannot be written any more, the person who reads the trouble has to know.
+            tell(machine, &mut report, &told).unwrap_or_default();
+            return Err(Trouble::StaysOn(failed));
+        }
     }
     Ok(Outcome { verdict, report, unwritten, off })
+}
+
+/// What is reported of a machine that runs on after its check: anything may change in it before somebody shuts it down.
+fn left_on(verdict: &Verdict, why: &str) -> Verdict {
+    let mut told = verdict.clone();
+    told.findings.push(Finding::new(Cause::LeftOn, why));
+    told
+}
+
+/// Without a config disk, xenstore alone says whose report it is; one that names nobody is not worth a rearm.
+fn belongs(machine: &Machine<'_>, bound: &Bound) -> Result<(), Trouble> {
+    let Some(store) = machine.store.filter(|_| on_config_disk(machine.facts).is_none()) else { return Ok(()) };
+    match store.read("domid") {
+        Err(why) => Err(Trouble::Unreported(vec![why.to_string(), NO_DISK.to_owned()])),
+        Ok(_) if bound.domid.is_empty() => Err(Trouble::Unbound("domain number")),
+        Ok(_) if bound.nonce.is_empty() => Err(Trouble::Unbound("nonce")),
+        Ok(_) => Ok(()),
+    }
 }
 
 /// Takes away what an earlier check reported, from both channels: at each boot, and before each check.
@@ -129,8 +175,8 @@ fn on_config_disk(facts: &dyn Facts) -> Option<String> {
     Some(format!("{}{FILE}", disk.root))
 }
 
-/// The report that stands, of whichever boot. Its seal is not looked at: it is our own.
-fn standing_report(machine: &Machine<'_>) -> Option<Report> {
+/// The reports that stand, of whichever boot: one channel may have missed the newest. Their seals are not looked at: they are our own.
+fn standing_reports(machine: &Machine<'_>) -> [Option<Report>; 2] {
     let in_store = || {
         let read = |k: &str| machine.store?.read(&format!("{XENSTORE}{k}")).ok().flatten();
         let keys = ["nonce", "boot", "rearms-before", "rearms-left", "rearmed"];
@@ -141,7 +187,7 @@ fn standing_report(machine: &Machine<'_>) -> Option<Report> {
         let bytes = machine.facts.read(&on_config_disk(machine.facts)?, LONGEST_FILE).ok().flatten()?;
         Report::from_json(&bytes).ok()
     };
-    in_store().or_else(on_disk)
+    [in_store(), on_disk()]
 }
 
 /// Puts the verdict into the report and writes it to both channels; one of them is enough.
@@ -156,7 +202,7 @@ fn tell(machine: &Machine<'_>, report: &mut Report, verdict: &Verdict) -> Result
     };
     let disk = match on_config_disk(machine.facts) {
         Some(path) => machine.deeds.write(&path, &report.to_json()).map_err(|e| e.to_string()),
-        None => Err("config disk: none is attached".to_owned()),
+        None => Err(NO_DISK.to_owned()),
     };
     let reached = store.is_ok() || disk.is_ok();
     let unwritten: Vec<_> = [store, disk].into_iter().filter_map(Result::err).collect();
@@ -171,19 +217,9 @@ fn into_store(store: &dyn Store, report: &Report) -> Result<(), StoreError> {
     in_order.try_for_each(|(k, v)| store.write(&format!("{XENSTORE}{k}"), v))
 }
 
-/// Counts, and rearms where nothing else was found: the last thing that is done to this Windows. Once in a boot is enough, as a rearm is
-/// spent for good.
-fn rearm(
-    machine: &Machine<'_>,
-    report: &mut Report,
-    verdict: &mut Verdict,
-    earlier: Option<Report>,
-) -> Result<(), Trouble> {
-    if let Some(earlier) = earlier {
-        (report.rearms_before, report.rearms_left) = (earlier.rearms_before, earlier.rearms_left);
-        report.rearmed = true;
-        return Ok(());
-    }
+/// Counts, and rearms where nothing else was found and the machine goes off: the last thing that is done to this Windows. Once in a boot is
+/// enough, as a rearm is spent for good.
+fn rearm(machine: &Machine<'_>, report: &mut Report, verdict: &mut Verdict, leave_on: bool) -> Result<(), Trouble> {
     match machine.facts.rearms() {
         Err(blind) => verdict.blind.push(blind),
         Ok(count) => {
@@ -193,7 +229,7 @@ fn rearm(
             }
         }
     }
-    if !verdict.clean() {
+    if leave_on || !verdict.clean() {
         return Ok(());
     }
     // Nothing is spent that could not be told; and if the machine dies in between, what stands says that it was not rearmed.

@@ -25,7 +25,7 @@ use crate::report::PREFIX;
 use crate::steps::driver::{Bench, path};
 use crate::steps::engine::{self, Action, Answer, Stop};
 use crate::steps::progress::{self, Doing};
-use crate::steps::record::{Boot, Record, State};
+use crate::steps::record::{Boot, Ran, Record, State};
 use crate::steps::{Step, check};
 
 /// Restarts for findings, in the whole life of a machine.
@@ -73,6 +73,12 @@ pub enum Why {
     TooLong(Vec<String>),
     #[error(transparent)]
     Finalize(#[from] finalize::Trouble),
+    #[error(
+        "step '{0}' is not done: wait for the service, or reboot and let it go on, before the machine is shut down for finalize"
+    )]
+    StepsLeft(String),
+    #[error("step '{0}' is running: wait until it is done; if nothing runs any more, reboot")]
+    Running(String),
     #[error("there is no such step that stopped")]
     NothingToAnswer,
 }
@@ -89,14 +95,26 @@ struct Work {
 pub fn boot(machine: &Machine<'_>, id: &str) -> End {
     drop_report(machine);
     let root = match await_disk(machine) {
-        Ok(Some(root)) => root,
+        Ok(Some(root)) => {
+            // What it carries of an earlier boot could not be seen before.
+            drop_report(machine);
+            root
+        }
         Ok(None) => {
             write_mark(machine, id);
             return End::NoDisk;
         }
-        Err(blind) => return stays(machine, Doing::Damaged, blind.into()),
+        Err(blind) => {
+            // As where there is none: a person can still report on this boot, through xenstore.
+            write_mark(machine, id);
+            return stays(machine, Doing::Damaged, blind.into());
+        }
     };
-    let entered = Work::load(machine.facts, &root).and_then(|mut work| work.enter(machine, id).map(|()| work));
+    let entered = Work::load(machine.facts, &root).and_then(|mut work| {
+        // Whatever ran is over: nobody but the service runs steps, and it has only just come up.
+        engine::interrupt(&mut work.record);
+        work.enter(machine, id).map(|()| work)
+    });
     match entered {
         Ok(mut work) => work.go(machine).unwrap_or_else(|why| stays(machine, Doing::Failed, why)),
         Err(why) => {
@@ -107,11 +125,15 @@ pub fn boot(machine: &Machine<'_>, id: &str) -> End {
     }
 }
 
-/// Marks this boot, where no service did, and says to what a report of it belongs. `id` is a guid, used if the boot has none.
-pub fn mark(machine: &Machine<'_>, id: &str) -> Bound {
+/// Marks this boot, where no service did, and says to what a report of it belongs; refuses where steps are left, before anything is
+/// changed. `id` is the boot's guid.
+pub fn mark(machine: &Machine<'_>, id: &str) -> Result<Bound, Why> {
     let mut bound = machine.store.map(Bound::read).unwrap_or_default();
     let disk = config_disk(machine.facts).ok().flatten();
     let work = disk.and_then(|volume| Work::load(machine.facts, &volume.root).ok());
+    if let Some(work) = &work {
+        work.nothing_left(id)?;
+    }
     // A disk that cannot be used is no reason against a report through xenstore.
     if let Some(mut work) = work
         && work.enter(machine, id).is_ok()
@@ -123,13 +145,14 @@ pub fn mark(machine: &Machine<'_>, id: &str) -> Bound {
         write_mark(machine, id);
         bound.boot = id.to_owned();
     }
-    bound
+    Ok(bound)
 }
 
 /// Takes a person's answer about the step that stopped, and goes on.
 pub fn answer(machine: &Machine<'_>, id: &str, step: &str, answer: Answer) -> Result<End, Why> {
     let root = config_disk(machine.facts)?.map(|v| v.root).unwrap_or_default();
     let mut work = Work::load(machine.facts, &root)?;
+    work.nothing_runs(id)?;
     work.enter(machine, id)?;
     if !engine::answer(&work.steps, &mut work.record, step, answer) {
         return Err(Why::NothingToAnswer);
@@ -142,11 +165,10 @@ pub fn answer(machine: &Machine<'_>, id: &str, step: &str, answer: Answer) -> Re
 fn await_disk(machine: &Machine<'_>) -> Result<Option<String>, Blind> {
     let started = machine.facts.uptime();
     loop {
-        if let Some(volume) = config_disk(machine.facts)? {
-            return Ok(Some(volume.root));
-        }
-        if machine.facts.uptime().saturating_sub(started) >= DISK_WAIT {
-            return Ok(None);
+        // While disks come up, one that cannot be looked at is as good as one that is not there yet.
+        let root = config_disk(machine.facts).map(|found| found.map(|volume| volume.root));
+        if matches!(root, Ok(Some(_))) || machine.facts.uptime().saturating_sub(started) >= DISK_WAIT {
+            return root;
         }
         machine.deeds.wait(DISK_PAUSE);
     }
@@ -190,6 +212,26 @@ impl Work {
             return Err(Why::OtherSteps);
         }
         Ok(Self { root: root.to_owned(), layer, steps, record })
+    }
+
+    /// A step that the service of this very boot runs.
+    fn nothing_runs(&self, id: &str) -> Result<(), Why> {
+        let here = |r: &&Ran| r.state == State::Running && r.boot.as_deref() == Some(id);
+        self.record.steps.iter().find(here).map_or(Ok(()), |r| Err(Why::Running(r.name.clone())))
+    }
+
+    /// All steps are done, as far as `finalize` may go on.
+    fn nothing_left(&self, id: &str) -> Result<(), Why> {
+        self.nothing_runs(id)?;
+        let name = |n: usize| self.steps.get(n).map(|s| s.name.clone()).unwrap_or_default();
+        // As the service will find it once it enters this boot.
+        let mut ahead = self.record.clone();
+        engine::boot(&mut ahead, Boot { id: id.to_owned(), began: 0, domid: None });
+        match engine::next(&self.steps, &ahead) {
+            Action::Done => Ok(()),
+            Action::Stopped(stop) => Err(stop.into()),
+            Action::Run(n) | Action::Reboot(n) => Err(Why::StepsLeft(name(n))),
+        }
     }
 
     /// This boot is in the record and in xenstore.

@@ -1,4 +1,6 @@
 //! Every place, set and cleared; what cannot be looked at; the vendor's record.
+//!
+//! Longer than 350 lines: one table of places.
 
 use lamina_guest::cause::{Cause, Clears};
 use lamina_guest::checks::{Verdict, all, bits, check, parse_vendor_record};
@@ -145,15 +147,21 @@ const CASES: &[(Cause, &str, Change, Change)] = &[
     ),
     (
         Cause::RunOncePending,
-        r"RunOnce\Setup: setup.exe /finish",
+        r"CurrentVersion\RunOnce\Setup",
         |s| s.set(View::Bits64, RUN_ONCE, "Setup", text("setup.exe /finish")),
         |s| s.unset(View::Bits64, RUN_ONCE, "Setup"),
     ),
     (
         Cause::RunOncePending,
-        r"RunOnce\Twin (32-bit view): x",
+        r"RunOnce\Twin (32-bit view)",
         |s| s.set(View::Bits32, RUN_ONCE, "Twin", text("x")),
         |s| s.unset(View::Bits32, RUN_ONCE, "Twin"),
+    ),
+    (
+        Cause::RunOncePending,
+        r"RunOnceEx\010 (32-bit view)",
+        |s| s.set(View::Bits32, &format!(r"{RUN_ONCE}Ex\010"), "1", text("x")),
+        |s| s.unmake(View::Bits32, &format!(r"{RUN_ONCE}Ex")),
     ),
     (
         Cause::WindowsUpgradeUnfinished,
@@ -179,15 +187,6 @@ const CASES: &[(Cause, &str, Change, Change)] = &[
             s.set(View::Bits64, &format!(r"{SERVICES}\frxdrvvt\Instances\frxdrvvt"), "Altitude", text("132700"));
         },
         |s| s.set(View::Bits64, &format!(r"{SERVICES}\frxdrvvt\Instances\frxdrvvt"), "Altitude", text("138010")),
-    ),
-    (
-        Cause::KMSDirectoryMissing,
-        r"C:\Windows\Setup\scripts\kmsdir does not exist",
-        |s| {
-            s.put(r"C:\Program Files\Unidesk\Uniservice\uniservice.exe", b"MZ");
-            s.put(r"C:\Windows\Setup\scripts\kmssetup.cmd", b"");
-        },
-        |s| s.put(r"C:\Windows\Setup\scripts\kmsdir\kms.cmd", b""),
     ),
     (
         Cause::HibernationOn,
@@ -282,6 +281,7 @@ fn what_is_at_rest_is_not_found() {
         // Software devices come and go.
         s.cards.push(Card { id: r"ROOT\NET\0000".to_owned(), name: "Loopback".to_owned(), present: false });
         s.cards.push(Card { id: r"SWD\MSRRAS\MS_PPTP".to_owned(), name: "WAN Miniport".to_owned(), present: false });
+        s.cards.push(Card { id: r"SW\{EEAB7790}\ASYNCMAC".to_owned(), name: "RAS".to_owned(), present: false });
         // An identity file with no client, FSLogix with no layering, empty lists and a queue that was emptied.
         s.put(r"C:\Windows\SMSCFG.INI", b"id");
         s.set(View::Bits64, &format!(r"{SERVICES}\frxdrvvt\Instances\frxdrvvt"), "Altitude", text("132700"));

@@ -43,6 +43,7 @@ fn page() -> String {
                 "count of rearms left (`SoftwareLicensingService.RemainingWindowsReArmCount`), where `spec.kms.rearm` asks for one"
             }
             Cause::NotRearmed => "how the rearm went, where `spec.kms.rearm` asks for one",
+            Cause::LeftOn => "`--leave-on`, and a power-off that failed: the machine ran on after its report",
             _ => "the vendor's record alone",
         };
         if places.is_empty() {

@@ -1,4 +1,6 @@
 //! Shutdown for finalize, from the first look to the power button.
+//!
+//! Longer than 350 lines: one case after another.
 
 use std::time::Duration;
 
@@ -135,11 +137,16 @@ fn a_rearm_that_fails_is_a_finding() {
     assert!(!outcome.off && reason == "NotRearmed" && detail.contains("0xC004F00F"), "{detail}");
 }
 
-/// `--leave-on`, then once more: the second report says what the first one spent.
+/// A shutdown that somebody called off, then once more: the second report says what the first one spent, whatever came between.
 #[test]
 fn a_boot_spends_one_rearm_however_often_it_is_asked() {
     let windows = packaging(Windows::clean());
-    shut_down(&windows, Order { leave_on: true, ..KMS }).unwrap();
+    shut_down(&windows, KMS).unwrap();
+    // The store has another report by now, and one attempt was blocked by a finding.
+    windows.change(|s| s.encrypted.insert(r"C:\".to_owned()));
+    assert!(!shut_down(&windows, KMS).unwrap().off);
+    windows.change(|s| s.encrypted.clear());
+    windows.change(|s| s.store.as_mut().unwrap().insert("vm-data/lamina/report/boot".to_owned(), "b0".to_owned()));
     let outcome = shut_down(&windows, KMS).unwrap();
     assert_eq!((outcome.report.rearms_before, outcome.report.rearms_left), (Some(3), Some(2)));
     assert_eq!((outcome.off, outcome.report.rearmed, windows.snapshot().rearms), (true, true, 2));
@@ -163,12 +170,33 @@ fn a_death_between_rearm_and_report_is_no_clean_report() {
     assert!(shut_down(&windows, KMS).unwrap().off);
 }
 
+/// A report of a machine that runs on is no leave to freeze it after a plain shutdown, and no rearm is spent on it.
 #[test]
 fn leave_on_reports_and_stays_on() {
     let windows = packaging(Windows::clean());
     let outcome = shut_down(&windows, Order { leave_on: true, ..Order::default() }).unwrap();
-    assert!(!outcome.off && outcome.verdict.clean() && in_store(&windows).unwrap().sealed);
+    let report = in_store(&windows).unwrap();
+    assert!(!outcome.off && outcome.verdict.clean() && report.sealed);
+    assert_eq!((report.findings.len(), report.findings[0].0.as_str()), (1, "LeftOn"));
     assert_eq!(at(&windows, |d| *d == Deed::PowerOff), None);
+
+    let report = shut_down(&windows, Order { leave_on: true, ..KMS }).unwrap().report;
+    assert_eq!((report.rearms_before, report.rearmed, windows.snapshot().rearms), (Some(3), false, 3));
+    assert!(report.findings.iter().any(|(r, _)| r == "NotRearmed"), "{report:?}");
+    assert!(shut_down(&windows, KMS).unwrap().off, "and then for good");
+    assert_eq!(windows.snapshot().rearms, 2);
+}
+
+/// Without a config disk, xenstore alone says whose report it is.
+#[test]
+fn a_report_that_would_belong_to_nobody_is_trouble_before_anything_is_spent() {
+    for key in ["domid", "vm-data/lamina/nonce"] {
+        let windows = packaging(Windows::clean());
+        windows.change(|s| s.volumes.truncate(1));
+        windows.change(|s| s.store.as_mut().unwrap().remove(key));
+        assert!(matches!(shut_down(&windows, KMS), Err(Trouble::Unbound(_))), "{key}");
+        assert_eq!((windows.snapshot().rearms, windows.snapshot().deeds.len()), (3, 0), "{key}");
+    }
 }
 
 #[test]
@@ -219,7 +247,12 @@ fn a_machine_that_does_not_turn_off_is_told() {
         Deed::PowerOff => Reply::Fails("a required privilege is not held (1314)".to_owned()),
         _ => Reply::Usual,
     }));
-    assert!(matches!(shut_down(&windows, Order::default()), Err(Trouble::StaysOn(_))));
+    assert!(matches!(shut_down(&windows, KMS), Err(Trouble::StaysOn(_))));
+    let report = in_store(&windows).unwrap();
+    assert_eq!((report.rearmed, report.findings[0].0.as_str()), (true, "LeftOn"), "no leave for a plain shutdown");
+    assert_eq!(on_disk(&windows), Some(report));
+    assert!(matches!(shut_down(&windows, KMS), Err(Trouble::StaysOn(_))));
+    assert_eq!(windows.snapshot().rearms, 2, "one rearm, however often it is tried");
 }
 
 #[test]

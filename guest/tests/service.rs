@@ -178,7 +178,7 @@ fn a_person_finalizes_where_nobody_asked_for_more() {
     let mut guest = Guest::new(serde_json::json!([{"name": "a", "command": "x"}]), false, Windows::clean());
     assert_eq!((guest.live(), guest.doing()), (End::Done, Some(Doing::Done)));
     assert_eq!(guest.deeds(|d| *d == Deed::PowerOff), 0);
-    let bound = mark(&guest.machine(), "another");
+    let bound = mark(&guest.machine(), "boot-1").unwrap();
     assert_eq!(
         (bound.nonce.as_str(), bound.boot.as_str(), bound.domid.as_str()),
         (NONCE, "boot-1", "1"),
@@ -218,10 +218,89 @@ fn a_failed_step_waits_for_a_person_and_goes_on_from_the_answer() {
     let stop = Stop::Failed { step: "a".to_owned(), code: Some(1603) };
     assert_eq!((guest.live(), guest.doing()), (End::Stays(Why::Step(stop)), Some(Doing::Stopped)));
     assert_eq!(progress::read(&guest.store())[0].exit_code, Some(1603));
-    assert_eq!(answer(&guest.machine(), "x", "b", Answer::Again), Err(Why::NothingToAnswer));
+    assert_eq!(answer(&guest.machine(), "boot-1", "b", Answer::Again), Err(Why::NothingToAnswer));
     *fails.lock().unwrap() = false;
-    assert_eq!(answer(&guest.machine(), "x", "a", Answer::Again), Ok(End::Off));
+    assert_eq!(answer(&guest.machine(), "boot-1", "a", Answer::Again), Ok(End::Off));
     assert_eq!(guest.ran(), [r#"/d /s /c "one""#, r#"/d /s /c "one""#, r#"/d /s /c "two""#]);
+}
+
+/// A person presses the icon too early: nothing is marked, dropped or written.
+#[test]
+fn a_shutdown_before_the_steps_are_done_is_refused() {
+    let json = || serde_json::json!([{"name": "a", "command": "one", "reboot": "Always"}]);
+    let refused = |guest: &Guest, id: &str| {
+        let before = guest.windows.snapshot().deeds.len();
+        let why = mark(&guest.machine(), id).unwrap_err();
+        assert_eq!(guest.windows.snapshot().deeds.len(), before);
+        why
+    };
+    let mut guest = Guest::new(json(), false, Windows::clean());
+    guest.start();
+    assert_eq!(refused(&guest, "boot-1"), Why::StepsLeft("a".to_owned()), "the service has not come so far");
+    assert!(!guest.store().contains_key("vm-data/lamina/boot"));
+    assert_eq!(boot(&guest.machine(), "boot-1"), End::Rebooting);
+    assert_eq!(refused(&guest, "boot-1"), Why::StepsLeft("a".to_owned()), "its reboot is under way");
+    guest.start();
+    assert_eq!(mark(&guest.machine(), "boot-2").unwrap().boot, "boot-2", "made, whoever marks the boot");
+
+    let mut guest = Guest::new(json(), false, ending(&[("one", 1603)]));
+    guest.windows.change(|s| s.put(r"E:\report.json", b"{}"));
+    assert!(matches!(guest.live(), End::Stays(Why::Step(Stop::Failed { .. }))));
+    assert!(matches!(refused(&guest, "boot-1"), Why::Step(Stop::Failed { .. })));
+}
+
+/// While the service runs a step, nobody else calls it interrupted, and nobody begins it anew.
+#[test]
+fn a_step_that_runs_is_left_alone_by_whoever_else_comes() {
+    let json = serde_json::json!([{"name": "a", "command": "one"}]);
+    let mut guest = Guest::new(
+        json,
+        false,
+        Windows::scripted(|_, deed| match deed {
+            Deed::Run(_) => power_cut(),
+            _ => Reply::Usual,
+        }),
+    );
+    assert!(survives(|| guest.boot()).is_none());
+    let running = Err(Why::Running("a".to_owned()));
+    assert_eq!(answer(&guest.machine(), "boot-1", "a", Answer::Skip), running);
+    assert_eq!(mark(&guest.machine(), "boot-1").map(drop), running.map(drop));
+    assert_eq!(guest.back().record.expect("a record").steps[0].state, StepState::Running);
+    // The service alone knows that it is over, in the same boot too.
+    let end = boot(&guest.machine(), "boot-1");
+    assert_eq!(end, End::Stays(Why::Step(Stop::Interrupted { step: "a".to_owned() })));
+    assert_eq!(answer(&guest.machine(), "boot-1", "a", Answer::Skip), Ok(End::Done));
+}
+
+/// Windows brings its drives up one by one.
+#[test]
+fn a_disk_that_cannot_be_looked_at_yet_is_waited_for() {
+    let json = || serde_json::json!([{"name": "a", "command": "one"}]);
+    let windows = Windows::scripted(|state, deed| {
+        if matches!(deed, Deed::Wait(_)) {
+            state.blind.clear();
+        }
+        Reply::Usual
+    });
+    let mut guest = Guest::new(json(), false, windows);
+    guest.windows.change(|s| s.blind.insert("the volumes".to_owned()));
+    assert_eq!(guest.live(), End::Done);
+
+    let mut guest = Guest::new(json(), false, Windows::clean());
+    guest.windows.change(|s| s.blind.insert("the volumes".to_owned()));
+    assert!(matches!(guest.live(), End::Stays(Why::Blind(_))));
+    assert_eq!(guest.store().get("vm-data/lamina/boot").map(String::as_str), Some("boot-1"));
+}
+
+/// A host that was restarted counts its domains anew.
+#[test]
+fn a_boot_is_told_by_its_guid_and_by_nothing_else() {
+    let mut guest = Guest::new(serde_json::json!([]), false, Windows::clean());
+    assert_eq!(guest.live(), End::Done);
+    guest.start();
+    guest.windows.change(|s| s.store.as_mut().unwrap().insert("domid".to_owned(), "1".to_owned()));
+    assert_eq!(boot(&guest.machine(), "boot-2"), End::Done);
+    assert_eq!(guest.back().record.expect("a record").boot.expect("a boot").id, "boot-2");
 }
 
 /// A program that cannot be started, one that hangs, one that crashes.

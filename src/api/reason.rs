@@ -146,6 +146,7 @@ reasons! {
     OSDiskInUse Stalled [Ready Stalled] "machine <machine> may write to OS disk <name>", "Shut that machine down, or detach the disk from it.";
     OSDiskIsSnapshot Stalled [Ready Stalled] "OS disk <name> is a snapshot", "Clone it (xe vdi-clone uuid=<uuid>) and name the clone.";
     OSDiskUnsuitable Stalled [Ready Stalled] "OS disk <name> cannot be frozen: <why>", "Copy it (xe vdi-copy) and name the copy.";
+    BaseChainTooDeep Stalled [Ready Stalled] "the disk that the version is to be made from stands on too long a chain of snapshots", "Base the version on the OS layer (spec.base), or on a version with a shorter chain.";
     OSDiskChainTooDeep Stalled [Ready Stalled] "OS disk <name> stands on too long a chain of snapshots", "Copy it in full (xe vdi-copy) and name the copy.";
     BaseLocked Stalled [Ready Stalled] "another cluster's mark is on disk <name> since 10 minutes", "If that cluster is gone: xe vdi-param-remove uuid=<uuid> param-name=other-config param-key=lamina.dev/making";
     SourcePaused Stalled [Ready Stalled] "disk <name> is paused since the pool's service died while copying it", "xe vdi-param-remove uuid=<uuid> param-name=sm-config param-key=paused";
@@ -233,4 +234,5 @@ reasons! {
     ReportsDiffer - [] "the reports in xenstore and on the config disk both count, and contradict each other", "Start the machine and run the check again.";
     MoreFindings - [] "there are more findings than a status can hold", "Mend those that are listed, then run the check again.";
     NotRearmed - [] "spec.kms.rearm is true, but the report does not say that Windows was rearmed", "Start the machine and let the check rearm as the last thing before the shutdown.";
+    LeftOn - [] "the check found nothing, but the machine ran on after it", "Run Shutdown For Finalize.";
 }

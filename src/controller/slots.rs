@@ -41,7 +41,7 @@ impl Slots {
             self.0.insert(uid);
             return Ok(());
         }
-        let mut names: Vec<String> = holders.iter().filter(|l| awaits_person(l)).map(|l| l.name_any()).collect();
+        let mut names: Vec<String> = holders.iter().filter(|l| rests(l)).map(|l| l.name_any()).collect();
         names.sort();
         Err(if names.is_empty() { format!("{} layers in work", holders.len()) } else { names.join(", ") })
     }
@@ -74,8 +74,10 @@ pub fn next<'a>(all: impl Iterator<Item = &'a PlatformLayer>) -> Option<&'a Plat
     all.filter(|l| waits(l)).min_by_key(|l| (&l.metadata.creation_timestamp, &l.metadata.uid))
 }
 
-fn awaits_person(layer: &PlatformLayer) -> bool {
-    condition(layer, ConditionType::ActionRequired).is_some()
+/// Does it not go on by itself? Whoever waits for its slot is told whom to ask.
+fn rests(layer: &PlatformLayer) -> bool {
+    let told = |type_| condition(layer, type_).is_some();
+    layer.spec.suspend || told(ConditionType::ActionRequired) || told(ConditionType::Stalled)
 }
 
 #[cfg(test)]
@@ -109,5 +111,20 @@ mod tests {
         assert_eq!(slots.ask(&all[0], all.iter(), 2), Ok(()));
         assert!(slots.ask(&all[2], all.iter(), 2).is_err());
         assert_eq!(slots.ask(&all[2], all.iter(), 3), Ok(()));
+    }
+
+    /// Nothing but a person frees the slots of these.
+    #[test]
+    fn holders_that_do_not_go_on_are_named() {
+        let mut all =
+            [layer("stalled", 1, false), layer("suspended", 2, false), layer("busy", 3, false), layer("new", 4, false)];
+        for (holder, reason) in all[..3].iter_mut().zip(["DiskLost", "Suspended", "CreatingDisk"]) {
+            let type_ = if reason == "DiskLost" { "Stalled" } else { "Ready" };
+            let status = json!({"phase": "DiskCreated", "operation": {"step": "x"}, "conditions": [{"type": type_, "status": "True",
+                "reason": reason, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
+            holder.status = serde_json::from_value(status).expect("a status");
+        }
+        all[1].spec.suspend = true;
+        assert_eq!(Slots::default().ask(&all[3], all.iter(), 3), Err("stalled, suspended".to_owned()));
     }
 }

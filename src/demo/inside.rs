@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::sim::guest::Guest;
+use crate::xapi::wire;
 
 /// Where Windows mounts the second disk.
 const ROOT: &str = r"E:\";
@@ -28,9 +29,9 @@ const PIECE: usize = 64 << 10;
 /// What an installer does to Windows and how it ends.
 pub type Installers = Arc<dyn Fn(&mut State, &Deed) -> Reply + Send + Sync>;
 
-/// The systems of all machines of a program, by the machine's uuid.
+/// The systems of all machines of a program, by the machine's uuid, each with the boot that it is in.
 #[derive(Clone, Default)]
-pub struct Systems(Arc<Mutex<HashMap<String, State>>>);
+pub struct Systems(Arc<Mutex<HashMap<String, (u64, State)>>>);
 
 /// One boot of a system.
 pub struct Inside {
@@ -42,11 +43,21 @@ pub struct Inside {
     /// The machine was stopped from outside: nothing in it acts any more.
     stopped: CancellationToken,
     systems: Systems,
+    /// Seconds since 1970 by the machine's clock.
+    began: u64,
 }
 
 impl Systems {
     fn of(&self, vm: &str) -> Option<State> {
-        lock(&self.0).get(vm).cloned()
+        lock(&self.0).get(vm).map(|(_, state)| state.clone())
+    }
+
+    /// A thread of an earlier boot may still be at work; it changes nothing any more.
+    fn save(&self, guest: &Guest, state: State) {
+        let mut all = lock(&self.0);
+        if all.get(&guest.vm).is_none_or(|(boot, _)| *boot <= guest.boot) {
+            all.insert(guest.vm.clone(), (guest.boot, state));
+        }
     }
 
     /// Boots the machine's system, or a fresh one.
@@ -63,6 +74,10 @@ impl Systems {
                 state.boot();
             });
         }
+        let began = now(guest);
+        windows.change(|state| (state.now, state.uptime) = (began, Duration::ZERO));
+        // From here on, what an earlier boot still does is lost.
+        self.save(guest, windows.snapshot());
         let disk = mount(guest, &windows);
         Arc::new(Inside {
             guest: guest.clone(),
@@ -71,6 +86,7 @@ impl Systems {
             handle,
             stopped,
             systems: self.clone(),
+            began,
         })
     }
 }
@@ -97,6 +113,27 @@ impl Inside {
     /// Changes what is to be seen in this Windows.
     pub fn change(&self, how: impl FnOnce(&mut State)) {
         self.windows.change(how);
+        self.save();
+    }
+
+    /// What was done so far outlives this boot.
+    fn save(&self) {
+        self.systems.save(&self.guest, self.windows.snapshot());
+    }
+
+    /// Does a deed to a machine that is on, and keeps what came of it.
+    fn act<T>(&self, what: &str, deed: impl FnOnce(&Windows) -> Done<T>) -> Done<T> {
+        self.alive(what)?;
+        let done = deed(&self.windows);
+        self.save();
+        done
+    }
+
+    /// The clock is the machine's, which goes on while nobody waits in Windows, too.
+    fn tick(&self) {
+        let now = now(&self.guest);
+        let up = Duration::from_secs(now.saturating_sub(self.began));
+        self.windows.change(|state| (state.now, state.uptime) = (now, state.uptime.max(up)));
     }
 
     /// Runs a part of the guest's program. `None`: the machine was stopped from outside meanwhile.
@@ -106,14 +143,18 @@ impl Inside {
     ) -> Option<T> {
         let (inside, stop) = (Arc::clone(self), self.stopped.clone().drop_guard());
         let work = tokio::task::spawn_blocking(move || {
+            inside.tick();
             let store = inside.guest.has_tools().then_some(inside.as_ref() as &dyn Store);
-            let done = part(&Machine { facts: &inside.windows, deeds: inside.as_ref(), store });
-            lock(&inside.systems.0).insert(inside.guest.vm.clone(), inside.windows.snapshot());
-            done
+            part(&Machine { facts: &inside.windows, deeds: inside.as_ref(), store })
         });
-        let done = work.await.ok();
+        let done = work.await;
         stop.disarm();
-        done
+        match done {
+            Ok(done) => Some(done),
+            // A fault of the program is no crash of the machine.
+            Err(fault) if fault.is_panic() => std::panic::resume_unwind(fault.into_panic()),
+            Err(_cancelled) => None,
+        }
     }
 
     /// Refuses a deed in a machine that is off.
@@ -142,44 +183,39 @@ impl Inside {
 
 impl Deeds for Inside {
     fn run(&self, job: &Job) -> Done<Ended> {
-        self.alive("run a program")?;
-        self.windows.run(job)
+        self.act("run a program", |windows| windows.run(job))
     }
 
     fn write(&self, path: &str, bytes: &[u8]) -> Done<()> {
-        self.alive("write a file")?;
-        Deeds::write(&self.windows, path, bytes)?;
+        self.act("write a file", |windows| Deeds::write(windows, path, bytes))?;
         self.flush(path, |disk, inner| edit::put(disk, inner, bytes))
     }
 
     fn remove(&self, path: &str) -> Done<()> {
-        self.alive("remove a file")?;
-        Deeds::remove(&self.windows, path)?;
+        self.act("remove a file", |windows| Deeds::remove(windows, path))?;
         self.flush(path, edit::remove)
     }
 
     fn rearm(&self) -> Done<()> {
-        self.alive("rearm Windows")?;
-        self.windows.rearm()
+        self.act("rearm Windows", Windows::rearm)
     }
 
     fn remove_card(&self, id: &str) -> Done<()> {
-        self.alive("remove a network card")?;
-        self.windows.remove_card(id)
+        self.act("remove a network card", |windows| windows.remove_card(id))
     }
 
     fn power_off(&self) -> Done<()> {
-        self.alive("turn the machine off")?;
-        self.windows.power_off()
+        self.act("turn the machine off", Windows::power_off)
     }
 
     fn reboot(&self) -> Done<()> {
-        self.alive("reboot")?;
-        self.windows.reboot()
+        self.act("reboot", Windows::reboot)
     }
 
     fn wait(&self, time: Duration) {
         self.windows.wait(time);
+        self.tick();
+        self.save();
     }
 }
 
@@ -201,6 +237,12 @@ impl Store for Inside {
         let removed = self.guest.remove(&[path.to_owned()]);
         removed.map_err(|e| StoreError { what: format!("remove {path}"), why: e.to_string() })
     }
+}
+
+/// Seconds since 1970 by the machine's clock.
+fn now(guest: &Guest) -> u64 {
+    let shown = wire::parse_time(&guest.now()).map(|t| t.as_second());
+    shown.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or_default()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

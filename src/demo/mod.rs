@@ -119,7 +119,7 @@ fn settings(cluster: &Cluster) -> Settings {
         pace: Pace::PRODUCTION,
         identity: format!("demo_{}", uuid::Uuid::new_v4()),
         namespace: (!cluster.is_own()).then(|| NAMESPACE.to_owned()),
-        // A namespace of its own, and one process: nobody else can lead here.
+        // No Lease: in a cluster of the demo's own nobody leads but whom its user starts (README); in the user's the namespace is ours.
         deadline: Deadline::none(),
         metrics: Metrics::default(),
         health: Health::default(),

@@ -77,7 +77,9 @@ pub fn usual() -> Program {
 
 async fn live(guest: &Guest, systems: &Systems, deeds: Vec<Deed>) -> Exit {
     guest.stage("boot", MOMENT).await;
-    if guest.has_tools() && up(guest).await.is_none() {
+    // One guid for this boot, whoever marks it: the service, or each check.
+    let id = uuid::Uuid::new_v4().to_string();
+    if guest.has_tools() && up(guest, &id).await.is_none() {
         return Exit::Crash;
     }
     let inside = systems.boot(guest, Arc::new(|_, _| Reply::Usual));
@@ -98,7 +100,8 @@ async fn live(guest: &Guest, systems: &Systems, deeds: Vec<Deed>) -> Exit {
             }
             Deed::Finalize => {
                 guest.stage("check", MOMENT).await;
-                match inside.run(shut_down).await {
+                let id = id.clone();
+                match inside.run(move |machine| shut_down(machine, &id)).await {
                     Some(true) => return Exit::Halt,
                     // People read what they are told before they do something about it.
                     Some(false) => guest.stage("read", 5 * MOMENT).await,
@@ -124,18 +127,17 @@ async fn live(guest: &Guest, systems: &Systems, deeds: Vec<Deed>) -> Exit {
 }
 
 /// What the icon on the desktop does. Is the machine going off?
-fn shut_down(machine: &Machine<'_>) -> bool {
-    let bound = service::mark(machine, &uuid::Uuid::new_v4().to_string());
+fn shut_down(machine: &Machine<'_>, id: &str) -> bool {
+    let Ok(bound) = service::mark(machine, id) else { return false };
     let asked = machine.store.and_then(|s| s.read(&format!("{PREFIX}kms-rearm")).ok().flatten());
     let order = Order { rearm: asked.as_deref() == Some("true"), ..Order::default() };
     finalize(machine, &bound, order).is_ok_and(|outcome| outcome.off)
 }
 
 /// Tools are up: they report, and the guest's service marks the boot.
-async fn up(guest: &Guest) -> Option<()> {
+async fn up(guest: &Guest, id: &str) -> Option<()> {
     guest.report_tools().await.ok()?;
-    let mark = uuid::Uuid::new_v4().to_string();
-    guest.write(&Keys::from([(format!("{PREFIX}boot"), mark)])).await.ok()
+    guest.write(&Keys::from([(format!("{PREFIX}boot"), id.to_owned())])).await.ok()
 }
 
 /// Writes a sealed report, and waits until it has surely been seen.

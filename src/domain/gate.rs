@@ -17,6 +17,8 @@ use crate::api::reason::Reason;
 
 /// XAPI ends a chain at 30; each version adds one or two levels, and the work needs room too.
 const DEEPEST_BASE: u32 = 20;
+/// Of a version that another one is made from: its clone and the freeze of that must still fit, or days of work could not be kept.
+pub const DEEPEST_SOURCE: u32 = 26;
 /// Versions of one layer.
 const MOST_VERSIONS: usize = 64;
 

@@ -57,8 +57,9 @@ fn removal(want: &Want, seen: &Observed, estate: &Estate) -> Verdict {
     if let Some(verdict) = out_of_sight(seen) {
         return verdict;
     }
-    if let Some(uuid) = seen.untagged.first().filter(|_| want.deletion == DeletionPolicy::Retain) {
-        return act(Step::TagAgain { uuid: uuid.clone() });
+    let stays = want.deletion == DeletionPolicy::Retain;
+    if let Some(f) = estate.frozen.iter().find(|f| stays && !(f.keyed && f.tagged)) {
+        return act(Step::TagAgain { uuid: f.uuid.clone() });
     }
     if let Some(base) = seen.base.found().filter(|b| !b.keyed && seen.os_disk.is_ok()) {
         return act(Step::TagAgain { uuid: base.uuid.clone() });
@@ -72,7 +73,14 @@ fn removal(want: &Want, seen: &Observed, estate: &Estate) -> Verdict {
         return plan::remove_config(seen, c, Reason::Deleting, DELETING);
     }
     if let Some(w) = estate.works.first() {
-        return destroy_disk(seen, w, Step::DestroyWork { disk: w.uuid.clone(), after_freeze: false });
+        // What is to stay is not judged by its record alone.
+        let after_freeze = stays
+            && seen.finalized(&seen.subject).is_some()
+            && seen.work.found().is_some_and(|work| work.uuid == w.uuid);
+        if let Some(verdict) = plan::only_copy(seen, w).filter(|_| after_freeze) {
+            return verdict;
+        }
+        return destroy_disk(seen, w, Step::DestroyWork { disk: w.uuid.clone(), after_freeze });
     }
     for f in &estate.frozen {
         match want.deletion {

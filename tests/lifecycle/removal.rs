@@ -3,7 +3,7 @@
 use lamina::api::PlatformLayer;
 use serde_json::{Value, json};
 
-use crate::common::rig::{Rig, idle, quick, uid};
+use crate::common::rig::{Rig, disk, idle, quick, ready, status, uid};
 
 const POLICIES: [&str; 3] = ["Retain", "Delete", "Orphan"];
 
@@ -43,6 +43,50 @@ async fn uuids(rig: &Rig, layer: &PlatformLayer) -> Vec<String> {
     let mut all: Vec<_> = rig.hands.of_layer(&uid(layer)).await.iter().map(|t| t.uuid().to_owned()).collect();
     all.sort();
     all
+}
+
+/// The frozen disk that was to stay is gone, and the packaging disk not yet: it is the last copy, whoever deletes the layer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retained_version_without_its_disk_keeps_the_packaging_disk() {
+    let rig = Rig::new().await;
+    rig.guest("last", quick());
+    rig.sim.pool.clock.hold("VM.destroy/");
+    let _controller = rig.run().await;
+    rig.layer("last", json!({"finalize": {"approved": "1"}, "deletionPolicy": "Retain"})).await;
+    rig.sim.pool.clock.held("VM.destroy/").await;
+    rig.patch("last", json!({"suspend": true})).await;
+    let layer = rig.until_reason("last", "Suspended").await;
+    rig.sim.pool.clock.unhold("VM.destroy/");
+    rig.hands.destroy_disk(&status(&layer).versions[0].disk).await;
+    rig.delete("last").await;
+    rig.patch("last", json!({"suspend": false})).await;
+    let work = disk(&layer);
+    let told =
+        |l: &PlatformLayer| ready(l).is_some_and(|(_, m)| m.contains(&work) && m.contains("still there and kept"));
+    rig.until("last", "the last copy is named", told).await;
+    rig.meanwhile().await;
+    assert!(rig.hands.disk(&work).await.is_some());
+    rig.patch("last", json!({"deletionPolicy": "Delete"})).await;
+    rig.until_gone("last").await;
+    rig.hands.assert_nothing_of(&uid(&layer)).await;
+}
+
+/// A disk that stays and lost its keys would be nobody's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_stays_gets_its_lost_keys_back() {
+    let rig = Rig::new().await;
+    rig.guest("kept", quick());
+    let controller = rig.run().await;
+    rig.layer("kept", json!({"finalize": {"approved": "1"}, "deletionPolicy": "Retain"})).await;
+    let layer = rig.until_finalized("kept", "1").await;
+    drop(controller);
+    let f = rig.hands.disk(&status(&layer).versions[0].disk).await.expect("F");
+    rig.hands.call("VDI.set_other_config", json!([f.r, {}])).await;
+    rig.delete("kept").await;
+    let _controller = rig.run().await;
+    rig.until_gone("kept").await;
+    let f = rig.hands.disk(f.uuid()).await.expect("F");
+    assert!(f.key("retained").is_some() && f.key("layer") == Some(&uid(&layer)), "{f:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

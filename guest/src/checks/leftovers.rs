@@ -1,15 +1,14 @@
 //! What an installation leaves behind and every copy of the layer would inherit.
 //!
-//! Two of the vendor's bits are judged by the vendor's own number alone, as nobody says where its service looks: the key file of the WEM
-//! agent (512), the tokens (1024), and the policy for the KMS script (4096).
+//! Four of the vendor's bits are judged by the vendor's own number alone, as nobody says where its service looks: the key file of the WEM
+//! agent (512), the tokens (1024), and the directory and the policy for the KMS script (2048, 4096).
 
 use super::{Basis, Check, paths};
-use crate::cause::Cause::{
-    FSLogixAltitude, KMSDirectoryMissing, RunOncePending, SCCMClientIdentity, WindowsUpgradeUnfinished,
-};
+use crate::cause::Cause::{FSLogixAltitude, RunOncePending, SCCMClientIdentity, WindowsUpgradeUnfinished};
 use crate::facts::{Facts, Seen, Value, View};
 
 const RUN_ONCE: &str = r"SOFTWARE\Microsoft\Windows\CurrentVersion\RunOnce";
+const RUN_ONCE_EX: &str = r"SOFTWARE\Microsoft\Windows\CurrentVersion\RunOnceEx";
 const SETUP: &str = r"SYSTEM\Setup";
 const SERVICES: &str = r"SYSTEM\CurrentControlSet\Services";
 const LAYERING: &str = r"SYSTEM\CurrentControlSet\Services\unifltr";
@@ -22,7 +21,7 @@ const DISABLED: u64 = 4;
 pub const CHECKS: &[Check] = &[
     Check {
         cause: RunOncePending,
-        place: r"`HKLM\SOFTWARE\Microsoft\Windows\CurrentVersion\RunOnce`, any value, both views. Entries of a user (`HKCU`) do not block",
+        place: r"`HKLM\SOFTWARE\Microsoft\Windows\CurrentVersion`: `RunOnce`, any value; `RunOnceEx`, any subkey; both views. Entries of a user (`HKCU`) do not block",
         basis: Basis::Documented,
         look: run_once,
     },
@@ -44,27 +43,19 @@ pub const CHECKS: &[Check] = &[
         basis: Basis::Guess,
         look: fslogix,
     },
-    Check {
-        cause: KMSDirectoryMissing,
-        place: r"`%SystemRoot%\Setup\scripts\kmsdir` missing, where `%SystemRoot%\Setup\scripts` and the vendor's service are there",
-        basis: Basis::Guess,
-        look: kms_directory,
-    },
 ];
 
+/// By name alone: a command line may hold a password, and a report goes far.
 fn run_once(facts: &dyn Facts) -> Seen<Vec<String>> {
     let mut seen = Vec::new();
     for view in View::BOTH {
+        let twin = if view == View::Bits32 { " (32-bit view)" } else { "" };
         let key = facts.key(view, RUN_ONCE)?.unwrap_or_default();
         // The unnamed value of a key is always there for some readers, and empty.
-        for (name, value) in key.values.iter().filter(|(n, v)| !(n.is_empty() && **v == Value::Text(String::new()))) {
-            let runs = match value {
-                Value::Text(command) => command.as_str(),
-                Value::Texts(_) | Value::Number(_) | Value::Bytes(_) => "no text",
-            };
-            let twin = if view == View::Bits32 { " (32-bit view)" } else { "" };
-            seen.push(format!(r"HKLM\{RUN_ONCE}\{name}{twin}: {runs}"));
-        }
+        let set = key.values.iter().filter(|(n, v)| !(n.is_empty() && **v == Value::Text(String::new())));
+        seen.extend(set.map(|(name, _)| format!(r"HKLM\{RUN_ONCE}\{name}{twin}")));
+        let sections = facts.key(view, RUN_ONCE_EX)?.unwrap_or_default().subkeys;
+        seen.extend(sections.iter().map(|name| format!(r"HKLM\{RUN_ONCE_EX}\{name}{twin}")));
     }
     Ok(seen)
 }
@@ -101,14 +92,4 @@ fn fslogix(facts: &dyn Facts) -> Seen<Vec<String>> {
     let key = facts.key(View::Bits64, FSLOGIX)?.unwrap_or_default();
     let altitude = key.text("Altitude").filter(|a| a.trim() != ALTITUDE);
     Ok(altitude.map(|a| format!(r"HKLM\{FSLOGIX}\Altitude is {a}, not {ALTITUDE}")).into_iter().collect())
-}
-
-fn kms_directory(facts: &dyn Facts) -> Seen<Vec<String>> {
-    if paths::uniservice(facts)?.is_none() {
-        return Ok(Vec::new());
-    }
-    let scripts = format!(r"{}\Setup\scripts", paths::windows(facts)?);
-    let wanted = format!(r"{scripts}\kmsdir");
-    let missing = facts.stat(&scripts)?.is_some() && facts.stat(&wanted)?.is_none();
-    Ok(if missing { vec![format!("{wanted} does not exist")] } else { Vec::new() })
 }

@@ -15,7 +15,7 @@ pub const CHECKS: &[Check] = &[
     },
     Check {
         cause: GhostNetworkCard,
-        place: r"devices of class Net that are not present, except software devices (`ROOT\…`, `SWD\…`)",
+        place: r"devices of class Net that are not present, except software devices (`ROOT\…`, `SW\…`, `SWD\…`)",
         basis: Basis::Documented,
         look: |facts| Ok(ghosts(facts)?.into_iter().map(|c| format!("network card {} ({})", c.name, c.id)).collect()),
     },
@@ -46,7 +46,7 @@ fn hibernation(facts: &dyn Facts) -> Seen<Vec<String>> {
 /// Cards that were taken off this machine, or never were in it: a guest's drivers unplug the emulated card at every boot, for one.
 pub fn ghosts(facts: &dyn Facts) -> Seen<Vec<Card>> {
     // Miniports and tunnels come and go by themselves; nothing of them is bound to a place.
-    let software = |id: &str| ["ROOT\\", "SWD\\"].iter().any(|p| id.to_ascii_uppercase().starts_with(p));
+    let software = |id: &str| ["ROOT\\", "SW\\", "SWD\\"].iter().any(|p| id.to_ascii_uppercase().starts_with(p));
     Ok(facts.network_cards()?.into_iter().filter(|c| !c.present && !software(&c.id)).collect())
 }
 

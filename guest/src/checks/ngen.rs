@@ -25,7 +25,7 @@ pub const CHECKS: &[Check] = &[
     },
     Check {
         cause: NGenNeeded,
-        place: r"`HKLM\SOFTWARE\Microsoft\.NETFramework\NGenQueue\<WIN32, WIN64>\<Default, …>`: subkeys, both views",
+        place: r"`HKLM\SOFTWARE\Microsoft\.NETFramework\NGenQueue\<WIN32, WIN64>\<Default, …>`: subkeys, both views. What is queued for .NET 2.0 to 3.5 is not kept there, and is not seen",
         basis: Basis::Guess,
         look: queue,
     },

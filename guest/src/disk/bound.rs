@@ -6,9 +6,9 @@
 //! 2. It is of the boot that the record on the same disk names last. The service writes that before anything else at every boot, so a
 //!    report that a later boot should have dropped does not count.
 //! 3. Where xenstore has a boot mark, it is the same.
-//! 4. That boot is the machine's last, which the host says and the guest cannot: by the number of the domain, which no two boots on a host share,
-//!    where the guest knew it; clocks are not asked then. A guest without xenstore has only its clock: its boot must lie within
-//!    [`TOLERANCE`] of the machine's start, and the report must be written after it. A guest whose clock is further off than that is told
+//! 4. That boot is the machine's last, which the host says and the guest cannot: by the number of the domain, which no two boots share
+//!    until the host itself restarts, where the guest knew it; clocks are not asked then. A guest without xenstore has only its clock: its boot must lie within
+//!    [`TOLERANCE`] of the machine's start, and the report must be written after both. A guest whose clock is further off than that is told
 //!    so, and its report does not count.
 
 use crate::report::Report;
@@ -48,7 +48,7 @@ pub enum Unbound {
         "it says that the guest booted {0} s off the machine's start: it is of another boot, or the guest's clock is wrong; set that, or install the guest tools, and run the check again"
     )]
     Clock(i64),
-    #[error("it says that it was written before the boot that it is of")]
+    #[error("it says that it was written before the machine was started, or before the boot that it is of")]
     WrittenBefore,
 }
 
@@ -75,7 +75,7 @@ pub fn bound(report: &Report, record: Option<&Record>, known: &Known) -> Result<
     if booted.abs_diff(*started) > TOLERANCE {
         return Err(Unbound::Clock(booted.cast_signed().saturating_sub(started.cast_signed())));
     }
-    if written < booted { Err(Unbound::WrittenBefore) } else { Ok(()) }
+    if written < booted.max(*started) { Err(Unbound::WrittenBefore) } else { Ok(()) }
 }
 
 /// The channel that a report came through.
@@ -177,6 +177,7 @@ mod tests {
         assert_eq!(at(START + TOLERANCE + 1, START + 9000), Err(Unbound::Clock(601)));
         assert_eq!(at(START - 7200, START), Err(Unbound::Clock(-7200)), "two hours slow");
         assert_eq!(at(START + 30, START + 29), Err(Unbound::WrittenBefore));
+        assert_eq!(at(START - 30, START - 1), Err(Unbound::WrittenBefore), "of the boot before, a moment ago");
         let none = Report { domid: String::new(), booted_at: None, ..report() };
         assert_eq!(bound(&none, Some(&record()), &known()), Err(Unbound::NoTime));
     }

@@ -16,8 +16,6 @@ use super::{OnFailure, Reboot, Step, windows_code};
 pub const MOST_RUNS: u32 = 3;
 /// Exit codes by which an installer asks for a restart (`ERROR_SUCCESS_REBOOT_REQUIRED`, `ERROR_SUCCESS_REBOOT_INITIATED`).
 const WANTS_REBOOT: [i32; 2] = [3010, 1641];
-/// Seconds by which two looks at one boot's beginning differ at most; no boot is over and done with sooner.
-const SAME_BOOT: u64 = 10;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -93,24 +91,21 @@ fn wants_reboot(step: &Step, code: Option<i32>) -> bool {
     }
 }
 
-/// The service is here, in this boot: what ran is interrupted. The boot that it is: the recorded one, where the service was only
-/// restarted within it.
+/// Somebody is here, in this boot. Only its guid tells it from others: numbers of domains begin anew when a host restarts, and clocks
+/// are set. In another boot than the recorded one, what ran is interrupted.
 pub fn boot(record: &mut Record, now: Boot) {
-    let same = record.boot.as_ref().is_some_and(|last| same_boot(last, &now));
-    if !same {
-        record.boots = record.boots.saturating_add(1);
-        record.boot = Some(now);
+    if record.boot.as_ref().is_some_and(|last| last.id == now.id) {
+        return;
     }
-    for ran in record.steps.iter_mut().filter(|r| r.state == State::Running) {
-        ran.state = State::Interrupted;
-    }
+    record.boots = record.boots.saturating_add(1);
+    record.boot = Some(now);
+    interrupt(record);
 }
 
-/// By the domain, where both know it; else by the clock, which takes a boot in which it was set for two.
-fn same_boot(last: &Boot, now: &Boot) -> bool {
-    match (&last.domid, &now.domid) {
-        (Some(last), Some(now)) => last == now,
-        (None, _) | (_, None) => last.began.abs_diff(now.began) <= SAME_BOOT,
+/// What ran is over, and nobody knows how far it came.
+pub fn interrupt(record: &mut Record) {
+    for ran in record.steps.iter_mut().filter(|r| r.state == State::Running) {
+        ran.state = State::Interrupted;
     }
 }
 

@@ -101,7 +101,7 @@ fn removed(id: &str) -> Result<bool> {
         SetupDiSetClassInstallParamsW(
             *known.set,
             Some(&device),
-            Some(&how.ClassInstallHeader),
+            Some((&raw const how).cast()),
             size_of::<SP_REMOVEDEVICE_PARAMS>() as u32,
         )
     }?;

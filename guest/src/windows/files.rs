@@ -15,6 +15,7 @@ use windows::Win32::System::Ioctl::FSCTL_IS_VOLUME_DIRTY;
 use windows::core::{Error, HSTRING, Owned};
 
 use super::{blind, seconds};
+use crate::channel::LABEL;
 use crate::facts::{Seen, Stat, Volume};
 use crate::raw::until_nul;
 
@@ -67,7 +68,14 @@ pub fn volumes() -> Seen<Vec<Volume>> {
     }
     let roots =
         ('A'..='Z').enumerate().filter(|(n, _)| drives & (1 << n) != 0).map(|(_, letter)| format!(r"{letter}:\"));
-    roots.filter_map(|root| volume(root).transpose()).collect()
+    let (seen, blind): (Vec<_>, Vec<_>) = roots.filter_map(|root| volume(root).transpose()).partition(Result::is_ok);
+    let seen: Vec<Volume> = seen.into_iter().filter_map(Result::ok).collect();
+    // Nobody needs more than ours: where it is there, another drive that cannot be asked keeps nobody from it.
+    match blind.into_iter().find_map(Result::err).filter(|_| !seen.iter().any(|v| v.label.eq_ignore_ascii_case(LABEL)))
+    {
+        Some(blind) => Err(blind),
+        None => Ok(seen),
+    }
 }
 
 /// `None`: a network drive, which is no part of this machine and may not answer for minutes.

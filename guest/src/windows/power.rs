@@ -8,8 +8,9 @@ use windows::Win32::Security::{
     TOKEN_ADJUST_PRIVILEGES, TOKEN_PRIVILEGES, TOKEN_QUERY,
 };
 use windows::Win32::System::Shutdown::{
-    InitiateShutdownW, SHTDN_REASON_FLAG_PLANNED, SHTDN_REASON_MAJOR_APPLICATION, SHTDN_REASON_MINOR_MAINTENANCE,
-    SHUTDOWN_FLAGS, SHUTDOWN_FORCE_OTHERS, SHUTDOWN_FORCE_SELF, SHUTDOWN_POWEROFF, SHUTDOWN_RESTART,
+    AbortSystemShutdownW, InitiateShutdownW, SHTDN_REASON_FLAG_PLANNED, SHTDN_REASON_MAJOR_APPLICATION,
+    SHTDN_REASON_MINOR_MAINTENANCE, SHUTDOWN_FLAGS, SHUTDOWN_FORCE_OTHERS, SHUTDOWN_FORCE_SELF, SHUTDOWN_POWEROFF,
+    SHUTDOWN_RESTART,
 };
 use windows::Win32::System::Threading::{GetCurrentProcess, OpenProcessToken};
 use windows::core::{Error, Owned, PCWSTR, Result, w};
@@ -28,6 +29,22 @@ pub fn reboot() -> Done<()> {
 fn ask(what: &str, how: SHUTDOWN_FLAGS) -> Done<()> {
     let failed = |why: Error| Failed { what: what.to_owned(), why: why.to_string() };
     may_shut_down().map_err(failed)?;
+    let mut code = initiate(how);
+    if code == ERROR_SHUTDOWN_IS_SCHEDULED {
+        // Somebody else's may be a reboot, or hours away: ours takes its place.
+        // SAFETY: this machine needs no name.
+        unsafe { AbortSystemShutdownW(PCWSTR::null()) }.map_err(failed)?;
+        code = initiate(how);
+    }
+    match code {
+        code if code.is_ok() => Ok(()),
+        // On its way down already; whether it comes up again is somebody else's word, and enough for a reboot alone.
+        ERROR_SHUTDOWN_IN_PROGRESS if how == SHUTDOWN_RESTART => Ok(()),
+        code => Err(failed(Error::from_hresult(code.to_hresult()))),
+    }
+}
+
+fn initiate(how: SHUTDOWN_FLAGS) -> WIN32_ERROR {
     // SAFETY: the message is static, and this machine needs no name.
     let code = unsafe {
         InitiateShutdownW(
@@ -38,12 +55,7 @@ fn ask(what: &str, how: SHUTDOWN_FLAGS) -> Done<()> {
             SHTDN_REASON_MAJOR_APPLICATION | SHTDN_REASON_MINOR_MAINTENANCE | SHTDN_REASON_FLAG_PLANNED,
         )
     };
-    match WIN32_ERROR(code) {
-        code if code.is_ok() => Ok(()),
-        // It was asked for before.
-        ERROR_SHUTDOWN_IN_PROGRESS | ERROR_SHUTDOWN_IS_SCHEDULED => Ok(()),
-        code => Err(failed(Error::from_hresult(code.to_hresult()))),
-    }
+    WIN32_ERROR(code)
 }
 
 /// Administrators and SYSTEM have the privilege, but switched off.

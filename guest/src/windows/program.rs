@@ -7,6 +7,7 @@ use windows::Win32::UI::Shell::{IsUserAnAdmin, ShellExecuteW};
 use windows::Win32::UI::WindowsAndMessaging::SW_SHOWMINNOACTIVE;
 use windows::core::{HSTRING, PCWSTR, w};
 
+use super::system::Turn;
 use super::{Windows, Xenstore, install, service, window};
 use crate::channel::{Store, config_disk};
 use crate::checks;
@@ -114,15 +115,23 @@ fn as_administrator(how: Shutdown) -> Outcome {
 }
 
 fn shutdown_for_finalize(how: Shutdown) -> Result<finalize::Outcome, Box<dyn Error>> {
+    let _turn = turn()?;
     let windows = Windows::open();
     if from_config_disk(&windows)? {
         // Nothing of us may stay in the layer.
         install::uninstall()?;
     }
     let machine = Machine { facts: &windows, deeds: &windows, store: Some(&Xenstore) };
-    let bound = mark(&machine, &service::boot_id()?);
+    let bound = mark(&machine, &service::boot_id()?)?;
     let order = Order { rearm: rearm_wanted(&windows)?, wait_ngen: how.wait_ngen, leave_on: how.leave_on };
     Ok(finalize(&machine, &bound, order)?)
+}
+
+/// Ours, until it is dropped.
+fn turn() -> Result<Turn, Box<dyn Error>> {
+    Turn::take()?.ok_or_else(|| {
+        "the service, or another copy of this program, is at work, and nothing was done: wait until it is done, then try again".into()
+    })
 }
 
 /// Is this the copy that the config disk carries?
@@ -144,7 +153,8 @@ fn rearm_wanted(facts: &dyn Facts) -> Result<bool, Box<dyn Error>> {
                 .kms_rearm);
         }
     }
-    // Without drivers there is no way to ask, nor one to report: that is told when the report is written.
+    // A store that does not answer takes no report either, and one without the rearm that a layer asks for is judged so (NotRearmed): a
+    // person reads the findings all the same.
     let said = Xenstore.read(&format!("{PREFIX}kms-rearm")).ok().flatten();
     Ok(said.as_deref() == Some("true"))
 }
@@ -160,6 +170,7 @@ fn uninstall() -> Outcome {
 }
 
 fn answered(step: &str, said: Answer) -> Outcome {
+    let _turn = turn()?;
     let windows = Windows::open();
     let machine = Machine { facts: &windows, deeds: &windows, store: Some(&Xenstore) };
     let said = match said {

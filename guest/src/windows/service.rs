@@ -1,7 +1,9 @@
 //! What the service control manager starts at each boot: does the boot's work, and ends. Nothing stays in memory, and nothing holds the
 //! program's file.
 //!
-//! It takes no order to stop: what a step has begun is not broken off, and when it is done the service is gone by itself.
+//! It takes no order to stop: what a step has begun is not broken off, and when it is done the service is gone by itself. Only where Windows
+//! goes down it ends at once, so that the end of a step that Windows ended is not recorded, and none is begun: the next boot finds it running,
+//! hence interrupted.
 
 use std::ffi::OsString;
 use std::io;
@@ -16,6 +18,7 @@ use windows_service::{define_windows_service, service_dispatcher};
 use winreg::RegKey;
 use winreg::enums::{HKEY_LOCAL_MACHINE, KEY_READ, KEY_WOW64_64KEY, KEY_WRITE, REG_OPTION_VOLATILE};
 
+use super::system::Turn;
 use super::{Windows, Xenstore};
 use crate::finalize::Machine;
 use crate::service::boot;
@@ -23,6 +26,9 @@ use crate::service::boot;
 pub const NAME: &str = "LaminaGuest";
 /// How the program knows that the manager starts it.
 pub const ARGUMENT: &str = "service";
+
+/// `ERROR_BUSY`
+const BUSY: u32 = 170;
 
 const KEY: &str = r"SOFTWARE\Lamina";
 const BOOT: &str = "Boot";
@@ -37,6 +43,8 @@ pub fn run() -> windows_service::Result<()> {
 fn serve(_: Vec<OsString>) {
     let answer = |control| match control {
         ServiceControl::Interrogate => ServiceControlHandlerResult::NoError,
+        // Windows has not ended anybody yet. A write that this tears is one that a power cut could have torn.
+        ServiceControl::Preshutdown => std::process::exit(0),
         _ => ServiceControlHandlerResult::NotImplemented,
     };
     let Ok(manager) = service_control_handler::register(NAME, answer) else { return };
@@ -44,7 +52,10 @@ fn serve(_: Vec<OsString>) {
         let status = ServiceStatus {
             service_type: ServiceType::OWN_PROCESS,
             current_state: state,
-            controls_accepted: ServiceControlAccept::empty(),
+            controls_accepted: match state {
+                ServiceState::Running => ServiceControlAccept::PRESHUTDOWN,
+                _not_yet_or_no_more => ServiceControlAccept::empty(),
+            },
             exit_code: ServiceExitCode::Win32(code),
             checkpoint: 0,
             wait_hint: Duration::ZERO,
@@ -55,8 +66,11 @@ fn serve(_: Vec<OsString>) {
     };
     tell(ServiceState::Running, 0);
     let windows = Windows::open();
-    let code = match boot_id() {
-        Ok(id) => {
+    let begun = Turn::take().map_err(io::Error::from).and_then(|turn| Ok((turn, boot_id()?)));
+    let code = match begun {
+        // Somebody was faster, and looks at this Windows.
+        Ok((None, _)) => BUSY,
+        Ok((Some(_turn), id)) => {
             // How it ended stands in the record and in xenstore, where it is read.
             boot(&Machine { facts: &windows, deeds: &windows, store: Some(&Xenstore) }, &id);
             0

@@ -7,9 +7,9 @@ use windows::Win32::System::Diagnostics::ToolHelp::{
     CreateToolhelp32Snapshot, PROCESSENTRY32W, Process32FirstW, Process32NextW, TH32CS_SNAPPROCESS,
 };
 use windows::Win32::System::Threading::{
-    MUTEX_MODIFY_STATE, OpenMutexW, ReleaseMutex, SYNCHRONIZATION_SYNCHRONIZE, WaitForSingleObject,
+    CreateMutexW, OpenMutexW, ReleaseMutex, SYNCHRONIZATION_SYNCHRONIZE, WaitForSingleObject,
 };
-use windows::core::{Error, HSTRING, Owned};
+use windows::core::{Error, HSTRING, Owned, PCWSTR, w};
 use windows_service::service::{ServiceAccess, ServiceState};
 use windows_service::service_manager::{ServiceManager, ServiceManagerAccess};
 
@@ -62,15 +62,42 @@ pub fn words(error: &windows_service::Error) -> String {
     }
 }
 
+/// One of us works at a time: held by the service, by an answer and by a shutdown for finalize, until it is dropped or its process ends.
+pub struct Turn(Owned<HANDLE>);
+
+/// In every session of this Windows.
+const TURN: PCWSTR = w!(r"Global\LaminaGuest");
+
+impl Turn {
+    /// `None`: another one is at work. Nobody is waited for.
+    pub fn take() -> windows::core::Result<Option<Self>> {
+        // SAFETY: the name is static; what it returns is ours to close, which `Owned` does.
+        let mutex = unsafe { CreateMutexW(None, false, TURN).map(|h| Owned::new(h)) }?;
+        // SAFETY: the handle is open, and the wait ends at once.
+        match unsafe { WaitForSingleObject(*mutex, 0) } {
+            // Abandoned: its holder died, and what it left is told by the record.
+            WAIT_OBJECT_0 | WAIT_ABANDONED => Ok(Some(Self(mutex))),
+            WAIT_TIMEOUT => Ok(None),
+            _ => Err(Error::from_thread()),
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // SAFETY: the handle is open. On another thread than the one that took it this fails, and the end of that thread gives it back.
+        unsafe { ReleaseMutex(*self.0) }.unwrap_or_default();
+    }
+}
+
 pub fn mutex_held(name: &str) -> Seen<bool> {
     let unseen = |why: Error| blind(format!("mutex {name}"), why);
     // SAFETY: the name lives through the call; what it returns is ours to close, which `Owned` does.
-    let mutex: Owned<HANDLE> = match unsafe {
-        OpenMutexW(SYNCHRONIZATION_SYNCHRONIZE | MUTEX_MODIFY_STATE, false, &HSTRING::from(name)).map(|h| Owned::new(h))
-    } {
-        Err(e) if e.code() == ERROR_FILE_NOT_FOUND.to_hresult() => return Ok(false),
-        other => other.map_err(unseen)?,
-    };
+    let mutex: Owned<HANDLE> =
+        match unsafe { OpenMutexW(SYNCHRONIZATION_SYNCHRONIZE, false, &HSTRING::from(name)).map(|h| Owned::new(h)) } {
+            Err(e) if e.code() == ERROR_FILE_NOT_FOUND.to_hresult() => return Ok(false),
+            other => other.map_err(unseen)?,
+        };
     // Nobody's mutex is ours for this moment; that it exists says nothing, an installer that is done leaves it open.
     // SAFETY: the handle is open, and the wait ends at once.
     match unsafe { WaitForSingleObject(*mutex, 0) } {

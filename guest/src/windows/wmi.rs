@@ -74,8 +74,8 @@ pub fn encrypted(root: &str) -> Seen<bool> {
     };
     let letter = root.trim_end_matches('\\');
     let ours = |v: &Encryptable| v.letter.as_deref().is_some_and(|l| l.eq_ignore_ascii_case(letter));
-    // BitLocker lists every volume that it could encrypt.
-    let Some(volume) = volumes.into_iter().find(ours) else { return Ok(false) };
+    // BitLocker lists every volume that it could encrypt, and this one is among them.
+    let volume = volumes.into_iter().find(ours).ok_or_else(|| unseen("Windows does not list it".to_owned()))?;
     // A method, as Windows 7 and 8 have no property for it.
     let conversion: Conversion =
         wmi.exec_instance_method::<Encryptable, _>(&volume.path, "GetConversionStatus", ()).map_err(told)?;

@@ -7,12 +7,11 @@ enum Change {
     Value(&'static str, &'static str, &'static str, &'static str, &'static str),
     Key(&'static str, &'static str),
     File(&'static str, &'static str),
-    Directory(&'static str),
     Process(&'static str),
     Mutex(&'static str),
     Service(&'static str),
 }
-use Change::{Directory, File, Key, Mutex, Process, Service, Value};
+use Change::{File, Key, Mutex, Process, Service, Value};
 
 const MANAGER: &str = r"SYSTEM\CurrentControlSet\Control\Session Manager";
 
@@ -22,7 +21,6 @@ impl Change {
             Value(view, key, name, kind, data) => wine.set(view, key, name, kind, data),
             Key(view, key) => wine.make_key(view, key),
             File(path, text) => wine.file(path, text.as_bytes()),
-            Directory(path) => std::fs::create_dir_all(wine.c(path)).expect("a directory"),
             Process(image) => return Some(wine.helper(image, &["hold"])),
             Mutex(name) => return Some(wine.helper("helper.exe", &["hold", name])),
             Service(name) => {
@@ -38,7 +36,6 @@ impl Change {
             Value(view, key, name, _, _) => wine.unset(view, key, name),
             Key(view, key) => wine.remove_key(view, key),
             File(path, _) => std::fs::remove_file(wine.c(path)).expect("the file"),
-            Directory(path) => std::fs::remove_dir(wine.c(path)).expect("the directory"),
             // They end with what `make` returned.
             Process(_) | Mutex(_) => {}
             Service(name) => {
@@ -118,7 +115,7 @@ fn all() -> Vec<(Vec<Change>, &'static str, &'static str)> {
         (
             vec![Value(BITS_64, r"SOFTWARE\Microsoft\Windows\CurrentVersion\RunOnce", "Setup", "REG_SZ", "setup.exe")],
             "RunOncePending",
-            "Setup: setup.exe",
+            r"RunOnce\Setup",
         ),
         (
             vec![Value(BITS_32, r"SOFTWARE\Microsoft\Windows\CurrentVersion\RunOnce", "Twin", "REG_SZ", "t.exe")],
@@ -152,11 +149,6 @@ fn all() -> Vec<(Vec<Change>, &'static str, &'static str)> {
             ],
             "FSLogixAltitude",
             "is 1, not 138010",
-        ),
-        (
-            vec![Directory("Program Files/Unidesk/Uniservice"), Directory("windows/Setup/scripts")],
-            "KMSDirectoryMissing",
-            "kmsdir does not exist",
         ),
         (vec![File("hiberfil.sys", "")], "HibernationOn", "hiberfil.sys exists"),
     ]

@@ -27,7 +27,7 @@ use crate::domain::gate::{self, BaseChoice};
 use crate::domain::identity::{self, Lineage, Role};
 use crate::domain::observed::{Disk, Machine, Making, Observed, Sight, Storage, Trouble};
 use crate::domain::removal::Estate;
-use crate::domain::want::Want;
+use crate::domain::want::{DeletionPolicy, Want};
 use crate::xapi::model::{TaskStatus, Vdi, Vm};
 use crate::xapi::view::View;
 use crate::xapi::wire::Ref;
@@ -158,7 +158,8 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     let config_done = vm.is_some_and(|(_, m)| m.other_config.contains_key(identity::CONFIG_DONE));
     let config_recorded = records.config.as_ref().is_some_and(|d| d.version == subject);
     let config = sight(c.map(|(_, d)| disk(d)), config_recorded && !done && !config_done);
-    let frozen = sight(f.map(|(_, d)| disk(d)), f_record.is_some() && !lens.deleting);
+    let stays = !lens.deleting || lens.want.deletion == DeletionPolicy::Retain;
+    let frozen = sight(f.map(|(_, d)| disk(d)), f_record.is_some() && stays);
     let os = inspect::os_disk(view, &sr, &lens.layer.spec.os_layer.disk);
     let base_uuids = bases(lens, os.as_ref().ok().map(|(_, d)| d.uuid.as_str()), &storage.uuid, &records);
     let base = match base_uuids.iter().find_map(|uuid| view.vdis.by_uuid(uuid)) {

@@ -69,6 +69,15 @@ fn clone_from(want: &Want, seen: &Observed, source: &Disk) -> Verdict {
     if !under_way && let Err(t) = fits(want, &source.name, &source.format, source.virtual_size) {
         return Verdict::trouble(t);
     }
+    if !under_way && source.depth > gate::DEEPEST_SOURCE {
+        return Verdict::trouble(Trouble::new(
+            Reason::BaseChainTooDeep,
+            format!(
+                "disk {} hangs on {} layers of snapshots, of which storage takes 30: what is installed on a further one could not be frozen. Set spec.base.from to OSLayer",
+                source.uuid, source.depth
+            ),
+        ));
+    }
     if source.left_paused {
         return Verdict::act(
             Step::Unpause { disk: source.uuid.clone() },

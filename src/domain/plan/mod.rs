@@ -22,6 +22,7 @@ pub(in crate::domain) use self::config::remove_config;
 pub use self::disk::description;
 pub(super) use self::step::Verdict;
 pub use self::step::{Next, Plan, Say, Step};
+pub(super) use self::tidy::only_copy;
 pub use self::words::finalized;
 pub(super) use self::words::{told, working_reason};
 
@@ -185,12 +186,12 @@ pub(in crate::domain) fn destroy_disk(seen: &Observed, disk: &Disk, step: Step, 
 /// A control domain on the disk: an export is at work, or one died there.
 pub(in crate::domain) fn held(disk: &Disk) -> Option<Verdict> {
     disk.attachments.iter().find_map(|a| match &a.holder {
-        Holder::ControlDomain { leaked: true } => Some(Verdict::act(
+        Holder::ControlDomain { leaked: true } if !disk.busy => Some(Verdict::act(
             Step::FreeFromDom0 { vbd: a.vbd.clone() },
             Reason::HeldByDom0,
             format!("disk {} was left attached to a control domain by an export or copy that died, and is taken off it", disk.uuid),
         )),
-        Holder::ControlDomain { leaked: false } => Some(Verdict::wait(
+        Holder::ControlDomain { .. } => Some(Verdict::wait(
             Next::Capacity,
             Reason::HeldByDom0,
             format!("disk {} is held by a control domain: an export or copy is at work on it, or died there. Lamina waits; what is left over is freed after 10 minutes", disk.uuid),

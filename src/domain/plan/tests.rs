@@ -135,7 +135,9 @@ fn told(want: &Want, seen: &Observed) -> (R, String) {
 #[test]
 fn what_keeps_a_step_from_being_taken_is_told_with_its_objects() {
     let w = want(json!({}));
-    let cases: [(R, Observed, &[&str]); 7] = [
+    let deep = Sight::Found(Disk { depth: 27, ..disk("s") });
+    let cases: [(R, Observed, &[&str]); 8] = [
+        (R::BaseChainTooDeep, Observed { base: deep, ..entered() }, &["disk s", "27", "spec.base.from"]),
         (
             R::WaitingForCapacity,
             made(Machine { cannot_boot: Some("h1: HOST_NOT_ENOUGH_FREE_MEMORY".into()), ..machine() }),

@@ -1,6 +1,6 @@
 //! After the freeze: the machine and its disk go, F keeps its keys, and the layer rests. Row 11 of the walk.
 
-use super::super::observed::{Observed, Sight};
+use super::super::observed::{Disk, Observed, Sight};
 use super::super::removal;
 use super::super::want::Want;
 use super::{
@@ -23,32 +23,40 @@ fn said_finalized(want: &Want, seen: &Observed) -> Say {
     Say::Finalized(finalized(&want.version, seen.finalized(&want.version).map(|v| v.disk.as_str())))
 }
 
+/// W may be all that is left of a finalized version: it goes only beside its frozen disk, and with proof that that is its snapshot.
+pub(in crate::domain) fn only_copy(seen: &Observed, w: &Disk) -> Option<Verdict> {
+    if seen.frozen == Sight::CannotLook {
+        return Some(cannot_tell(seen, "the frozen disk"));
+    }
+    let Some(f) = seen.frozen.found() else {
+        return Some(Verdict::rest(Say::Stalled(
+            Reason::DiskLost,
+            format!(
+                "the frozen disk of version '{}' is gone, its packaging disk '{}' ({}) is still there and kept: restore the frozen disk, or copy the packaging disk by hand",
+                seen.subject, w.name, w.uuid
+            ),
+        )));
+    };
+    let proven = f.snapshot_of.as_deref() == Some(w.uuid.as_str());
+    (!proven).then(|| {
+        Verdict::rest(Say::Stalled(
+            Reason::SnapshotUnproven,
+            format!(
+                "the pool forgot that disk {} is the snapshot of packaging disk '{}' ({}), so that one is kept: compare them, then remove it by hand (xe vdi-destroy uuid={})",
+                f.uuid, w.name, w.uuid, w.uuid
+            ),
+        ))
+    })
+}
+
 fn tidying(want: &Want, seen: &Observed) -> Verdict {
     const WHAT: &str = "the version is frozen; removing the packaging machine and its disk";
     if let Some(verdict) = finish_operations(seen) {
         return verdict;
     }
     if let Some(w) = seen.work.found() {
-        if seen.frozen == Sight::CannotLook {
-            return cannot_tell(seen, "the frozen disk");
-        }
-        let Some(f) = seen.frozen.found() else {
-            return Verdict::rest(Say::Stalled(
-                Reason::DiskLost,
-                format!(
-                    "the frozen disk of version '{}' is gone, its packaging disk '{}' ({}) is still there and kept: restore the frozen disk, or copy the packaging disk by hand",
-                    seen.subject, w.name, w.uuid
-                ),
-            ));
-        };
-        if f.snapshot_of.as_deref() != Some(w.uuid.as_str()) {
-            return Verdict::rest(Say::Stalled(
-                Reason::SnapshotUnproven,
-                format!(
-                    "the pool forgot that disk {} is the snapshot of packaging disk '{}' ({}), so that one is kept: compare them, then remove it by hand (xe vdi-destroy uuid={})",
-                    f.uuid, w.name, w.uuid, w.uuid
-                ),
-            ));
+        if let Some(verdict) = only_copy(seen, w) {
+            return verdict;
         }
         if let Some(m) = seen.machine.found()
             && let Some(verdict) = removal::machine(m, Reason::RemovingMachine, WHAT)
