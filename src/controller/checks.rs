@@ -190,7 +190,7 @@ impl Outcome {
                     }
                 }
             }
-            Error::Unreadable { .. } | Error::NotLeading => {
+            Error::Unreadable { .. } | Error::Behind | Error::NotLeading => {
                 (C::CoordinatorFound, Reason::PoolError, "the pool cannot be looked at; it is tried again".to_owned())
             }
         };

@@ -10,12 +10,14 @@ use crate::xapi::wire::Failure;
 pub fn of(error: &Error) -> Trouble {
     match error {
         Error::Api(failure) => of_failure(failure),
-        Error::ConnectionLost { .. } | Error::Unreadable { .. } | Error::Garbage { .. } | Error::Status { .. } => {
-            Trouble::new(
-                Reason::ReplyLost,
-                "the pool's reply to a call was lost or garbled; the pool is looked at before anything is repeated",
-            )
-        }
+        Error::ConnectionLost { .. }
+        | Error::Unreadable { .. }
+        | Error::Behind
+        | Error::Garbage { .. }
+        | Error::Status { .. } => Trouble::new(
+            Reason::ReplyLost,
+            "the pool's reply to a call was lost or garbled; the pool is looked at before anything is repeated",
+        ),
         Error::NotConnected { .. } | Error::Tls { .. } | Error::NoCoordinator { .. } | Error::Config(_) => {
             Trouble::new(Reason::ConnectorNotReady, "the pool cannot be reached: see the Connector's conditions")
         }

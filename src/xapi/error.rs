@@ -26,6 +26,9 @@ pub enum Error {
     Status { endpoint: String, status: u16 },
     #[error("{endpoint} sent a reply that cannot be understood")]
     Garbage { endpoint: String, source: Arc<serde_json::Error> },
+    /// A barrier in the stream of events was not passed in time: what the mirror shows may be old.
+    #[error("the pool's events did not come in time")]
+    Behind,
     /// A live look met a record that is not shaped as its class is; it may be the one that was looked for.
     #[error("the {class} {reference} cannot be read")]
     Unreadable { class: &'static str, reference: Ref },
@@ -69,6 +72,7 @@ impl Error {
             | Error::Status { .. }
             | Error::Garbage { .. }
             | Error::Unreadable { .. }
+            | Error::Behind
             | Error::NotLeading => Fault::Retry,
         }
     }
@@ -82,6 +86,7 @@ impl Error {
             Error::Status { .. } => "status",
             Error::Garbage { .. } => "garbage",
             Error::Unreadable { .. } => "unreadable",
+            Error::Behind => "behind",
             Error::Api(failure) => &failure.code,
             Error::NoCoordinator { .. } => "no-coordinator",
             Error::NotLeading => "not-leading",
@@ -98,6 +103,7 @@ impl Error {
             | Error::Status { .. }
             | Error::Garbage { .. }
             | Error::Unreadable { .. }
+            | Error::Behind
             | Error::NoCoordinator { .. }
             | Error::NotLeading
             | Error::Config(_) => None,
@@ -141,6 +147,7 @@ impl Error {
             Error::NotConnected { .. }
             | Error::Tls { .. }
             | Error::Unreadable { .. }
+            | Error::Behind
             | Error::Api(_)
             | Error::NoCoordinator { .. }
             | Error::NotLeading
