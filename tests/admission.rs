@@ -134,6 +134,13 @@ async fn layers_are_judged_field_by_field() {
         (json!({"finalize": {"policy": "Never"}}), "spec.finalize.policy: Unsupported value"),
         (json!({"deletionPolicy": "Keep"}), "spec.deletionPolicy: Unsupported value"),
         (json!({"suspend": "yes"}), "spec.suspend"),
+        (json!({"steps": [full_step(), {"name": "b", "command": "msiexec /i x.msi /qn"}]}), ""),
+        (json!({"steps": (0..32).map(|n| json!({"name": format!("s{n}"), "command": "rem"})).collect::<Vec<_>>()}), ""),
+        (json!({"steps": vec![json!({"name": "a", "command": "rem"}); 33]}), "spec.steps: Too many"),
+        (
+            json!({"steps": vec![json!({"name": "a", "command": "rem"}); 2]}),
+            "two steps have one name: give each its own",
+        ),
     ];
     for (at, (spec, words)) in cases.iter().enumerate() {
         check_spec(&client, &namespace, layer(&format!("case-{at}")), spec, words).await;
@@ -141,6 +148,96 @@ async fn layers_are_judged_field_by_field() {
     // The object's own name stands in for layerName, and may be longer than one.
     check_spec(&client, &namespace, layer(&long), &json!({}), "too long for a layer name: set spec.layerName").await;
     check_spec(&client, &namespace, layer(&long), &json!({"layerName": "short"}), "").await;
+}
+
+/// A step with every field set.
+fn full_step() -> Value {
+    json!({
+        "name": "tools", "file": "Setup.msi", "successCodes": [0, -1, 4_294_967_295_i64], "reboot": "Always", "timeout": "1h30m",
+        "onFailure": "Continue", "retry": true,
+        "files": [
+            {"name": "Setup.msi", "configMapKeyRef": {"name": "tools", "key": "Setup.msi"}},
+            {"name": ".answers-1_.ini", "secretKeyRef": {"name": "answers", "key": "answers.ini"}},
+        ],
+    })
+}
+
+#[tokio::test]
+async fn steps_are_judged_field_by_field() {
+    let client = common::installed().await;
+    let namespace = common::namespace(&client).await;
+    let one = "a step runs one thing: set exactly one of command, powershell and file";
+    let device = "a step cannot be named like a device of Windows";
+    let extension = "file is run by its extension, which must be .exe, .msi, .msu, .ps1, .cmd or .bat";
+    let timeout = "not a timeout: hours, minutes and seconds between 1s and 24h";
+    let source = "a file comes from one place: set exactly one of configMapKeyRef and secretKeyRef";
+    let file = |name: &str| json!({"name": name, "secretKeyRef": {"name": "s", "key": "k"}});
+    let of = |files: Value| json!({"files": files});
+    let cases = [
+        (json!({}), ""),
+        (json!({"command": null}), one),
+        (json!({"powershell": "Get-Date\nexit 3010"}), one),
+        (json!({"command": null, "powershell": "Get-Date\nexit 3010"}), ""),
+        (json!({"command": "rem\ndel *"}), "spec.steps[0].command"),
+        (json!({"command": "x".repeat(8001)}), "spec.steps[0].command: Too long"),
+        (json!({"command": null, "powershell": "x".repeat(16_385)}), "spec.steps[0].powershell: Too long"),
+        (json!({"name": null}), "spec.steps[0].name: Required value"),
+        (json!({"name": "Tools"}), "spec.steps[0].name"),
+        (json!({"name": "a/b"}), "spec.steps[0].name"),
+        (json!({"name": "x".repeat(64)}), "spec.steps[0].name: Too long"),
+        (json!({"name": "con"}), device),
+        (json!({"name": "com10"}), ""),
+        (json!({"command": null, "file": "a.exe"}), "file names none of the step's files"),
+        (json!({"command": null, "file": "A.EXE", "files": [file("A.EXE")]}), ""),
+        (json!({"command": null, "file": "a.txt", "files": [file("a.txt")]}), extension),
+        (json!({"files": [file("a.txt"), file("A.TXT")]}), "two files of a step have one name"),
+        (of(json!((0..32).map(|n| file(&format!("f{n}"))).collect::<Vec<_>>())), ""),
+        (of(json!((0..33).map(|n| file(&format!("f{n}"))).collect::<Vec<_>>())), "spec.steps[0].files: Too many"),
+        (of(json!([file("a/b")])), "spec.steps[0].files[0].name"),
+        (of(json!([file("..")])), "spec.steps[0].files[0].name"),
+        (of(json!([file("-a")])), "spec.steps[0].files[0].name"),
+        (of(json!([file("~step.ps1")])), "spec.steps[0].files[0].name"),
+        (of(json!([file("Lpt1.txt")])), "a file cannot be named like a device of Windows"),
+        (of(json!([{"name": "a"}])), source),
+        (
+            of(
+                json!([{"name": "a", "secretKeyRef": {"name": "s", "key": "k"}, "configMapKeyRef": {"name": "s", "key": "k"}}]),
+            ),
+            source,
+        ),
+        (of(json!([{"name": "a", "secretKeyRef": {"name": "../s", "key": "k"}}])), "files[0].secretKeyRef.name"),
+        (of(json!([{"name": "a", "configMapKeyRef": {"name": "s", "key": "k/l"}}])), "files[0].configMapKeyRef.key"),
+        (json!({"successCodes": []}), "spec.steps[0].successCodes"),
+        (json!({"successCodes": [4_294_967_296_i64]}), "spec.steps[0].successCodes[0]"),
+        (json!({"successCodes": [-2_147_483_649_i64]}), "spec.steps[0].successCodes[0]"),
+        (json!({"reboot": "Sometimes"}), "spec.steps[0].reboot: Unsupported value"),
+        (json!({"onFailure": "Retry"}), "spec.steps[0].onFailure: Unsupported value"),
+        (json!({"timeout": "90m"}), ""),
+        (json!({"timeout": "24h"}), ""),
+        (json!({"timeout": "24h1s"}), timeout),
+        (json!({"timeout": "0s"}), timeout),
+        (json!({"timeout": "1d"}), timeout),
+        (json!({"timeout": "1.5h"}), timeout),
+        (json!({"timeout": "-1h"}), timeout),
+        (json!({"timeout": 60}), "spec.steps[0].timeout"),
+        (json!({"retry": "yes"}), "spec.steps[0].retry"),
+        (json!({"password": "x"}), ".spec.steps[0].password: field not declared in schema"),
+    ];
+    for (at, (change, words)) in cases.iter().enumerate() {
+        let mut step = json!({"name": "a", "command": "rem"});
+        merge(&mut step, change);
+        check_spec(&client, &namespace, layer(&format!("case-{at}")), &json!({"steps": [step]}), words).await;
+    }
+    let made = common::apply(&client, &namespace, &layer("defaults").to_string()).await;
+    assert!(serde_json::to_value(&made[0]).unwrap()["spec"].get("steps").is_none(), "no steps, no field");
+    let mut plain = layer("plain");
+    plain["spec"]["steps"] = json!([{"name": "a", "command": "rem"}]);
+    let made = common::apply(&client, &namespace, &plain.to_string()).await;
+    let defaults = json!([{
+        "name": "a", "command": "rem", "successCodes": [0, 3010], "reboot": "IfRequested", "timeout": "1h", "onFailure": "Stop",
+        "retry": false,
+    }]);
+    assert_eq!(serde_json::to_value(&made[0]).unwrap()["spec"]["steps"], defaults);
 }
 
 #[tokio::test]
@@ -244,6 +341,10 @@ async fn changes_are_judged_by_how_far_the_layer_is() {
         format!("version '1' is in work ({phase}): finalize it first, or set spec.discard to '1' to throw it away")
     };
     let (running, awaiting) = (in_work(Phase::MachineRunning), in_work(Phase::AwaitingFinalize));
+    let fixed_steps = "steps are fixed once the machine of this version was started";
+    let steps = json!({"steps": [{"name": "a", "command": "rem"}]});
+    let steps_of_2 = json!({"steps": [{"name": "a", "command": "rem"}], "version": "2"});
+    let discarding = json!({"steps": [{"name": "a", "command": "rem"}], "version": "2", "discard": "1"});
     let other_name = json!({"osLayer": {"name": "Windows 10"}});
     let other_connector = json!({"connectorRef": {"name": "other"}});
     let bigger = json!({"packagingDisk": {"size": "90Gi"}});
@@ -274,6 +375,13 @@ async fn changes_are_judged_by_how_far_the_layer_is() {
             json!({"description": "new words", "suspend": true, "deletionPolicy": "Orphan"}),
             "",
         ),
+        (Phase::Pending, &[], steps.clone(), ""),
+        (Phase::DiskCreated, &[], steps.clone(), ""),
+        (Phase::MachineRunning, &[], steps.clone(), fixed_steps),
+        (Phase::AwaitingFinalize, &[], steps.clone(), fixed_steps),
+        (Phase::Finalized, &["1"], steps, fixed_steps),
+        (Phase::Finalized, &["1"], steps_of_2, ""),
+        (Phase::MachineRunning, &[], discarding, ""),
         (Phase::MachineRunning, &[], json!({"machine": {"restartToken": "again"}, "comment": "CHG-1"}), ""),
     ];
     for (at, (phase, versions, spec, words)) in cases.into_iter().enumerate() {
@@ -324,8 +432,9 @@ async fn full_statuses_come_back_as_they_were_written() {
             "uuid": "u", "name": "n", "host": "h", "powerState": "Halted", "address": "10.0.0.5",
             "tools": {"version": "9.4", "seen": true},
         },
+        "steps": [{"name": "tools", "state": "Failed", "exitCode": -1}, {"name": "agent", "state": "Pending"}],
         "integrity": {
-            "source": "GuestReport", "bootID": "7@t",
+            "source": "ConfigDisk", "bootID": "7@t",
             "findings": [{"reason": "Bit8192", "detail": "d", "remedy": "r"}],
         },
         "current": {"version": "0", "disk": "u", "finalizedAt": time},

@@ -7,13 +7,15 @@ use std::time::Duration;
 use lamina::sim::faults::{Effect, Fault, Target};
 use lamina::sim::serve::{Options as SimOptions, Sim};
 use lamina::sim::session::Account;
-use lamina::xapi::calls::{NewVbd, NewVif};
+use lamina::xapi::calls::{NewVbd, NewVdi, NewVif};
 use lamina::xapi::client::{Client, Credentials, Options, Timeouts, Tls};
 use lamina::xapi::error::{Error, TlsProblem};
-use lamina::xapi::model::{Network, Pool, Task, VbdType};
+use lamina::xapi::model::{Network, Pool, Task, TaskStatus, VbdType};
 use lamina::xapi::wire::{Failure, Ref};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
+
+mod transfers;
 
 pub const PASSWORD: &str = "hunter2-and-more";
 
@@ -276,6 +278,7 @@ async fn every_call_is_one_that_xapi_knows() {
     let vbd =
         NewVbd { vm: &r, vdi: &Ref::null(), userdevice: "3", bootable: false, read_only: true, kind: VbdType::Cd };
     let vif = NewVif { vm: &r, network: &r, device: "0" };
+    let vdi = NewVdi { sr: &r, name: "n", description: "", size: 1 << 20 };
     let mut asked = Vec::new();
     // Nobody is there to be changed: refused for that, and not for the call's shape.
     macro_rules! refused {
@@ -297,7 +300,8 @@ async fn every_call_is_one_that_xapi_knows() {
         write.vm_set_ha_restart_priority(&r, ""); write.vm_set_affinity(&r, &r); write.vm_set_xenstore_data(&r, &map);
         write.vm_set_blocked_operations(&r, &[("destroy".to_owned(), "why".to_owned())].into());
         write.vbd_create(&vbd); write.vbd_destroy(&r); write.vif_create(&vif); write.vif_destroy(&r);
-        write.task_cancel(&r); write.task_destroy(&r);
+        write.task_cancel(&r); write.task_destroy(&r); write.task_add_to_other_config(&r, "k", "v"); write.task_set_status(&r, "cancelled");
+        start.vdi_create(&vdi);
         start.vdi_snapshot(&r); start.vdi_clone(&r); start.vdi_resize(&r, 1 << 30); start.vdi_destroy(&r);
         start.vdi_set_name_label(&r, "n"); start.vdi_set_name_description(&r, "n"); start.vm_clone(&r, "n");
         start.vm_start(&r); start.vm_hard_shutdown(&r); start.vm_destroy(&r); start.vbd_insert(&r, &r);

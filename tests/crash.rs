@@ -285,6 +285,7 @@ impl Controller {
         let client = seam.watched(inner);
         let settings = Settings {
             pace: pace(),
+            program: None,
             identity: format!("crash-{}", uuid::Uuid::new_v4()),
             namespace: Some(rig.namespace.clone()),
             deadline: Deadline::none(),

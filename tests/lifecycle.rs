@@ -15,6 +15,7 @@ mod midway;
 mod namespaces;
 mod objects;
 mod removal;
+pub mod steps;
 mod storage;
 mod told;
 mod versions;

@@ -17,6 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::layer_status::PlatformLayerStatus;
+use super::steps::Step;
 
 /// Where nothing may hang on the choice any more: no disk was made, for no version.
 const BEFORE_ANY_DISK: &str =
@@ -57,6 +58,10 @@ const BEFORE_ANY_DISK: &str =
     validation = Rule::new("self.spec.version != oldSelf.spec.version || oldSelf.?status.?phase.orValue('Pending') == 'Pending' || (self.spec.osLayer == oldSelf.spec.osLayer && self.spec.base == oldSelf.spec.base && self.spec.packagingDisk == oldSelf.spec.packagingDisk)")
         .message("osLayer, base and packagingDisk are fixed once the disk of this version is made: set them together with a new spec.version")
         .field_path(".spec")
+        .reason(Refusal::FieldValueForbidden),
+    validation = Rule::new("self.spec.version != oldSelf.spec.version || oldSelf.?status.?phase.orValue('Pending') in ['Pending', 'DiskCreated'] || (has(self.spec.steps) ? self.spec.steps : []) == (has(oldSelf.spec.steps) ? oldSelf.spec.steps : [])")
+        .message("steps are fixed once the machine of this version was started: set them together with a new spec.version, and with spec.discard where this one is still in work")
+        .field_path(".spec.steps")
         .reason(Refusal::FieldValueForbidden),
     validation = Rule::new("self.spec.version != oldSelf.spec.version || oldSelf.?status.?phase.orValue('') != 'Finalized' || (self.spec.purpose == oldSelf.spec.purpose && self.spec.platforms == oldSelf.spec.platforms)")
         .message("purpose and platforms of a finalized version are fixed: set them together with a new spec.version")
@@ -145,6 +150,18 @@ pub struct PlatformLayerSpec {
     /// Overrides over what the packaging machine takes from the Connector's template.
     #[serde(default)]
     pub machine: MachineSettings,
+
+    /// What is installed without hands: run in the machine in this order, once each, across reboots, by the guest program that the OS
+    /// layer brings or a person starts from the config disk. With finalize.policy OnShutdown the machine shuts down for finalize by itself
+    /// when all are done. Fixed once the machine of this version was started.
+    #[schemars(length(max = 32))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(
+        merge_strategy = ListMerge::Atomic,
+        validation = Rule::new("self.all(s, self.exists_one(t, t.name == s.name))")
+            .message("two steps have one name: give each its own")
+    )]
+    pub steps: Vec<Step>,
 
     /// Goes into the history with the version it came with; a place for a change ticket's number.
     #[schemars(length(max = 1024))]

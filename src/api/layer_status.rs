@@ -48,9 +48,19 @@ pub struct PlatformLayerStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskStatus>,
 
+    /// The disk that carries spec.steps into the machine, and their results out; absent without steps, and once it was read back and removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_disk: Option<ConfigDiskStatus>,
+
     /// The packaging machine of the version in work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<MachineStatus>,
+
+    /// How far each of spec.steps is, in their order.
+    #[schemars(length(max = 32))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub steps: Vec<StepStatus>,
 
     /// What the check inside the guest found at the last boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -116,7 +126,7 @@ impl std::fmt::Display for Phase {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Operation {
-    /// The step of the walk, for example CreateDisk.
+    /// The step of the walk, for example CloneDisk; RunStep and its name while the guest runs one of spec.steps.
     pub step: String,
 
     /// How far it is, in percent, in steps of 5.
@@ -194,6 +204,22 @@ pub struct DiskStatus {
     pub worked: bool,
 }
 
+/// The disk that carries steps into the machine.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigDiskStatus {
+    /// Uuid of the disk in the pool.
+    pub uuid: String,
+
+    /// The version it was made for.
+    #[serde(default)]
+    pub version: String,
+
+    /// Uuid of its storage repository: the disk is only called lost where it was looked for there.
+    #[serde(default, rename = "storageRepositoryUUID", skip_serializing_if = "Option::is_none")]
+    pub storage_repository_uuid: Option<String>,
+}
+
 /// What a disk was made from.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -269,9 +295,10 @@ pub struct ToolsStatus {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct IntegrityStatus {
-    /// Where the findings come from: GuestReport.
+    /// Which way the report came that was judged. Xenstore: the machine's own keys. ConfigDisk: the disk that was read back after the
+    /// shutdown. Two that count and contradict each other block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<String>,
+    pub source: Option<IntegritySource>,
 
     /// The boot that the report is about: number of the domain and time of its start.
     #[serde(default, rename = "bootID", skip_serializing_if = "Option::is_none")]
@@ -282,6 +309,41 @@ pub struct IntegrityStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub findings: Vec<Finding>,
+}
+
+/// The channel that a report came through.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IntegritySource {
+    Xenstore,
+    ConfigDisk,
+}
+
+/// How far one step is, as the guest says.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct StepStatus {
+    /// Name of the step, as in spec.steps.
+    pub name: String,
+
+    /// Pending, Running, Succeeded, Failed, TimedOut (ended after its timeout), Interrupted (the machine went down while it ran), Skipped (a
+    /// person did it by hand), or Unknown: the config disk, which has the record, is lost or damaged.
+    pub state: StepState,
+
+    /// How Windows ended it; absent while it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+}
+
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepState {
+    Pending,
+    Running,
+    Interrupted,
+    Succeeded,
+    Failed,
+    TimedOut,
+    Skipped,
+    Unknown,
 }
 
 /// One thing in the guest that stands in the way of a freeze.

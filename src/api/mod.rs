@@ -10,6 +10,7 @@ pub mod layer;
 pub mod layer_status;
 pub mod quantity;
 pub mod reason;
+pub mod steps;
 
 pub use condition::ConditionType;
 pub use connector::{Connector, ConnectorSpec, ConnectorStatus};

@@ -90,6 +90,7 @@ reasons! {
     FreezingDisk - [Ready Reconciling] "version <version> is being frozen", "";
     RemovingMachine - [Ready Reconciling] "version <version> is frozen; machine and work disk are being removed", "";
     SettingUpMachine - [Ready Reconciling] "machine <machine> gets its disk, DVD drive, guest tools and settings", "";
+    RunningSteps - [Ready Reconciling] "machine <machine> installs by itself: step <step> is at work", "";
     TaggingAgain - [Ready Reconciling] "an object that lost its keys, or has none yet, gets them", "";
     ClearingUp - [Ready Reconciling] "an operation that is not wanted any more is being taken back", "";
     Discarding - [Ready Reconciling] "version <version> is being thrown away, as spec.discard says", "";
@@ -100,6 +101,8 @@ reasons! {
     ShutDownGuest - [Ready ActionRequired] "machine <machine> runs and its check found nothing", "Shut the machine down for finalize.";
     ResumeMachine - [Ready ActionRequired] "machine <machine> is paused or suspended", "Resume the machine, then shut it down from inside.";
     FixIntegrity - [Ready ActionRequired] "machine <machine> was shut down, but its Windows is not at rest or was not checked", "Set spec.machine.restartToken to a new value, mend what status.integrity.findings lists, run the check, shut down for finalize.";
+    FixStep - [Ready ActionRequired] "step <step> of version <version> did not come to a good end: <how, exit code>", "See its log on the drive LAMINA in the machine (spec.machine.restartToken starts that), do by hand what is missing and say so with lamina-guest, or throw the version away with spec.discard.";
+    StepsUnknown - [Ready ActionRequired] "nobody knows what the steps of version <version> came to: its config disk is lost or damaged", "Start the machine and look. If all is as it should be, set spec.finalize.approved to the version; else throw it away with spec.discard.";
     ApproveFinalize - [Ready ActionRequired] "machine <machine> was shut down and version <version> can be frozen", "Approve: set spec.finalize.approved to the version, with the verb approve on platformlayers.";
 
     // Waiting for something else.
@@ -130,6 +133,8 @@ reasons! {
     BaseVersionUnknown Stalled [Ready Stalled] "spec.base.version is not among status.versions", "Name a finalized version, or use base.from Latest.";
     BaseOnOtherOSLayer Stalled [Ready Stalled] "no finalized version was made on this OS disk and OS layer version", "Set base.from to OSLayer and install again.";
     FormatMismatch Stalled [Ready Stalled] "spec.packagingDisk.format is not the format of OS disk <name>", "Remove the field, or name an OS disk of that format.";
+    StepFileNotFound Stalled [Ready Stalled] "file <file> of step <step> is to come from <ConfigMap or Secret>, which is not there or lacks the key", "Create it, or correct spec.steps.";
+    StepsTooLarge Stalled [Ready Stalled] "the files of all steps are larger than a config disk carries: 64 MiB in all", "Have steps fetch large files themselves, or put them into the OS layer.";
     DiskTooSmall Stalled [Ready Stalled] "spec.packagingDisk.size is smaller than OS disk <name>", "Raise the size to the OS disk's or more, or remove it.";
     NetworkNotFound Stalled [Ready Stalled] "the pool has no network <name>", "Correct spec.machine.networks; the Connector's status lists the names.";
     NetworkAmbiguous Stalled [Ready Stalled] "the pool has several networks named <name>", "Use the uuid.";
@@ -226,6 +231,7 @@ reasons! {
     DriveDirty - [] "the system drive has its dirty bit set: Windows wants to check it", "Run `chkdsk C: /f` and reboot, so that it is checked before Windows starts.";
     CouldNotLook - [] "something could not be looked at, so that nobody knows whether it is at rest", "Run the check as an administrator; mend what keeps it from looking.";
     NoVerdict - [] "the report has no readable BlockFinalize number", "Run the check again; if it stays, repair the guest service.";
+    ReportsDiffer - [] "the reports in xenstore and on the config disk both count, and contradict each other", "Start the machine and run the check again.";
     MoreFindings - [] "there are more findings than a status can hold", "Mend those that are listed, then run the check again.";
     NotRearmed - [] "spec.kms.rearm is true, but the report does not say that Windows was rearmed", "Start the machine and let the check rearm as the last thing before the shutdown.";
     LeftOn - [] "the check found nothing, but the machine ran on after it", "Run Shutdown For Finalize.";

@@ -1,17 +1,19 @@
 //! `lamina run`: the controller, as a pod or at a desk. Puts together the client, the doors, the lease and the controller, and takes care
 //! that none of them outlives the others.
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::ArgAction;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use lamina_guest::disk::MOST_PROGRAM_BYTES;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::controller::context::GuestProgram;
 use crate::controller::lease::{Candidate, Deadline, Terms};
 use crate::controller::metrics::Metrics;
 use crate::controller::pace::Pace;
@@ -41,6 +43,10 @@ pub struct Args {
     /// Act only while holding the Lease. Switch it off only where nothing can ever start a second controller: two make two of each disk
     #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]
     leader_elect: bool,
+    /// lamina-guest.exe, to be put on the config disk of every packaging machine. Without it: only layers with steps have such a disk, and the
+    /// program must be in their OS layer
+    #[arg(long, value_name = "FILE")]
+    guest_program: Option<PathBuf>,
     /// Where /livez, /readyz, /metrics and /loglevel are served, in plain HTTP
     #[arg(long, default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
     listen: SocketAddr,
@@ -56,6 +62,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     let client = Client::try_from(config).context("cannot make a client of the API server")?;
     let (metrics, health) = (Metrics::default(), Health::default());
+    let program = args.guest_program.as_deref().map(guest_program).transpose()?;
 
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %listener.local_addr()?, namespace, "starting");
@@ -66,6 +73,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let identity = format!("{}_{}", args.identity, Uuid::new_v4());
     let settings = |deadline| Settings {
         pace: Pace::PRODUCTION,
+        program: program.clone(),
         identity: identity.clone(),
         namespace: args.watch_namespace.clone(),
         deadline,
@@ -81,6 +89,18 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     };
     close.cancel();
     led.and(doors.await?.context("the HTTP server"))
+}
+
+/// Read once, so that all disks of this process are alike.
+fn guest_program(file: &Path) -> anyhow::Result<GuestProgram> {
+    let bytes = std::fs::read(file).with_context(|| format!("--guest-program {}", file.display()))?;
+    anyhow::ensure!(
+        bytes.len() as u64 <= MOST_PROGRAM_BYTES,
+        "--guest-program {} has {} bytes, more than {MOST_PROGRAM_BYTES}: is it lamina-guest.exe?",
+        file.display(),
+        bytes.len()
+    );
+    Ok(GuestProgram::new(bytes))
 }
 
 async fn config(kubeconfig: Option<PathBuf>) -> anyhow::Result<Config> {

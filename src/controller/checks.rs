@@ -17,7 +17,7 @@ use crate::xapi::model::Map;
 use crate::xapi::view::View;
 
 /// Without these a layer cannot be made; in lower case, as XAPI names permissions. A test compares them with the calls that we make.
-const NEEDED: [&str; 41] = [
+const NEEDED: [&str; 42] = [
     "sr.scan",
     "vbd.create",
     "vbd.destroy",
@@ -26,6 +26,7 @@ const NEEDED: [&str; 41] = [
     "vbd.unplug",
     "vdi.add_to_other_config",
     "vdi.clone",
+    "vdi.create",
     "vdi.destroy",
     "vdi.remove_from_other_config",
     "vdi.remove_from_sm_config",
@@ -190,7 +191,7 @@ impl Outcome {
                     }
                 }
             }
-            Error::Unreadable { .. } | Error::Behind | Error::NotLeading => {
+            Error::Unreadable { .. } | Error::Behind | Error::Stream { .. } | Error::NotLeading => {
                 (C::CoordinatorFound, Reason::PoolError, "the pool cannot be looked at; it is tried again".to_owned())
             }
         };

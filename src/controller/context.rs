@@ -9,6 +9,7 @@ use kube::ResourceExt;
 use kube::core::DeserializeGuard;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
+use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
 
 use super::backoff::Backoff;
@@ -25,10 +26,30 @@ pub type ConnectorKey = (String, String);
 /// An object as it is stored: one that does not parse must not blind the watch for all others.
 pub type Guarded<K> = DeserializeGuard<K>;
 
+/// `lamina-guest.exe`, which config disks carry into machines.
+#[derive(Clone)]
+pub struct GuestProgram {
+    bytes: Arc<[u8]>,
+    /// Of its bytes: another program makes other disks.
+    pub hash: String,
+}
+
+impl GuestProgram {
+    pub fn new(bytes: Vec<u8>) -> Self {
+        let hash = Sha256::digest(&bytes).iter().take(8).map(|b| format!("{b:02x}")).collect();
+        Self { bytes: bytes.into(), hash }
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// Shared by all reconciles of this process.
 pub struct Context {
     pub client: kube::Client,
     pub pace: Pace,
+    pub program: Option<GuestProgram>,
     /// uid of namespace `kube-system`: the cluster, in every key on the pool.
     pub cluster: String,
     /// Of this process; sessions on the pool bear it.

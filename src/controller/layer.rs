@@ -176,6 +176,8 @@ fn decide<'a>(
     let around = ctx.census();
     let namesake = around.older_namesake(layer);
     let lens = Lens {
+        client: &ctx.client,
+        program: ctx.program.as_ref(),
         cluster: &ctx.cluster,
         pace: &ctx.pace,
         pool: &site.pool,

@@ -14,7 +14,8 @@ use crate::xapi::wire::Ref;
 pub async fn look_at(pool: &Pool, layer: &PlatformLayer) -> Result<View, Error> {
     let view = pool.mirror.now().await?;
     let Some(status) = &layer.status else { return Ok(view) };
-    let disks = status.disk.iter().map(|d| &d.uuid).chain(status.versions.iter().map(|v| &v.disk));
+    let disks = status.disk.iter().map(|d| &d.uuid).chain(status.config_disk.iter().map(|d| &d.uuid));
+    let disks = disks.chain(status.versions.iter().map(|v| &v.disk));
     for uuid in disks.filter(|uuid| view.vdis.by_uuid(uuid).is_none()) {
         gone::<Vdi>(pool, uuid).await?;
     }

@@ -32,6 +32,7 @@ pub mod slots;
 pub mod status;
 pub mod sweep;
 pub mod trouble;
+mod unattended;
 pub mod wakes;
 pub mod watched;
 pub mod write;
@@ -52,7 +53,7 @@ use tokio_util::sync::CancellationToken;
 use self::backoff::Backoff;
 use self::census::Registry;
 use self::connector::Connectors;
-use self::context::{Context, Guarded, Pools, Synced};
+use self::context::{Context, Guarded, GuestProgram, Pools, Synced};
 use self::lease::Deadline;
 use self::metrics::Metrics;
 use self::pace::Pace;
@@ -71,6 +72,8 @@ const CONNECTORS: &str = "connectors";
 /// What differs between a cluster and a test.
 pub struct Settings {
     pub pace: Pace,
+    /// `lamina-guest.exe`, if it is shipped with this controller.
+    pub program: Option<GuestProgram>,
     /// Of this process, unlike that of any other: sessions on the pools and events bear it.
     pub identity: String,
     /// Only look after this namespace; none: all.
@@ -110,6 +113,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         recorder: Recorder::new(client.clone(), reporter),
         client,
         pace: settings.pace,
+        program: settings.program,
         cluster,
         originator: settings.identity,
         restricted: settings.namespace.is_some(),

@@ -4,15 +4,17 @@
 //! attempt counters, no request ids, no upstream text, no free space.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use lamina_guest::disk::bound::Source;
 
 use super::conditions::conditions;
 use super::history;
 use super::observe::Scene;
+use super::unattended::{config_disk, running_step, steps};
 use crate::api::condition::merge;
 use crate::api::layer::DiskFormat;
 use crate::api::layer_status::{
-    BaseKind, BaseTaken, CurrentVersion, DiskStatus, Finding, FrozenVersion, IntegrityStatus, MachineStatus, Operation,
-    ToolsStatus,
+    BaseKind, BaseTaken, CurrentVersion, DiskStatus, Finding, FrozenVersion, IntegritySource, IntegrityStatus,
+    MachineStatus, Operation, ToolsStatus,
 };
 use crate::api::reason::{Fault, Reason};
 use crate::api::{ConditionType, Phase, PlatformLayer, PlatformLayerStatus};
@@ -107,7 +109,11 @@ fn sighted(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, plan: &Pla
     }
     new.operation = operation(old, scene, step, &o.now);
     new.disk = disk(o, old, scene, step);
+    new.config_disk = config_disk(old, scene, step);
     new.machine = machine(o, old, scene, step);
+    new.steps = steps(o, old, scene);
+    new.operation =
+        new.operation.take().filter(|op| op.opid.is_some()).or_else(|| running_step(old, &new, scene, &o.now));
     if *step == Step::Record
         && let Some(f) = seen.frozen.found()
         && seen.finalized(&seen.subject).is_none()
@@ -256,7 +262,7 @@ fn version(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, f: &Disk) 
     let seen = &scene.observed;
     let os_version = seen.base.found().and_then(|b| b.keys.get(identity::OS_VERSION).cloned());
     // A report that does not count is of another boot, or of somebody else's making.
-    let report = seen.machine.found().filter(|m| gate::judge(o.want, m).counts.is_ok()).and_then(|m| m.report.as_ref());
+    let report = seen.machine.found().and_then(|m| gate::judge(o.want, m).report);
     let base_uuid = f.keys.get(identity::BASE).cloned().unwrap_or_default();
     FrozenVersion {
         version: seen.subject.clone(),
@@ -277,9 +283,12 @@ fn version(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, f: &Disk) 
 
 fn integrity(want: &Want, m: &Machine) -> Option<IntegrityStatus> {
     // One that does not count found nothing that could be told.
-    let Judgement { counts: Ok(()), findings } = gate::judge(want, m) else { return None };
+    let Judgement { counts: Ok(()), findings, source, .. } = gate::judge(want, m) else { return None };
     Some(IntegrityStatus {
-        source: Some("GuestReport".to_owned()),
+        source: source.map(|s| match s {
+            Source::XenStore => IntegritySource::Xenstore,
+            Source::ConfigDisk => IntegritySource::ConfigDisk,
+        }),
         boot_id: m.key(identity::BOOT).map(str::to_owned),
         findings: findings
             .into_iter()

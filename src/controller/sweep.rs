@@ -50,6 +50,7 @@ impl Known {
             let bases = status.disk.iter().map(|d| &d.base).chain(status.versions.iter().map(|v| &v.base));
             known.recorded.extend(bases.flatten().map(|base| base.uuid.clone()));
             known.recorded.extend(status.disk.iter().map(|d| d.uuid.clone()));
+            known.recorded.extend(status.config_disk.iter().map(|c| c.uuid.clone()));
             known.recorded.extend(status.versions.iter().map(|v| v.disk.clone()));
         }
         known
@@ -124,16 +125,18 @@ fn judge_disk(view: &View, cluster: &str, known: &Known, trees: &Trees, vdi: &Vd
     let keys = &vdi.other_config;
     match prove(cluster, &vdi.uuid, keys, known.recorded.contains(&vdi.uuid)) {
         Proof::ByKeys(Role::Base) => Verdict::unclaimed(!base_is_used(view, known, vdi)),
-        Proof::ByKeys(Role::Work | Role::Machine | Role::Frozen) if known.has_layer(keys) => Verdict::Known,
+        Proof::ByKeys(Role::Work | Role::Machine | Role::Frozen | Role::Config) if known.has_layer(keys) => {
+            Verdict::Known
+        }
         Proof::ByKeys(Role::Frozen) if keys.contains_key(RETAINED) => Verdict::Retained,
-        Proof::ByKeys(Role::Work | Role::Machine | Role::Frozen) => Verdict::Unclaimed,
+        Proof::ByKeys(Role::Work | Role::Machine | Role::Frozen | Role::Config) => Verdict::Unclaimed,
         Proof::Unclaimed => {
             let in_work = Mark::read(keys).is_some_and(|mark| known.operations.contains(&mark.op));
             // The user's OS disk bears our mark too, and nothing else of ours.
             let source = !keys.contains_key(CLUSTER) && !vdi.is_a_snapshot;
             Verdict::unclaimed(!in_work && !source)
         }
-        Proof::None => Verdict::unclaimed(trees.has_stray(view, vdi)),
+        Proof::None => Verdict::unclaimed(trees.has_stray(view, vdi) || is_half_made(view, known, &vdi.name_label)),
         Proof::ByRecord | Proof::Foreign => Verdict::Known,
     }
 }
@@ -152,13 +155,17 @@ fn machine_is_unclaimed(view: &View, cluster: &str, known: &Known, vm: &Vm) -> b
         Proof::ByKeys(_) => !known.has_layer(&vm.other_config),
         Proof::Unclaimed => true,
         // A clone that died half-way: still a template, with the name it was asked for, and nobody at it.
-        Proof::None => vm.name_label.strip_prefix("lamina-").is_some_and(|op| {
-            let is_id = op.len() == 16 && op.bytes().all(|b| b.is_ascii_hexdigit());
-            let in_flight = view.tasks.with(TASK_TAG, op).next().is_some();
-            vm.is_a_template && is_id && !in_flight && !known.operations.contains(op)
-        }),
+        Proof::None => vm.is_a_template && is_half_made(view, known, &vm.name_label),
         Proof::ByRecord | Proof::Foreign => false,
     }
+}
+
+/// The name that it was asked for, and nobody at it: a call that died half-way, or that a new xapi ran a second time.
+fn is_half_made(view: &View, known: &Known, name: &str) -> bool {
+    name.strip_prefix("lamina-").is_some_and(|op| {
+        let is_id = op.len() == 16 && op.bytes().all(|b| b.is_ascii_hexdigit());
+        is_id && view.tasks.with(TASK_TAG, op).next().is_none() && !known.operations.contains(op)
+    })
 }
 
 /// The trees that our disks hang in.

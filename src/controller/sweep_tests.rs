@@ -173,3 +173,13 @@ fn what_was_seen_for_a_moment_only_is_not_told() {
     // After a restart of the controller the condition remembers.
     assert_eq!(told(&["a", "c"], "disk c was told", 61), (vec!["a".to_owned(), "c".to_owned()], false));
 }
+
+/// An empty disk that a new xapi made a second time bears the name of its operation, and nothing else.
+#[test]
+fn a_disk_that_was_made_twice_is_told_once_nobody_is_at_it() {
+    let again = vdi("again", "lamina-0123456789abcdef", "sr");
+    assert_eq!(swept(vec![again.clone()], &[layer("l", json!({}))]), one("again"));
+    let at_it = layer("l", json!({"operation": {"step": "CreateConfigDisk", "opid": "0123456789abcdef"}}));
+    assert_eq!(swept(vec![again], &[at_it]), none());
+    assert_eq!(swept(vec![vdi("theirs", "lamina-archive", "sr")], &[layer("l", json!({}))]), none());
+}

@@ -3,18 +3,23 @@
 use crate::api::reason::Reason;
 use crate::domain::fault::Fault;
 use crate::domain::observed::Trouble;
-use crate::xapi::error::{Error, fault_of};
+use crate::xapi::error::{Error, StreamProblem, fault_of};
 use crate::xapi::wire::Failure;
 
 /// Of a call that failed.
 pub fn of(error: &Error) -> Trouble {
     match error {
         Error::Api(failure) => of_failure(failure),
+        Error::Stream { problem: StreamProblem::Busy, .. } => Trouble::new(
+            Reason::WaitingForPool,
+            "other layers' config disks are being moved, two at a time in a pool: asked again by itself",
+        ),
         Error::ConnectionLost { .. }
         | Error::Unreadable { .. }
         | Error::Behind
         | Error::Garbage { .. }
-        | Error::Status { .. } => Trouble::new(
+        | Error::Status { .. }
+        | Error::Stream { .. } => Trouble::new(
             Reason::ReplyLost,
             "the pool's reply to a call was lost or garbled; the pool is looked at before anything is repeated",
         ),

@@ -115,6 +115,7 @@ async fn walk(args: &Args, cluster: &Cluster, stop: CancellationToken) -> anyhow
 
 fn settings(cluster: &Cluster) -> Settings {
     Settings {
+        program: None,
         pace: Pace::PRODUCTION,
         identity: format!("demo_{}", uuid::Uuid::new_v4()),
         namespace: (!cluster.is_own()).then(|| NAMESPACE.to_owned()),

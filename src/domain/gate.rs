@@ -5,6 +5,10 @@
 //!
 //! Longer than 350 lines: each gate is three lines of rule and the words that tell its cure.
 
+use lamina_guest::disk::bound::{Source, judged};
+use lamina_guest::report::Report;
+
+use super::config::{self, Read};
 use super::identity::BOOT;
 use super::observed::{Holder, Machine, Making, Observed, OsDisk, Power, Storage, Trouble};
 use super::report::{self, Finding, fitting, named};
@@ -231,19 +235,39 @@ pub struct Judgement {
     /// `Err`: why no report counts, in words.
     pub counts: Result<(), String>,
     pub findings: Vec<Finding>,
+    /// The report that was judged, and the way it came; none where none counts.
+    pub report: Option<Report>,
+    pub source: Option<Source>,
 }
 
-/// Judges what the guest wrote, with the machine as it stands.
+/// Judges what the guest wrote, with the machine as it stands. It has two ways to tell it, and either is enough; two that count and say
+/// different things block whatever the policy.
 pub fn judge(want: &Want, machine: &Machine) -> Judgement {
-    let Some(report) = &machine.report else {
-        return Judgement { counts: Err("the guest wrote no report".to_owned()), findings: Vec::new() };
+    let in_xenstore = machine.report.as_ref().map(|r| report::counts(r, machine).map(|()| r.clone()));
+    let read = config::last_read(machine);
+    let on_disk = read.and_then(Read::report).filter(|r| r.sealed);
+    let good = in_xenstore.clone().and_then(Result::ok);
+    let (source, report, contradiction) = match judged(good.clone(), on_disk) {
+        Ok(Some((source, report))) => (source, report, None),
+        Err(contradiction) => (Source::XenStore, good.unwrap_or_default(), Some(contradiction)),
+        Ok(None) => {
+            let disk = read.and_then(|r| r.unbound.as_ref()).map(|why| format!("the report on the config disk: {why}"));
+            let why: Vec<_> = in_xenstore.and_then(Result::err).map(str::to_owned).into_iter().chain(disk).collect();
+            let why = if why.is_empty() { "the guest wrote no report".to_owned() } else { why.join("; ") };
+            return Judgement { counts: Err(why), findings: Vec::new(), report: None, source: None };
+        }
     };
-    let counts = report::counts(report, machine).map_err(str::to_owned);
-    let mut findings = if counts.is_ok() { report::judge(report) } else { Vec::new() };
-    if counts.is_ok() && want.kms_rearm {
-        report::judge_rearm(report, &mut findings);
+    let mut findings = report::judge(&report);
+    if want.kms_rearm {
+        report::judge_rearm(&report, &mut findings);
     }
-    Judgement { counts, findings: fitting(findings) }
+    findings.extend(contradiction.map(|c| Finding {
+        reason: Reason::ReportsDiffer.as_str().to_owned(),
+        detail: c.to_string(),
+        remedy: Reason::ReportsDiffer.remedy().to_owned(),
+        always: true,
+    }));
+    Judgement { counts: Ok(()), findings: fitting(findings), report: Some(report), source: Some(source) }
 }
 
 /// Which machine it is and where, for a person.

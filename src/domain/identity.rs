@@ -35,6 +35,16 @@ pub const NONCE: &str = "lamina.dev/nonce";
 pub const START_BEFORE: &str = "lamina.dev/start-before";
 pub const BOOT: &str = "lamina.dev/boot";
 pub const TOKEN: &str = "lamina.dev/token";
+/// On C: what it was made to hold ([`super::config::content`]).
+pub const CONTENT: &str = "lamina.dev/content";
+/// On C: the content was written, as a whole.
+pub const FILLED: &str = "lamina.dev/filled";
+/// On C: it was overwritten with zeros.
+pub const WIPED: &str = "lamina.dev/wiped";
+/// On M: what was read back of C after a halt ([`super::config::Read`]).
+pub const READ: &str = "lamina.dev/read";
+/// On M: C has done its part and goes, by our own hand.
+pub const CONFIG_DONE: &str = "lamina.dev/config-done";
 
 /// What an object of ours is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,6 +57,8 @@ pub enum Role {
     Machine,
     /// A frozen version.
     Frozen,
+    /// The config disk.
+    Config,
 }
 
 impl Role {
@@ -56,11 +68,12 @@ impl Role {
             Self::Work => "work",
             Self::Machine => "machine",
             Self::Frozen => "frozen",
+            Self::Config => "config",
         }
     }
 
     pub fn parse(s: &str) -> Option<Self> {
-        [Self::Base, Self::Work, Self::Machine, Self::Frozen].into_iter().find(|r| r.as_str() == s)
+        [Self::Base, Self::Work, Self::Machine, Self::Frozen, Self::Config].into_iter().find(|r| r.as_str() == s)
     }
 
     /// The keys that an object of this role has, all of them, when it is claimed.
@@ -68,7 +81,7 @@ impl Role {
         match self {
             Self::Base => &[SCHEMA, CLUSTER, ROLE, OP, SELF, OS, OS_VERSION],
             Self::Work | Self::Frozen => &[SCHEMA, CLUSTER, ROLE, OP, SELF, LAYER, VERSION, BASE],
-            Self::Machine => &[SCHEMA, CLUSTER, ROLE, OP, SELF, LAYER, VERSION, NONCE],
+            Self::Machine | Self::Config => &[SCHEMA, CLUSTER, ROLE, OP, SELF, LAYER, VERSION, NONCE],
         }
     }
 }
@@ -103,6 +116,12 @@ impl Display for Opid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Is this tag that of a disk stream's task? One that outlives its controller says nothing: a stream that is at work shows as the control
+/// domain's hold on the disk.
+pub fn is_stream(tag: &str) -> bool {
+    tag.rsplit_once('.').is_some_and(|(_, what)| matches!(what, "fill" | "read" | "wipe"))
 }
 
 /// The lineage of an object: at most one live claimed object has it.

@@ -91,10 +91,11 @@ fn from_children(f: &Flight) -> Option<Step> {
             Quiet::No | Quiet::Once => None,
         },
         (Making::CloneMachine, _) => None,
-        (Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk, [Child { uuid, shaped: true, .. }]) => {
-            Some(Step::Claim { making: f.making, child: uuid.clone() })
-        }
-        (Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk, _) => None,
+        (
+            Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk | Making::CreateConfig,
+            [Child { uuid, shaped: true, .. }],
+        ) => Some(Step::Claim { making: f.making, child: uuid.clone() }),
+        (Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk | Making::CreateConfig, _) => None,
     }
 }
 

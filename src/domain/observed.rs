@@ -5,6 +5,9 @@
 //!
 //! Longer than 350 lines: plain data with what each field means.
 
+use lamina_guest::steps::progress::Doing;
+
+use super::config::Read;
 use super::identity::{BOOT, Keys, Mark, Opid};
 use super::report::Report;
 use crate::api::reason::Reason;
@@ -125,6 +128,16 @@ pub struct Machine {
     /// The uuid of the VBD that holds the packaging disk.
     pub disk: Option<String>,
     pub disk_attached: bool,
+    /// The uuid of the VBD that holds the config disk.
+    pub config: Option<String>,
+    /// The config disk goes, or went, by our own hand.
+    pub config_done: bool,
+    /// What was last read back of it.
+    pub read: Option<Read>,
+    /// How far the guest says its steps are.
+    pub progress: Vec<lamina_guest::steps::progress::Step>,
+    /// What the guest's service says it is doing.
+    pub doing: Option<Doing>,
     pub dvd: Dvd,
     pub tools: Tools,
     pub report: Option<Report>,
@@ -221,13 +234,20 @@ pub enum Making {
     SnapshotOsDisk,
     CloneDisk,
     CloneMachine,
+    CreateConfig,
     StartMachine,
     FreezeDisk,
 }
 
 impl Making {
-    pub const ALL: [Self; 5] =
-        [Self::SnapshotOsDisk, Self::CloneDisk, Self::CloneMachine, Self::StartMachine, Self::FreezeDisk];
+    pub const ALL: [Self; 6] = [
+        Self::SnapshotOsDisk,
+        Self::CloneDisk,
+        Self::CloneMachine,
+        Self::CreateConfig,
+        Self::StartMachine,
+        Self::FreezeDisk,
+    ];
 
     /// The name in `status.operation.step`.
     pub fn as_str(self) -> &'static str {
@@ -235,6 +255,7 @@ impl Making {
             Self::SnapshotOsDisk => "SnapshotOSDisk",
             Self::CloneDisk => "CloneDisk",
             Self::CloneMachine => "CloneMachine",
+            Self::CreateConfig => "CreateConfigDisk",
             Self::StartMachine => "StartMachine",
             Self::FreezeDisk => "FreezeDisk",
         }
@@ -251,7 +272,7 @@ pub struct Flight {
     pub making: Making,
     pub opid: Opid,
     pub source: String,
-    /// The mark that belongs on the source; a start has none.
+    /// The mark that belongs on the source; a start, and a disk that is made of nothing, have none.
     pub wanted_mark: Option<Mark>,
     /// The mark that is on it.
     pub mark: MarkSight,
@@ -343,6 +364,8 @@ pub enum Quiet {
 pub struct Records {
     pub pool: Option<String>,
     pub disk: Option<DiskRecord>,
+    /// The config disk; `worked` is not told of it.
+    pub config: Option<DiskRecord>,
     pub machine: Option<MachineRecord>,
     pub versions: Vec<VersionRecord>,
     pub operation: Option<Intent>,
@@ -443,6 +466,10 @@ pub struct Observed {
     pub parent: Option<Sight<Disk>>,
     pub work: Sight<Disk>,
     pub machine: Sight<Machine>,
+    /// C.
+    pub config: Sight<Disk>,
+    /// A hash of the guest's program, where one is shipped with the controller: every machine gets it then.
+    pub program: Option<String>,
     pub frozen: Sight<Disk>,
     /// One for each operation that is possible or under way.
     pub flights: Vec<Flight>,

@@ -16,6 +16,7 @@ const DELETING: &str = "removing what the layer has on the pool";
 pub struct Estate {
     pub machines: Vec<Machine>,
     pub works: Vec<Disk>,
+    pub configs: Vec<Disk>,
     pub frozen: Vec<Disk>,
     /// Disks `frozen` that carry the key `retained`.
     pub retained: Vec<String>,
@@ -68,6 +69,9 @@ fn removal(want: &Want, seen: &Observed, estate: &Estate) -> Verdict {
             return verdict;
         }
     }
+    if let Some(c) = estate.configs.first() {
+        return plan::remove_config(seen, c, Reason::Deleting, DELETING);
+    }
     if let Some(w) = estate.works.first() {
         // What is to stay is not judged by its record alone.
         let after_freeze = stays
@@ -109,6 +113,9 @@ pub(super) fn discard(seen: &Observed) -> Verdict {
         && let Some(verdict) = machine(m, Reason::Discarding, WHAT)
     {
         return verdict;
+    }
+    if let Sight::Found(c) = &seen.config {
+        return plan::remove_config(seen, c, Reason::Discarding, WHAT);
     }
     if let Sight::Found(w) = &seen.work {
         return destroy_disk(seen, w, Step::DestroyWork { disk: w.uuid.clone(), after_freeze: false });
@@ -158,7 +165,7 @@ pub(super) fn machine(m: &Machine, reason: Reason, what: &str) -> Option<Verdict
         Verdict::wait(Next::Task, reason, what)
     } else {
         let act = |step| Verdict::act(step, reason, what);
-        match (m.power, &m.disk) {
+        match (m.power, m.disk.as_ref().or(m.config.as_ref())) {
             (Power::Running | Power::Paused | Power::Suspended, _) => act(Step::ShutDown { machine: m.uuid.clone() }),
             (Power::Unknown, _) => Verdict::wait(Next::Capacity, reason, what),
             (Power::Halted, Some(vbd)) => act(Step::DetachDisk { vbd: vbd.clone() }),

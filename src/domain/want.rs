@@ -5,8 +5,9 @@
 use serde_json::{Value, json};
 
 pub use crate::api::layer::{BaseFrom, DeletionPolicy, FinalizePolicy, IntegrityPolicy};
-use crate::api::layer::{DiskFormat, PlatformLayer};
+use crate::api::layer::{DiskFormat, PlatformLayer, Purpose};
 use crate::api::quantity;
+use crate::api::steps::Step;
 
 /// A layer as wanted.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +33,8 @@ pub struct Want {
     pub approved: Option<String>,
     pub integrity: IntegrityPolicy,
     pub kms_rearm: bool,
+    pub purpose: Purpose,
+    pub steps: Vec<Step>,
     pub deletion: DeletionPolicy,
     pub suspend: bool,
 }
@@ -65,6 +68,8 @@ impl Want {
             approved: spec.finalize.approved.clone(),
             integrity: spec.integrity,
             kms_rearm: spec.kms.as_ref().is_some_and(|k| k.rearm),
+            purpose: spec.purpose,
+            steps: spec.steps.clone(),
             deletion: spec.deletion_policy,
             suspend: spec.suspend,
             layer_name,

@@ -1,6 +1,6 @@
 //! Every call that Lamina makes, by the door it goes through. `client.read()` changes nothing; `client.write()` changes the
 //! database and has happened when it returns; `client.start(op)` begins work in storage or hypervisor, tagged with `op`, and
-//! returns the task, whose end the mirror shows. Names are XAPI's, class first.
+//! returns the task, whose end the mirror shows; only the two streams wait for their own end. Names are XAPI's, class first.
 //!
 //! The only place that uses the client's doors for changes: what is not here cannot be done to a pool.
 
@@ -124,6 +124,16 @@ pub struct NewVbd<'a> {
     pub kind: VbdType,
 }
 
+/// A disk to be made.
+#[derive(Clone, Debug)]
+pub struct NewVdi<'a> {
+    pub sr: &'a Ref,
+    pub name: &'a str,
+    pub description: &'a str,
+    /// Bytes; the driver rounds it up.
+    pub size: i64,
+}
+
 /// A network card of a machine, with a MAC address of XAPI's making.
 #[derive(Clone, Debug)]
 pub struct NewVif<'a> {
@@ -151,9 +161,36 @@ impl Write<'_> {
         self.0.send_write("VIF.create", &[record]).await
     }
 
+    /// A task of our own, for a stream to end. Named and described for people; it bears no tag yet.
+    pub(super) async fn task_create(self, label: &str, description: &str) -> Result<Ref, Error> {
+        self.0.send_write("task.create", &[json!(label), json!(description)]).await
+    }
+
     /// Writes XAPI's database out, on every host: what was changed before survives an unclean death.
     pub async fn pool_sync_database(self) -> Result<(), Error> {
         self.0.send_write::<IgnoredAny>("pool.sync_database", &[]).await.map(drop)
+    }
+}
+
+impl Start<'_> {
+    /// Result: the disk, empty. Named from the start; keys and tags come with its claim.
+    pub async fn vdi_create(self, new: &NewVdi<'_>) -> Result<Ref, Error> {
+        let record = json!({
+            "SR": new.sr, "virtual_size": new.size, "name_label": new.name, "name_description": new.description,
+            "type": "user", "sharable": false, "read_only": false, "other_config": {}, "xenstore_data": {},
+            "sm_config": {}, "tags": [],
+        });
+        self.client.send_tagged("VDI.create", &[record], self.op).await
+    }
+
+    /// Replaces the first bytes of a detached disk, and waits for the verdict: a transfer has no task that outlives it.
+    pub async fn import_raw_vdi(self, vdi: &Ref, bytes: &[u8]) -> Result<(), Error> {
+        self.client.send_in(vdi, bytes, self.op).await
+    }
+
+    /// All bytes of a detached disk of this size; any other length is an error. Waits for the verdict too.
+    pub async fn export_raw_vdi(self, vdi: &Ref, size: usize) -> Result<Vec<u8>, Error> {
+        self.client.send_out(vdi, size, self.op).await
     }
 }
 
@@ -214,6 +251,10 @@ calls! { write {
 
     vbd_destroy(vbd: &Ref) "VBD.destroy";
     vif_destroy(vif: &Ref) "VIF.destroy";
+    /// Ends a task of our own: `cancelled`.
+    task_set_status(task: &Ref, value: &str) "task.set_status";
+    /// How a task of our own gets its tag.
+    task_add_to_other_config(task: &Ref, key: &str, value: &str) "task.add_to_other_config";
     /// Stops a queued call; a running one goes on.
     task_cancel(task: &Ref) "task.cancel";
     /// A pending one is only marked, and goes when it ends.

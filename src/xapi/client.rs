@@ -1,13 +1,14 @@
-//! The XAPI client of one Connector: log-in, session, coordinator, and three doors for calls.
+//! The XAPI client of one Connector: log-in, session, coordinator, and four doors for calls.
 //!
 //! * **read**: changes nothing; connections are pooled.
 //! * **write**: changes the database only, synchronous.
 //! * **start**: reaches storage or hypervisor; always `Async.`, tagged, returns the task.
+//! * **stream**: a disk's bytes in or out (`stream`), judged by a task of our own.
 //!
 //! Changing calls never share a connection and are never repeated by the HTTP library: a second clone is a second disk.
 //! The client itself repeats a call only after `SESSION_INVALID` or `HOST_IS_SLAVE`, which say that nothing was executed.
 //! Everything else goes to the caller, who looks before acting again. The doors are open to this room only: which calls
-//! exist is said in `calls`. Disk streams will come as a fourth door.
+//! exist is said in `calls`.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -28,6 +29,8 @@ use super::wire::{Ref, Reply, Request, standard_json};
 
 /// A pool stays responsive to its other users; the event stream is not counted.
 const CALLS_IN_FLIGHT: usize = 20;
+/// Streams go through the control domain's processors, which are few.
+const TRANSFERS_IN_FLIGHT: usize = 2;
 
 #[derive(Clone, Debug)]
 pub struct Timeouts {
@@ -38,6 +41,8 @@ pub struct Timeouts {
     pub poll_grace: Duration,
     /// How long a refused pair of credentials is not sent again: a host takes 5 s to say no, and may lock an account.
     pub refused: Duration,
+    /// From the first connection of a stream to the verdict on it.
+    pub transfer: Duration,
 }
 
 impl Default for Timeouts {
@@ -47,6 +52,7 @@ impl Default for Timeouts {
             call: Duration::from_secs(30),
             poll_grace: Duration::from_secs(15),
             refused: Duration::from_secs(30),
+            transfer: Duration::from_secs(900),
         }
     }
 }
@@ -86,12 +92,14 @@ pub(super) struct Inner {
     pub(super) endpoints: Vec<Url>,
     pub(super) originator: String,
     pub(super) timeouts: Timeouts,
-    permit: Arc<dyn Fn() -> bool + Send + Sync>,
-    observer: Arc<dyn Fn(&CallRecord<'_>) + Send + Sync>,
+    pub(super) permit: Arc<dyn Fn() -> bool + Send + Sync>,
+    pub(super) observer: Arc<dyn Fn(&CallRecord<'_>) + Send + Sync>,
+    pub(super) tls: Arc<rustls::ClientConfig>,
     pooled: reqwest::Client,
     /// One connection a call.
     single: reqwest::Client,
     slots: Semaphore,
+    pub(super) transfers: Semaphore,
     pub(super) session: Mutex<Option<Arc<Session>>>,
     /// Held while logging in, so that one does it for all.
     pub(super) door: tokio::sync::Mutex<Door>,
@@ -136,6 +144,8 @@ impl Client {
             permit: options.permit,
             observer: options.observer,
             slots: Semaphore::new(CALLS_IN_FLIGHT),
+            transfers: Semaphore::new(TRANSFERS_IN_FLIGHT),
+            tls: Arc::new(tls.clone()),
             session: Mutex::new(None),
             door: tokio::sync::Mutex::new(Door::new(options.credentials)),
         })))

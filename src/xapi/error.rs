@@ -29,6 +29,9 @@ pub enum Error {
     /// A barrier in the stream of events was not passed in time: what the mirror shows may be old.
     #[error("the pool's events did not come in time")]
     Behind,
+    /// A disk's bytes were not moved, or nobody can tell.
+    #[error("a disk's bytes were not moved through {endpoint}: {problem}")]
+    Stream { endpoint: String, problem: StreamProblem },
     /// A live look met a record that is not shaped as its class is; it may be the one that was looked for.
     #[error("the {class} {reference} cannot be read")]
     Unreadable { class: &'static str, reference: Ref },
@@ -43,6 +46,31 @@ pub enum Error {
     /// The client cannot even be made from these options.
     #[error("{0}")]
     Config(String),
+}
+
+/// What went wrong with a stream, where no task says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StreamProblem {
+    #[error("as many as may be are under way")]
+    Busy,
+    #[error("no connection")]
+    NotConnected,
+    #[error("the connection broke")]
+    Cut,
+    #[error("it took too long")]
+    TimedOut,
+    #[error("the answer is no HTTP that can be understood")]
+    Garbled,
+    #[error("it was sent on to where it cannot go")]
+    Redirect,
+    #[error("the export is not {wanted} bytes long, as its disk is")]
+    Length { wanted: usize },
+    #[error("a second answer came in the disk's place")]
+    SecondAnswer,
+    #[error("{0} bytes are more than are moved through memory")]
+    TooLarge(usize),
+    #[error("its task did not end, or is not known any more")]
+    NoVerdict,
 }
 
 /// Why a certificate was refused, as far as a user can do something about it.
@@ -74,6 +102,8 @@ impl Error {
             | Error::Unreadable { .. }
             | Error::Behind
             | Error::NotLeading => Fault::Retry,
+            Error::Stream { problem: StreamProblem::Busy, .. } => Fault::Wait,
+            Error::Stream { .. } => Fault::Retry,
         }
     }
 
@@ -87,6 +117,7 @@ impl Error {
             Error::Garbage { .. } => "garbage",
             Error::Unreadable { .. } => "unreadable",
             Error::Behind => "behind",
+            Error::Stream { .. } => "stream",
             Error::Api(failure) => &failure.code,
             Error::NoCoordinator { .. } => "no-coordinator",
             Error::NotLeading => "not-leading",
@@ -104,6 +135,7 @@ impl Error {
             | Error::Garbage { .. }
             | Error::Unreadable { .. }
             | Error::Behind
+            | Error::Stream { .. }
             | Error::NoCoordinator { .. }
             | Error::NotLeading
             | Error::Config(_) => None,
@@ -143,7 +175,7 @@ impl Error {
     /// False only where the call was surely not executed: never sent, or refused by XAPI.
     pub fn maybe_executed(&self) -> bool {
         match self {
-            Error::ConnectionLost { .. } | Error::Status { .. } | Error::Garbage { .. } => true,
+            Error::ConnectionLost { .. } | Error::Status { .. } | Error::Garbage { .. } | Error::Stream { .. } => true,
             Error::NotConnected { .. }
             | Error::Tls { .. }
             | Error::Unreadable { .. }

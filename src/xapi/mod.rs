@@ -8,6 +8,7 @@ pub mod mirror;
 pub mod model;
 mod session;
 mod sharded;
+mod stream;
 mod tls;
 pub mod view;
 pub mod wire;

@@ -151,6 +151,7 @@ impl Rig {
     pub fn settings(&self) -> Settings {
         Settings {
             pace: PACE,
+            program: None,
             identity: format!("test-{}", uuid::Uuid::new_v4()),
             namespace: self.alone.is_none().then(|| self.namespace.clone()),
             deadline: Deadline::none(),

@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::seam::Seam;
 use crate::common::rig::{Rig, noted, ready};
+use crate::lifecycle::steps::{done, files, found, plays, two_steps};
 
 /// A layer rests elsewhere than it should if nothing was written for so long: more than any pause of the tests' pace.
 const STILL: Duration = Duration::from_secs(4);
@@ -30,12 +31,14 @@ pub enum Life {
     Second,
     /// Version 1 thrown away while its machine runs; version 2 made up to its machine.
     Discard,
+    /// One version without hands: steps, and the config disk that carries them.
+    Steps,
     /// Deleted with policy Delete while version 2 runs on a finalized version 1.
     Deletion,
 }
 
 impl Life {
-    pub const ALL: [Self; 4] = [Self::Happy, Self::Second, Self::Discard, Self::Deletion];
+    pub const ALL: [Self; 5] = [Self::Happy, Self::Second, Self::Discard, Self::Steps, Self::Deletion];
 }
 
 /// How it ended.
@@ -60,6 +63,8 @@ pub struct Boot {
     /// What status had recorded when it began.
     pub recorded: (Option<String>, Option<String>),
     pub first: bool,
+    /// It has a second disk.
+    pub second: bool,
 }
 
 /// The guest switched itself off.
@@ -109,6 +114,11 @@ impl Person {
                 self.guests(finalizes());
                 self.finalize_first().await
             }
+            Life::Steps => {
+                files(&self.rig).await;
+                self.guests(plays(vec![done()], found()));
+                Ok(())
+            }
             Life::Discard => {
                 self.guests(stays());
                 self.rig.layer(NAME, json!({"deletionPolicy": "Delete"})).await;
@@ -137,6 +147,12 @@ impl Person {
             Life::Second => {
                 self.rig.patch(NAME, json!({"version": "2", "base": {"from": "Latest"}})).await;
                 self.finalize("2").await
+            }
+            Life::Steps => {
+                let mut spec = two_steps();
+                spec["deletionPolicy"] = json!("Delete");
+                self.rig.layer(NAME, spec).await;
+                self.finalize("1").await
             }
             Life::Discard => {
                 self.note(|d| d.discarded = Some(("1".into(), self.number())));
@@ -244,6 +260,7 @@ impl Person {
                         ended: None,
                         recorded: recorded.unwrap_or_default(),
                         first: guest.boot == 1,
+                        second: guest.disks().contains(&1),
                     });
                     deeds.boots.len() - 1
                 };

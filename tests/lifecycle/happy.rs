@@ -1,6 +1,6 @@
 //! The whole way, asserted on the pool's objects and on status.
 
-use lamina::api::layer_status::BaseKind;
+use lamina::api::layer_status::{BaseKind, IntegritySource};
 use lamina::api::{ConditionType, Phase};
 use lamina::demo::person;
 use serde_json::json;
@@ -18,8 +18,8 @@ async fn a_packaging_layer_walks_all_phases_and_keeps_what_was_done() {
     let found = rig.until_reason("walk", "FixIntegrity").await;
     let verdict = status(&found).integrity.expect("a verdict");
     assert_eq!(
-        (verdict.source.as_deref(), verdict.findings[0].reason.as_str()),
-        (Some("GuestReport"), "RebootPending")
+        (verdict.source, verdict.findings[0].reason.as_str()),
+        (Some(IntegritySource::Xenstore), "RebootPending")
     );
     assert_eq!(status(&found).disk.expect("a disk").utilisation, None, "it moves while the machine writes");
     rig.sim.pool.clock.unhold("guest/reported");

@@ -12,6 +12,7 @@ use crate::xapi::wire::{NEVER, Ref};
 
 /// Device numbers: the packaging disk boots as the first, the drive sits where every tool expects it.
 const DISK_DEVICE: &str = "0";
+const CONFIG_DEVICE: &str = "1";
 const DVD_DEVICE: &str = "3";
 
 impl Hand<'_, '_> {
@@ -88,12 +89,20 @@ impl Hand<'_, '_> {
     }
 
     pub(super) async fn attach(&self, machine: &str, disk: &str) -> Done {
+        self.attach_as(machine, disk, DISK_DEVICE).await
+    }
+
+    pub(super) async fn attach_config(&self, machine: &str, disk: &str) -> Done {
+        self.attach_as(machine, disk, CONFIG_DEVICE).await
+    }
+
+    async fn attach_as(&self, machine: &str, disk: &str, device: &str) -> Done {
         let (vm, vdi) = (self.vm(machine)?, self.vdi(disk)?);
         let new = NewVbd {
             vm: &vm,
             vdi: &vdi,
-            userdevice: DISK_DEVICE,
-            bootable: true,
+            userdevice: device,
+            bootable: device == DISK_DEVICE,
             read_only: false,
             kind: VbdType::Disk,
         };

@@ -8,8 +8,11 @@ use super::super::inspect;
 use super::super::observe::{base_lineage, flights};
 use super::{Done, Failed, Hand, already, begun, gone_is_done, written};
 use crate::api::reason::Reason;
+use crate::domain::config;
 use crate::domain::identity::{self, Keys, Lineage, Mark, NONCE, Opid, Role, TAG, TOKEN};
 use crate::domain::observed::{Making, Sent, TaskSight, Trouble};
+use crate::domain::plan;
+use crate::xapi::calls::NewVdi;
 use crate::xapi::wire::Ref;
 
 impl Hand<'_, '_> {
@@ -19,6 +22,7 @@ impl Hand<'_, '_> {
             Making::CloneDisk => self.lineage(Role::Work),
             Making::CloneMachine | Making::StartMachine => self.lineage(Role::Machine),
             Making::FreezeDisk => self.lineage(Role::Frozen),
+            Making::CreateConfig => self.lineage(Role::Config),
         }
     }
 
@@ -51,12 +55,21 @@ impl Hand<'_, '_> {
         if making == Making::StartMachine {
             self.sync_database().await?;
         }
+        // Before the call is taken for sent: only its length is wanted, and what is missing for it is told.
+        let image = if making == Making::CreateConfig { self.image().await? } else { Vec::new() };
         let start = client.start(&f.opid.0);
         self.lens.pool.memory().set_attempt(&f.opid, Sent::Once, None);
         let sent = match making {
             Making::SnapshotOsDisk | Making::FreezeDisk => start.vdi_snapshot(&self.vdi(&f.source)?).await,
             Making::CloneDisk => start.vdi_clone(&self.vdi(&f.source)?).await,
             Making::CloneMachine => start.vm_clone(&self.template()?, &flights::machine_working_name(&f.opid)).await,
+            Making::CreateConfig => {
+                let name = flights::machine_working_name(&f.opid);
+                let description = plan::description(self.lens.want);
+                let size = i64::try_from(image.len()).unwrap_or(i64::MAX);
+                let new = NewVdi { sr: &self.scene.sr, name: &name, description: &description, size };
+                start.vdi_create(&new).await
+            }
             Making::StartMachine => start.vm_start(&self.vm(&f.source)?).await,
         };
         match sent {
@@ -121,7 +134,9 @@ impl Hand<'_, '_> {
         if making == Making::CloneMachine {
             let vm = self.vm(child)?;
             let inherited = &self.vm_record(child)?.other_config;
-            let nonce = uuid::Uuid::new_v4().simple().to_string();
+            // On a disk that was worked on, the config disk of the lost machine goes on with this one.
+            let of_config = self.scene.observed.config.found().and_then(|c| c.keys.get(NONCE).cloned());
+            let nonce = of_config.unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
             let token = self.lens.want.restart_token.clone().unwrap_or_default();
             let mut keys: Keys = inherited
                 .iter()
@@ -133,7 +148,11 @@ impl Hand<'_, '_> {
         } else {
             let vdi = self.vdi(child)?;
             let base = self.base_of(making)?;
-            client.write().vdi_set_other_config(&vdi, &lineage.keys(child, base.as_deref(), &[])).await?;
+            let nonce = super::seen_nonce(self.scene).unwrap_or_default();
+            let content = config::content(self.lens.want, &self.scene.observed, &nonce);
+            let of_config = [(NONCE, nonce.as_str()), (identity::CONTENT, content.as_str())];
+            let extra = if making == Making::CreateConfig { of_config.as_slice() } else { &[] };
+            client.write().vdi_set_other_config(&vdi, &lineage.keys(child, base.as_deref(), extra)).await?;
             client.write().vdi_set_tags(&vdi, &[TAG.to_owned()]).await?;
         }
         let task = self.lens.pool.memory().attempt(&f.opid).task;
@@ -146,7 +165,7 @@ impl Hand<'_, '_> {
     pub(super) fn base_of(&self, making: Making) -> Result<Option<String>, Failed> {
         let seen = &self.scene.observed;
         match making {
-            Making::SnapshotOsDisk | Making::CloneMachine | Making::StartMachine => Ok(None),
+            Making::SnapshotOsDisk | Making::CloneMachine | Making::CreateConfig | Making::StartMachine => Ok(None),
             Making::FreezeDisk => {
                 let work = seen.work.found().ok_or(Failed::Stale)?;
                 Ok(work.keys.get(identity::BASE).cloned())

@@ -1,8 +1,9 @@
 //! Carries out one step. Every changing call of a layer's life is made here, and nothing is decided here.
 //!
 //! References are looked up in the view that the decision was made on. A reply that is lost is an error like any other: the next pass
-//! observes what became of it. `making` has the claim protocol's calls, `machine` those that only write a machine's row.
+//! observes what became of it. `making` has the claim protocol's calls, `config` the config disk's content, `machine` those that only write a machine's row.
 
+mod config;
 mod machine;
 mod making;
 
@@ -10,7 +11,7 @@ use super::observe::objects::{BLOCKED, START};
 use super::observe::{Lens, Scene, lineage, tools_iso};
 use super::trouble;
 use crate::api::reason::Reason;
-use crate::domain::identity::{self, BOOT, Lineage, Mark, Opid, Proof, Role, TAG, TOKEN, prove};
+use crate::domain::identity::{self, BOOT, CONFIG_DONE, Lineage, Mark, NONCE, Opid, Proof, Role, TAG, TOKEN, prove};
 use crate::domain::observed::{Disk, Making, Trouble};
 use crate::domain::plan::Step;
 use crate::xapi::error::Error;
@@ -75,6 +76,12 @@ pub async fn act(lens: &Lens<'_>, scene: &Scene, step: &Step) -> Done {
         }
         Step::SetUp { machine, settings } => hand.set_up(machine, settings).await,
         Step::AttachDisk { machine, disk } => hand.attach(machine, disk).await,
+        Step::AttachConfig { machine, disk } => hand.attach_config(machine, disk).await,
+        Step::FillConfig { disk } => hand.fill_config(disk).await,
+        Step::ReadConfig { machine, disk } => hand.read_config(machine, disk).await,
+        Step::EndConfig { machine } => hand.put_key(machine, CONFIG_DONE, "true").await,
+        Step::WipeConfig { disk } => hand.wipe_config(disk).await,
+        Step::DestroyConfig { disk } => hand.destroy_disk(disk, "destroy").await,
         Step::AddDvd { machine } => hand.add_dvd(machine).await,
         Step::EjectDisc { vbd } => begun(client.start(&hand.aux(vbd, "eject")).vbd_eject(&hand.vbd(vbd)?).await),
         Step::InsertTools { vbd } => {
@@ -164,6 +171,13 @@ fn already(done: Done, code: &str) -> Done {
     }
 }
 
+/// What the machine, or the config disk that is there already, calls this packaging.
+fn seen_nonce(scene: &Scene) -> Option<String> {
+    let seen = &scene.observed;
+    let of_machine = seen.machine.found().and_then(|m| m.key(NONCE));
+    of_machine.or(seen.config.found().and_then(|c| c.keys.get(NONCE).map(String::as_str))).map(str::to_owned)
+}
+
 struct Hand<'a, 'b> {
     lens: &'a Lens<'b>,
     scene: &'a Scene,
@@ -249,7 +263,9 @@ impl Hand<'_, '_> {
         let vdi = self.vdi(uuid)?;
         // Whatever is proved by its keys keeps them, and only lacks the tag.
         if let Some((lineage, base)) = self.lost_keys(uuid)? {
-            client.write().vdi_set_other_config(&vdi, &lineage.keys(uuid, base.as_deref(), &[])).await?;
+            let nonce = seen_nonce(self.scene).filter(|_| lineage.role() == Role::Config);
+            let extra: Vec<_> = nonce.iter().map(|nonce| (NONCE, nonce.as_str())).collect();
+            client.write().vdi_set_other_config(&vdi, &lineage.keys(uuid, base.as_deref(), &extra)).await?;
         }
         written(client.write().vdi_set_tags(&vdi, &[TAG.to_owned()]).await)
     }
@@ -268,6 +284,9 @@ impl Hand<'_, '_> {
         let is = |d: Option<&Disk>| d.is_some_and(|d| d.uuid == uuid);
         if is(seen.work.found()) {
             return Ok(Some((self.lineage(Role::Work), base)));
+        }
+        if is(seen.config.found()) {
+            return Ok(Some((self.lineage(Role::Config), None)));
         }
         if is(seen.frozen.found()) {
             return Ok(Some((self.lineage(Role::Frozen), base)));

@@ -9,6 +9,7 @@ use kube::ResourceExt;
 
 use super::{Lens, base_lineage, lineage};
 use crate::api::reason::Reason;
+use crate::domain::config;
 use crate::domain::identity::{self, BOOT, Lineage, Mark, Opid, Proof, Role, START_BEFORE, TASK_TAG, prove};
 use crate::domain::observed::{Child, Flight, Making, MarkSight, Observed, Quiet, Sent, TaskSight, Trouble};
 use crate::xapi::model::{Task, TaskStatus, Vdi};
@@ -65,6 +66,10 @@ pub fn all(lens: &Lens<'_>, seen: &Observed, parent: Option<&str>, sr: &Ref) -> 
         };
         wanted.push((Making::StartMachine, opid, m.uuid.clone(), None));
     }
+    if let Some(m) = seen.machine.found().filter(|_| config::wanted(lens.want, seen)) {
+        // Made of nothing: the machine stands for its source, and no mark is needed where nothing is inherited.
+        wanted.push((Making::CreateConfig, of(Role::Config).opid(), m.uuid.clone(), None));
+    }
     let flights: Vec<Flight> = wanted
         .into_iter()
         .map(|(making, opid, source, mark)| flight(lens, seen, making, opid, source, mark, sr, &mut doubt))
@@ -73,7 +78,7 @@ pub fn all(lens: &Lens<'_>, seen: &Observed, parent: Option<&str>, sr: &Ref) -> 
     let leftover = intent.filter(|i| !known(i)).map(|i| {
         let owner = if i.step == Making::SnapshotOsDisk { Role::Base.as_str() } else { uid };
         let mark = Mark { cluster: lens.cluster.to_owned(), owner: owner.to_owned(), op: i.opid.0.clone() };
-        let mark = (i.step != Making::StartMachine).then_some(mark);
+        let mark = (!matches!(i.step, Making::StartMachine | Making::CreateConfig)).then_some(mark);
         flight(lens, seen, i.step, i.opid.clone(), i.source.clone(), mark, sr, &mut doubt)
     });
     let memory = lens.pool.memory();
@@ -199,7 +204,7 @@ fn task_sight(
         let child = Ref(task_result(&task.result));
         let uuid = match making {
             Making::CloneMachine => lens.view.vms.get(&child).map(|vm| vm.uuid.clone()),
-            Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk => {
+            Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk | Making::CreateConfig => {
                 lens.view.vdis.get(&child).map(|d| d.uuid.clone())
             }
             Making::StartMachine => None,
@@ -217,7 +222,7 @@ fn task_sight(
 fn claimed(lens: &Lens<'_>, making: Making, uuid: &str) -> bool {
     let keys = match making {
         Making::CloneMachine | Making::StartMachine => lens.view.vms.by_uuid(uuid).map(|(_, vm)| &vm.other_config),
-        Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk => {
+        Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk | Making::CreateConfig => {
             lens.view.vdis.by_uuid(uuid).map(|(_, d)| &d.other_config)
         }
     };
@@ -235,10 +240,16 @@ fn children(lens: &Lens<'_>, making: Making, opid: &Opid, source: &str, mark: Op
     let source_ref = lens.view.vdis.by_uuid(source).map(|(r, _)| r);
     let shaped = |d: &Vdi| match making {
         Making::SnapshotOsDisk | Making::FreezeDisk => d.is_a_snapshot && Some(&d.snapshot_of) == source_ref,
-        Making::CloneDisk => !d.is_a_snapshot,
+        Making::CloneDisk | Making::CreateConfig => !d.is_a_snapshot,
         Making::CloneMachine | Making::StartMachine => false,
     };
     match (making, mark) {
+        (Making::CreateConfig, _) => {
+            let name = machine_working_name(opid);
+            let unclaimed = |d: &Vdi| !matches!(prove(lens.cluster, &d.uuid, &d.other_config, false), Proof::ByKeys(_));
+            let named = lens.view.vdis.iter().filter(|(_, d)| d.name_label == name && d.managed && unclaimed(d));
+            named.map(|(_, d)| Child { uuid: d.uuid.clone(), shaped: shaped(d), settled: true }).collect()
+        }
         (Making::StartMachine, _) | (_, None) => Vec::new(),
         (Making::CloneMachine, _) => {
             let name = machine_working_name(opid);
@@ -256,7 +267,7 @@ fn children(lens: &Lens<'_>, making: Making, opid: &Opid, source: &str, mark: Op
     }
 }
 
-/// The name that a machine is cloned under, and found again by.
+/// The name that a machine is cloned under, or a disk is made under, and found again by.
 pub fn machine_working_name(opid: &Opid) -> String {
     format!("lamina-{opid}")
 }

@@ -15,9 +15,10 @@ use tokio::time::Instant;
 
 pub use self::bases::base_lineage;
 use self::bases::{bases, copies, idle_bases, stray_marks};
-use self::records::{Owned, owned, recorded, records, repository, subject, unseen};
+use self::records::{estate, owned, recorded, records, repository, subject, unseen};
 
 use super::census::Census;
+use super::context::GuestProgram;
 use super::inspect;
 use super::pace::Pace;
 use super::pool::Pool;
@@ -33,6 +34,10 @@ use crate::xapi::wire::Ref;
 
 /// Everything that is looked through.
 pub struct Lens<'a> {
+    /// For the files of steps: read one by one when the config disk is made, and nothing else.
+    pub client: &'a kube::Client,
+    /// For config disks.
+    pub program: Option<&'a GuestProgram>,
     pub cluster: &'a str,
     pub pace: &'a Pace,
     pub pool: &'a Pool,
@@ -103,6 +108,11 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         .iter()
         .find(|(_, d)| version(&d.other_config) || records.disk.as_ref().is_some_and(|r| r.uuid == d.uuid))
         .copied();
+    let c = owned
+        .configs
+        .iter()
+        .find(|(_, d)| version(&d.other_config) || records.config.as_ref().is_some_and(|r| r.uuid == d.uuid))
+        .copied();
     let f_record = records.versions.iter().find(|v| v.version == subject);
     let f = owned
         .frozen
@@ -128,6 +138,9 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         Sight::Absent if work_recorded && hidden => Sight::CannotLook,
         seen => seen,
     };
+    let config_done = vm.is_some_and(|(_, m)| m.other_config.contains_key(identity::CONFIG_DONE));
+    let config_recorded = records.config.as_ref().is_some_and(|d| d.version == subject);
+    let config = sight(c.map(|(_, d)| disk(d)), config_recorded && !done && !config_done);
     let stays = !lens.deleting || lens.want.deletion == DeletionPolicy::Retain;
     let frozen = sight(f.map(|(_, d)| disk(d)), f_record.is_some() && stays);
     let os = inspect::os_disk(view, &sr, &lens.layer.spec.os_layer.disk);
@@ -143,7 +156,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     };
     let parent = parent_uuid.as_ref().map(|uuid| sight(view.vdis.by_uuid(uuid).map(|(_, d)| disk(d)), true));
     let machine = match vm {
-        Some((_, vm)) => Sight::Found(see_machine(lens, vm, w.map(|(r, _)| r))?),
+        Some((_, vm)) => Sight::Found(see_machine(lens, vm, w.map(|(r, _)| r), c.map(|(r, _)| r))?),
         None if records.machine.is_none() || done => Sight::Absent,
         None => {
             doubt = true;
@@ -169,6 +182,8 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         parent,
         work,
         machine,
+        config,
+        program: lens.program.map(|p| p.hash.clone()),
         frozen,
         flights: Vec::new(),
         leftover: None,
@@ -276,11 +291,12 @@ pub fn tools_iso(lens: &Lens<'_>) -> Result<(Ref, Arc<Vdi>), Trouble> {
     inspect::tools_iso(lens.view, wanted)
 }
 
-fn see_machine(lens: &Lens<'_>, vm: &Arc<Vm>, work: Option<&Ref>) -> Result<Machine, Trouble> {
+fn see_machine(lens: &Lens<'_>, vm: &Arc<Vm>, work: Option<&Ref>, config: Option<&Ref>) -> Result<Machine, Trouble> {
     let iso = tools_iso(lens).ok().map(|(r, _)| r);
     let networks = inspect::networks(lens.view, &lens.layer.spec.machine.networks).unwrap_or_default();
     let uuids = networks.iter().filter_map(|r| lens.view.networks.get(r)).map(|n| n.uuid.clone()).collect();
-    let around = objects::Surroundings { cluster: lens.cluster, work, tools_iso: iso.as_ref(), networks: uuids };
+    let around =
+        objects::Surroundings { cluster: lens.cluster, work, config, tools_iso: iso.as_ref(), networks: uuids };
     Ok(objects::machine(lens.view, lens.layer, lens.want, vm, &around))
 }
 
@@ -302,28 +318,4 @@ fn tools(lens: &Lens<'_>, m: &mut Machine, vm: Option<&Arc<Vm>>) -> Option<Durat
         Some(_) => None,
         None => age(booted).filter(|a| *a < lens.pace.patience).map(|a| lens.pace.patience - a),
     }
-}
-
-fn estate(lens: &Lens<'_>, owned: &Owned<'_>, disk: &dyn Fn(&Arc<Vdi>) -> Disk) -> Result<Estate, Trouble> {
-    let work = |m: &Vm| {
-        let version = m.other_config.get(identity::VERSION);
-        owned
-            .works
-            .iter()
-            .find(|(_, w)| w.other_config.get(identity::VERSION) == version || version.is_none())
-            .map(|(r, _)| *r)
-    };
-    let machines = owned.machines.iter().map(|(_, m)| see_machine(lens, m, work(m))).collect::<Result<_, _>>()?;
-    let retained = owned
-        .frozen
-        .iter()
-        .filter(|(_, d)| d.other_config.contains_key(identity::RETAINED))
-        .map(|(_, d)| d.uuid.clone())
-        .collect();
-    Ok(Estate {
-        machines,
-        works: owned.works.iter().map(|(_, d)| disk(d)).collect(),
-        frozen: owned.frozen.iter().map(|(_, d)| disk(d)).collect(),
-        retained,
-    })
 }

@@ -5,7 +5,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use lamina_guest::steps::progress::Doing;
+
 use crate::api::layer::{Firmware, PlatformLayer};
+use crate::domain::config::Read;
 use crate::domain::identity::{self, BOOT, Keys, Mark, NONCE, Opid, Proof, START_BEFORE, TAG, prove};
 use crate::domain::observed::{Attachment, Disk, Dvd, Holder, Machine, Power, Setting, Tools};
 use crate::domain::plan;
@@ -72,7 +75,8 @@ fn waits_in_a_task(view: &View, keys: &Keys) -> bool {
     let Some(op) = keys.get(identity::OP).map(|op| Opid(op.clone())) else { return false };
     let at_work = |t: &Task| matches!(t.status, TaskStatus::Pending | TaskStatus::Cancelling);
     view.tasks.iter().any(|(_, t)| {
-        at_work(t) && t.other_config.get(identity::TASK_TAG).is_some_and(|tag| *tag != op.0 && op.covers(tag))
+        let waits = |tag: &String| *tag != op.0 && op.covers(tag) && !identity::is_stream(tag);
+        at_work(t) && t.other_config.get(identity::TASK_TAG).is_some_and(waits)
     })
 }
 
@@ -101,6 +105,8 @@ pub struct Surroundings<'a> {
     pub cluster: &'a str,
     /// The packaging disk, where it is found.
     pub work: Option<&'a Ref>,
+    /// The config disk, where it is found.
+    pub config: Option<&'a Ref>,
     pub tools_iso: Option<&'a Ref>,
     /// uuids of the networks that the spec names; empty: the template's stay.
     pub networks: Vec<String>,
@@ -127,6 +133,11 @@ pub fn machine(view: &View, layer: &PlatformLayer, want: &Want, vm: &Arc<Vm>, ar
         guard_drift: guards(vm),
         disk: disk.map(|b| b.uuid.clone()),
         disk_attached: disk.is_some_and(|b| b.currently_attached),
+        config: vbds.iter().find(|b| Some(&b.vdi) == around.config && b.kind == VbdType::Disk).map(|b| b.uuid.clone()),
+        config_done: vm.other_config.contains_key(identity::CONFIG_DONE),
+        read: vm.other_config.get(identity::READ).and_then(|text| Read::parse(text)),
+        progress: lamina_guest::steps::progress::read(&vm.xenstore_data),
+        doing: Doing::read(&vm.xenstore_data),
         dvd: dvd(&vbds, around.tools_iso),
         tools: Tools::default(),
         report: Report::from_xenstore(&vm.xenstore_data),

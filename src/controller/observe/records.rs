@@ -5,11 +5,12 @@
 use std::sync::Arc;
 
 use super::super::inspect;
-use super::{Lens, objects};
+use super::{Lens, objects, see_machine};
 use crate::api::layer_status::PlatformLayerStatus;
 use crate::api::reason::Reason;
 use crate::domain::identity::{self, Proof, Role, prove};
-use crate::domain::observed::{DiskRecord, Intent, MachineRecord, Making, Records, Trouble, VersionRecord};
+use crate::domain::observed::{Disk, DiskRecord, Intent, MachineRecord, Making, Records, Trouble, VersionRecord};
+use crate::domain::removal::Estate;
 use crate::domain::want::Want;
 use crate::xapi::model::{Vdi, Vm};
 use crate::xapi::wire::Ref;
@@ -24,6 +25,12 @@ pub(super) fn records(status: Option<&PlatformLayerStatus>) -> Records {
             version: d.version.clone(),
             worked: d.worked,
             sr: d.storage_repository_uuid.clone(),
+        }),
+        config: s.config_disk.as_ref().map(|c| DiskRecord {
+            uuid: c.uuid.clone(),
+            version: c.version.clone(),
+            worked: false,
+            sr: c.storage_repository_uuid.clone(),
         }),
         machine: s.machine.as_ref().map(|m| MachineRecord {
             uuid: m.uuid.clone(),
@@ -53,10 +60,11 @@ pub(super) fn records(status: Option<&PlatformLayerStatus>) -> Records {
     }
 }
 
-/// Where a layer's W, M and F are.
+/// Where a layer's W, C, M and F are.
 pub(super) struct Owned<'a> {
     pub(super) machines: Vec<(&'a Ref, &'a Arc<Vm>)>,
     pub(super) works: Vec<(&'a Ref, &'a Arc<Vdi>)>,
+    pub(super) configs: Vec<(&'a Ref, &'a Arc<Vdi>)>,
     pub(super) frozen: Vec<(&'a Ref, &'a Arc<Vdi>)>,
 }
 
@@ -70,7 +78,8 @@ pub(super) fn subject(want: &Want, records: &Records, owned: &Owned<'_>) -> Stri
     let known = |v: &String| records.versions.iter().any(|r| r.version == *v);
     let on_pool = || {
         let machines = owned.machines.iter().map(|(_, m)| &m.other_config);
-        machines.chain(owned.works.iter().map(|(_, d)| &d.other_config)).filter_map(version)
+        let disks = owned.works.iter().chain(&owned.configs).map(|(_, d)| &d.other_config);
+        machines.chain(disks).filter_map(version)
     };
     let unrecorded = || owned.frozen.iter().filter_map(|(_, d)| version(&d.other_config)).find(|v| !known(v));
     let lost = || {
@@ -112,6 +121,7 @@ pub(super) fn owned<'a>(lens: &Lens<'a>, records: &Records) -> Owned<'a> {
     Owned {
         machines,
         works: vdis(Role::Work, records.disk.iter().map(|d| d.uuid.as_str()).collect()),
+        configs: vdis(Role::Config, records.config.iter().map(|d| d.uuid.as_str()).collect()),
         frozen: vdis(Role::Frozen, records.versions.iter().map(|v| v.disk.as_str()).collect()),
     }
 }
@@ -134,8 +144,35 @@ pub(super) fn repository(lens: &Lens<'_>, records: &Records, subject: &str) -> R
 
 /// See [`Observed::unseen`].
 pub(super) fn unseen(lens: &Lens<'_>, records: &Records, agent_start: &str) -> Vec<String> {
-    let disks = records.disk.iter().map(|d| &d.uuid).chain(records.versions.iter().map(|v| &v.disk));
+    let work = records.disk.iter().chain(&records.config).map(|d| &d.uuid);
+    let disks = work.chain(records.versions.iter().map(|v| &v.disk));
     let lost = disks.filter(|uuid| lens.view.vdis.by_uuid(uuid).is_none());
     let memory = lens.pool.memory();
     lost.filter(|uuid| !memory.was_removed(uuid, agent_start)).cloned().collect()
+}
+
+/// All that is a layer's, whatever version it is of.
+pub(super) fn estate(lens: &Lens<'_>, owned: &Owned<'_>, disk: &dyn Fn(&Arc<Vdi>) -> Disk) -> Result<Estate, Trouble> {
+    let of = |m: &Vm, disks: &[(&Ref, &Arc<Vdi>)]| {
+        let version = m.other_config.get(identity::VERSION);
+        disks
+            .iter()
+            .find(|(_, w)| w.other_config.get(identity::VERSION) == version || version.is_none())
+            .map(|(r, _)| (*r).clone())
+    };
+    let machine = |m: &Arc<Vm>| see_machine(lens, m, of(m, &owned.works).as_ref(), of(m, &owned.configs).as_ref());
+    let machines = owned.machines.iter().map(|(_, m)| machine(m)).collect::<Result<_, _>>()?;
+    let retained = owned
+        .frozen
+        .iter()
+        .filter(|(_, d)| d.other_config.contains_key(identity::RETAINED))
+        .map(|(_, d)| d.uuid.clone())
+        .collect();
+    Ok(Estate {
+        machines,
+        works: owned.works.iter().map(|(_, d)| disk(d)).collect(),
+        configs: owned.configs.iter().map(|(_, d)| disk(d)).collect(),
+        frozen: owned.frozen.iter().map(|(_, d)| disk(d)).collect(),
+        retained,
+    })
 }

@@ -1,12 +1,14 @@
 //! The packaging machine: set up, started, watched, judged when it halts, and its disk frozen: rows 4 to 10 of the walk.
 
+use super::super::config;
 use super::super::gate::{self, place};
 use super::super::identity::{BOOT, TOKEN};
 use super::super::making;
-use super::super::observed::{Disk, Dvd, Holder, Machine, Making, Observed, Power, TaskSight, Trouble};
-use super::super::report::named;
+use super::super::observed::{Disk, Dvd, Flight, Holder, Machine, Making, Observed, Power, Sent, TaskSight, Trouble};
 use super::super::want::Want;
+use super::config::{config_disk, end_config, read_back};
 use super::disk::{machine_forgotten, w_worked};
+use super::words::instruction;
 use super::{Next, Say, Step, Verdict, advance, finish_operations, held, ran};
 use crate::api::reason::Reason;
 
@@ -103,6 +105,13 @@ fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
         Dvd::Empty { vbd } => return act(Step::InsertTools { vbd: vbd.clone() }, "inserting the tools disc"),
         Dvd::ToolsIn { .. } => {}
     }
+    // A start that may be on its way takes the machine as it is.
+    let sent = |f: &Flight| f.intent.is_some() && (f.sent != Sent::Never || f.task != TaskSight::None);
+    if !seen.flight(Making::StartMachine).is_some_and(sent)
+        && let Some(verdict) = config_disk(want, seen, m)
+    {
+        return verdict;
+    }
     if let Some(verdict) = finish_operations(seen) {
         return verdict;
     }
@@ -144,10 +153,14 @@ fn boot_forgotten(want: &Want, m: &Machine) -> Trouble {
 
 /// A start, with its own gates. `VM.start` tells nothing when no host can do it, so the hosts are asked first.
 fn start(seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
-    if let Some(other) = w.attachments.iter().find_map(|a| match &a.holder {
-        Holder::Other { name, .. } => Some(name),
-        Holder::Machine | Holder::ControlDomain { .. } => None,
-    }) {
+    let config = seen.config.found().filter(|_| !m.config_done);
+    let other = |d: &Disk| {
+        d.attachments.iter().find_map(|a| match &a.holder {
+            Holder::Other { name, .. } => Some(name.clone()),
+            Holder::Machine | Holder::ControlDomain { .. } => None,
+        })
+    };
+    if let Some((w, other)) = [Some(w), config].into_iter().flatten().find_map(|d| Some((d, other(d)?))) {
         return Verdict::rest(Say::Stalled(
             Reason::ForeignDisk,
             format!(
@@ -156,8 +169,12 @@ fn start(seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
             ),
         ));
     }
-    if let Some(verdict) = held(w) {
+    if let Some(verdict) = held(w).or_else(|| held(config?)) {
         return verdict;
+    }
+    if let Some(c) = config.filter(|_| m.config.is_none()) {
+        let step = Step::AttachConfig { machine: m.uuid.clone(), disk: c.uuid.clone() };
+        return Verdict::act(step, Reason::StartingMachine, "attaching the config disk again");
     }
     if m.disk.is_none() {
         let step = Step::AttachDisk { machine: m.uuid.clone(), disk: w.uuid.clone() };
@@ -193,52 +210,6 @@ fn running(want: &Want, seen: &Observed, m: &Machine) -> Verdict {
     Verdict { step, say: instruction(want, m), next }
 }
 
-/// What a person is to do in a running machine.
-fn instruction(want: &Want, m: &Machine) -> Say {
-    let judgement = gate::judge(want, m);
-    // Right after a reboot the report of the boot before is still there: it says nothing of this one.
-    if judgement.counts.is_ok() {
-        let findings: Vec<_> = judgement.findings.iter().collect();
-        return if findings.is_empty() {
-            Say::Person(
-                Reason::ShutDownGuest,
-                format!(
-                    "the check in {} found nothing that blocks: have Shutdown For Finalize switch it off, or shut Windows down; then version '{}' can be approved",
-                    place(m),
-                    want.version
-                ),
-            )
-        } else {
-            Say::Person(
-                Reason::FixIntegrity,
-                format!(
-                    "the last check in {} found: {}. Mend this in its console, then run Shutdown For Finalize again",
-                    place(m),
-                    named(&findings)
-                ),
-            )
-        };
-    }
-    // In the order in which it is to be done.
-    let tools = if m.tools.ready {
-        "install"
-    } else if m.tools.overdue {
-        "see why its guest tools were not seen for 10 minutes (firmware other than the OS disk was installed with, no tools in the OS layer, a driver \
-         that fails) and install them from its DVD drive; then install"
-    } else {
-        "install the guest tools from its DVD drive, if they do not come up by themselves; then install"
-    };
-    let kms = if want.kms_rearm { ", rearms it (spec.kms)" } else { "" };
-    Say::Person(
-        Reason::InstallSoftware,
-        format!(
-            "{} runs: open its console, {tools} the platform software; at last run Shutdown For Finalize in it, which checks Windows{kms} and \
-             switches the machine off",
-            place(m)
-        ),
-    )
-}
-
 /// A token that neither the machine nor status knows for used: a pool may forget what was written on the machine.
 fn new_token(want: &Want, seen: &Observed, m: &Machine) -> Option<String> {
     let record = seen.records.machine.as_ref().filter(|r| r.uuid == m.uuid).and_then(|r| r.restart_token.as_deref());
@@ -252,8 +223,12 @@ fn halted(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     if !freezing && let Some(verdict) = restart(want, seen, w, m, starting) {
         return verdict;
     }
+    if let Some(verdict) = read_back(seen, m).filter(|_| !freezing) {
+        return verdict;
+    }
     let judgement = gate::judge(want, m);
-    let may = gate::approval(want, m, &seen.subject, &judgement)
+    let may = config::steps_done(want, seen, m)
+        .and_then(|()| gate::approval(want, m, &seen.subject, &judgement))
         .and_then(|()| gate::freeze(seen, m))
         .and_then(|()| gate::same_boot(seen, m));
     if let Err(t) = may {
@@ -275,6 +250,9 @@ fn halted(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
             Reason::FreezingDisk,
             "keeping the machine off while its disk is frozen",
         );
+    }
+    if let Some(verdict) = end_config(seen, m).filter(|_| !freezing) {
+        return verdict;
     }
     advance(seen, Making::FreezeDisk, "freezing the packaging disk as the version")
 }

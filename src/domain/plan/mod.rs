@@ -9,14 +9,16 @@
 //! ```
 //!
 //! Pure: no I/O, no clock, no async. `controller::layer` asks it in every pass, and for a step that creates, starts or destroys asks
-//! again with a fresh look at the pool. The phase is an output: nothing here reads it. `disk` and `machine` have the rows of the walk.
+//! again with a fresh look at the pool. The phase is an output: nothing here reads it. `disk`, `machine` and `config` have the rows of the walk.
 
+mod config;
 mod disk;
 mod machine;
 mod step;
 mod tidy;
 mod words;
 
+pub(in crate::domain) use self::config::remove_config;
 pub use self::disk::description;
 pub(super) use self::step::Verdict;
 pub use self::step::{Next, Plan, Say, Step};
@@ -220,6 +222,10 @@ fn object_recorded(seen: &Observed, making: Making) -> bool {
         Making::SnapshotOsDisk => seen.base.found().is_some(),
         Making::CloneDisk => seen.work.found().is_some_and(|w| disk == Some(w.uuid.as_str())),
         Making::CloneMachine => seen.machine.found().is_some_and(|m| machine == Some(m.uuid.as_str())),
+        Making::CreateConfig => {
+            let config = seen.records.config.as_ref().map(|c| c.uuid.as_str());
+            seen.config.found().is_some_and(|c| config == Some(c.uuid.as_str()))
+        }
         Making::StartMachine => seen.machine.found().is_some_and(|m| started(seen, m)),
         Making::FreezeDisk => seen.finalized(&seen.subject).is_some(),
     }
@@ -268,5 +274,7 @@ fn work_in_hand(want: &Want, seen: &Observed) -> Verdict {
     }
 }
 
+#[cfg(test)]
+mod config_tests;
 #[cfg(test)]
 mod tests;

@@ -74,6 +74,30 @@ pub enum Step {
     AddDvd {
         machine: String,
     },
+    /// The config disk's content, as a whole: as often as it takes until the machine first runs.
+    FillConfig {
+        disk: String,
+    },
+    AttachConfig {
+        machine: String,
+        disk: String,
+    },
+    /// After a halt: what the guest left goes into a key of the machine.
+    ReadConfig {
+        machine: String,
+        disk: String,
+    },
+    /// Said on the machine before the config disk goes, so that it is not taken for lost.
+    EndConfig {
+        machine: String,
+    },
+    /// Zeros over all of it.
+    WipeConfig {
+        disk: String,
+    },
+    DestroyConfig {
+        disk: String,
+    },
     EjectDisc {
         vbd: String,
     },
@@ -157,6 +181,11 @@ impl Step {
             | Self::DestroyWork { .. }
             | Self::DestroyFrozen { .. }
             | Self::DestroyBase { .. }
+            | Self::FillConfig { .. }
+            | Self::ReadConfig { .. }
+            | Self::EndConfig { .. }
+            | Self::WipeConfig { .. }
+            | Self::DestroyConfig { .. }
             // On a machine that somebody switched on meanwhile it would take the guest its say.
             | Self::SetUp { .. }
             | Self::LetGo => true,
@@ -173,6 +202,7 @@ impl Step {
             | Self::ResizeDisk { .. }
             | Self::Record
             | Self::AttachDisk { .. }
+            | Self::AttachConfig { .. }
             | Self::AddDvd { .. }
             | Self::EjectDisc { .. }
             | Self::InsertTools { .. }

@@ -10,7 +10,7 @@ use crate::domain::identity::{Keys, Mark, Opid};
 use crate::domain::observed::*;
 use crate::domain::want::Want;
 
-fn want(more: serde_json::Value) -> Want {
+pub(super) fn want(more: serde_json::Value) -> Want {
     let mut layer = json!({
         "apiVersion": "lamina.dev/v1alpha1", "kind": "PlatformLayer", "metadata": {"name": "pvs", "namespace": "lab"},
         "spec": {"version": "1", "purpose": "Packaging", "connectorRef": {"name": "lab"},
@@ -40,12 +40,12 @@ fn os_disk() -> OsDisk {
     }
 }
 
-fn disk(uuid: &str) -> Disk {
+pub(super) fn disk(uuid: &str) -> Disk {
     Disk { uuid: uuid.into(), name: "pvs".into(), keyed: true, tagged: true, ..Disk::default() }
 }
 
 /// Set up, never started.
-fn machine() -> Machine {
+pub(super) fn machine() -> Machine {
     Machine {
         uuid: "m".into(),
         name: "pvs 1 packaging".into(),
@@ -61,6 +61,11 @@ fn machine() -> Machine {
         guard_drift: Vec::new(),
         disk: Some("vbd".into()),
         disk_attached: false,
+        config: None,
+        config_done: false,
+        read: None,
+        progress: Vec::new(),
+        doing: None,
         dvd: Dvd::ToolsIn { vbd: "dvd".into() },
         tools: Tools::default(),
         report: None,
@@ -87,6 +92,8 @@ fn entered() -> Observed {
         parent: None,
         work: Sight::Absent,
         machine: Sight::Absent,
+        config: Sight::Absent,
+        program: None,
         frozen: Sight::Absent,
         flights: Vec::new(),
         leftover: None,
@@ -102,7 +109,7 @@ fn entered() -> Observed {
 }
 
 /// Disk and machine are made and recorded.
-fn made(m: Machine) -> Observed {
+pub(super) fn made(m: Machine) -> Observed {
     let mut seen = entered();
     seen.base = Sight::Found(disk("s"));
     seen.work = Sight::Found(disk("w"));

@@ -3,7 +3,9 @@
 use super::super::observed::{Disk, Observed, Sight};
 use super::super::removal;
 use super::super::want::Want;
-use super::{Next, Say, Step, Verdict, cannot_tell, destroy_disk, finalized, finish_operations, removing};
+use super::{
+    Next, Say, Step, Verdict, cannot_tell, destroy_disk, finalized, finish_operations, remove_config, removing,
+};
 use crate::api::reason::Reason;
 
 /// F is recorded: the machine goes, then W; then the layer rests, and what comes back goes beside that.
@@ -68,6 +70,10 @@ fn tidying(want: &Want, seen: &Observed) -> Verdict {
         && let Some(verdict) = removal::machine(m, Reason::RemovingMachine, WHAT)
     {
         return verdict;
+    }
+    // A pool that forgot that it was destroyed.
+    if let Some(c) = seen.config.found() {
+        return remove_config(seen, c, Reason::RemovingMachine, WHAT);
     }
     if matches!(seen.work, Sight::CannotLook) || matches!(seen.machine, Sight::CannotLook) {
         return cannot_tell(seen, "what is left of the packaging machine");

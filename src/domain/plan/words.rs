@@ -3,7 +3,10 @@
 //! Pure; asked last by `plan::decide` and `removal::decide_removal`. Troubles, waits and a person's turn come with words of their own and
 //! pass through untouched.
 
+use super::super::config;
+use super::super::gate::{self, place};
 use super::super::observed::{Machine, Making, Observed};
+use super::super::report::named;
 use super::super::want::{DeletionPolicy, Want};
 use super::{Say, ran};
 use crate::api::Phase;
@@ -49,6 +52,7 @@ pub(in crate::domain) fn working_reason(making: Making) -> Reason {
         Making::SnapshotOsDisk => Reason::FreezingOSDisk,
         Making::CloneDisk => Reason::CreatingDisk,
         Making::CloneMachine => Reason::CreatingMachine,
+        Making::CreateConfig => Reason::SettingUpMachine,
         Making::StartMachine => Reason::StartingMachine,
         Making::FreezeDisk => Reason::FreezingDisk,
     }
@@ -124,4 +128,54 @@ pub fn finalized(version: &str, disk: Option<&str>) -> String {
 fn machine(want: &Want, seen: &Observed) -> String {
     let named = seen.machine.found().filter(|m| !m.template).map(|m: &Machine| m.name.clone());
     format!("'{}'", named.unwrap_or_else(|| want.machine_name()))
+}
+
+/// What a person is to do in a running machine.
+pub(super) fn instruction(want: &Want, m: &Machine) -> Say {
+    let judgement = gate::judge(want, m);
+    // Right after a reboot the report of the boot before is still there: it says nothing of this one.
+    if judgement.counts.is_ok() {
+        let findings: Vec<_> = judgement.findings.iter().collect();
+        return if findings.is_empty() {
+            Say::Person(
+                Reason::ShutDownGuest,
+                format!(
+                    "the check in {} found nothing that blocks: have Shutdown For Finalize switch it off, or shut Windows down; then version '{}' can be approved",
+                    place(m),
+                    want.version
+                ),
+            )
+        } else {
+            Say::Person(
+                Reason::FixIntegrity,
+                format!(
+                    "the last check in {} found: {}. Mend this in its console, then run Shutdown For Finalize again",
+                    place(m),
+                    named(&findings)
+                ),
+            )
+        };
+    }
+    if let Some(say) = config::running(want, m) {
+        return say;
+    }
+    // In the order in which it is to be done.
+    let tools = if m.tools.ready {
+        "install"
+    } else if m.tools.overdue {
+        "see why its guest tools were not seen for 10 minutes (firmware other than the OS disk was installed with, no tools in the OS layer, a driver \
+         that fails) and install them from its DVD drive; then install"
+    } else {
+        "install the guest tools from its DVD drive, if they do not come up by themselves; then install"
+    };
+    let steps = if want.steps.is_empty() { "" } else { config::NOT_BEGUN };
+    let kms = if want.kms_rearm { ", rearms it (spec.kms)" } else { "" };
+    Say::Person(
+        Reason::InstallSoftware,
+        format!(
+            "{} runs{steps}: open its console, {tools} the platform software; at last run Shutdown For Finalize in it, which checks Windows{kms} and \
+             switches the machine off",
+            place(m)
+        ),
+    )
 }

@@ -1,0 +1,330 @@
+//! The config disk C of a version: whether it has one, what goes onto it, what was read back, and what follows from that.
+//!
+//! Pure. C is made after the machine, whose nonce it carries, and before its first start; it goes before the freeze. It holds nobody's work:
+//! lost before the first start it is made again. Lost later, only a person can say what the steps came to, and nothing is made in its place,
+//! for a new one would run every step once more.
+
+use lamina_guest::disk::{Layer, Purpose};
+use lamina_guest::report::{Lines, Report};
+use lamina_guest::steps as guest;
+use lamina_guest::steps::progress::{self, Doing};
+use lamina_guest::steps::record::{Ran, State};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::gate::place;
+use super::identity::{BOOT, CONTENT, FILLED, NONCE, WIPED};
+use super::observed::{Disk, Machine, Observed, Power, Sight, Trouble};
+use super::plan::Say;
+use super::want::Want;
+use crate::api::layer::{FinalizePolicy, Purpose as WantedPurpose};
+use crate::api::layer_status::{StepState, StepStatus};
+use crate::api::reason::Reason;
+use crate::api::steps::{OnFailure, Step, StepReboot};
+
+/// What was read back after a halt, kept in a key of the machine: C is gone when the version is frozen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Read {
+    /// The boot that had ended.
+    pub boot: String,
+    /// As the record on the disk says; none: see `damage`.
+    #[serde(default)]
+    pub steps: Vec<StepStatus>,
+    /// Why the record cannot be read, in words.
+    #[serde(default)]
+    pub damage: Option<String>,
+    /// The report's lines, if it is bound to that boot.
+    #[serde(default)]
+    pub report: Option<Lines>,
+    /// Why the disk's report does not count, in words.
+    #[serde(default)]
+    pub unbound: Option<String>,
+}
+
+impl Read {
+    /// From the machine's key; what is no text of ours says nothing.
+    pub fn parse(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+
+    /// The report, read again: its seal is part of it.
+    pub fn report(&self) -> Option<Report> {
+        Report::read(self.report.as_ref()?.iter().map(|(k, v)| (k.as_str(), v.as_str())))
+    }
+}
+
+/// Does a version of this layer have a config disk? With the guest's program at hand each has one, since it carries that too.
+pub fn wanted(want: &Want, seen: &Observed) -> bool {
+    !want.steps.is_empty() || seen.program.is_some()
+}
+
+/// The name of the disk in other tools' lists.
+pub fn name(want: &Want, version: &str) -> String {
+    format!("{} {version} config", want.layer_name)
+}
+
+/// `layer.json`.
+pub fn layer(want: &Want, version: &str, nonce: &str) -> Layer {
+    Layer {
+        layer: want.name.clone(),
+        namespace: want.namespace.clone(),
+        version: version.to_owned(),
+        purpose: match want.purpose {
+            WantedPurpose::Packaging => Purpose::Packaging,
+            WantedPurpose::Publishing => Purpose::Publishing,
+        },
+        nonce: nonce.to_owned(),
+        kms_rearm: want.kms_rearm,
+        finalize_on_done: want.finalize == FinalizePolicy::OnShutdown,
+    }
+}
+
+/// The steps as the guest gets them.
+pub fn steps(want: &Want) -> Vec<guest::Step> {
+    let step = |s: &Step| {
+        let what = match (&s.command, &s.powershell, &s.file) {
+            (Some(line), _, _) => guest::What::Command(line.clone()),
+            (None, Some(script), _) => guest::What::Powershell(script.clone()),
+            (None, None, file) => guest::What::File(file.clone().unwrap_or_default()),
+        };
+        guest::Step {
+            name: s.name.clone(),
+            what,
+            success_codes: s.success_codes.clone(),
+            reboot: match s.reboot {
+                StepReboot::IfRequested => guest::Reboot::IfRequested,
+                StepReboot::Always => guest::Reboot::Always,
+                StepReboot::Never => guest::Reboot::Never,
+            },
+            timeout: seconds(&s.timeout),
+            on_failure: match s.on_failure {
+                OnFailure::Stop => guest::OnFailure::Stop,
+                OnFailure::Continue => guest::OnFailure::Continue,
+            },
+            retry: s.retry,
+            files: s.files.iter().map(|f| f.name.clone()).collect(),
+        }
+    };
+    want.steps.iter().map(step).collect()
+}
+
+/// Seconds of `1h30m`; the API server lets nothing else in, and what it did not judge is refused by the guest's own check (0).
+fn seconds(text: &str) -> u64 {
+    let mut all = 0u64;
+    let mut number = String::new();
+    for c in text.chars() {
+        let unit = match c {
+            'h' => 3600,
+            'm' => 60,
+            's' => 1,
+            digit => {
+                number.push(digit);
+                continue;
+            }
+        };
+        let Ok(n) = number.parse::<u64>() else { return 0 };
+        all = all.saturating_add(n.saturating_mul(unit));
+        number.clear();
+    }
+    if number.is_empty() { all } else { 0 }
+}
+
+/// What is to be on the disk, but for the bytes of its files, in 16 hexadecimal digits: until the first start a disk that was made for
+/// something else is thrown away.
+pub fn content(want: &Want, seen: &Observed, nonce: &str) -> String {
+    let text = serde_json::to_vec(&(layer(want, &seen.subject, nonce), &want.steps, &seen.program)).unwrap_or_default();
+    Sha256::digest(text).iter().take(8).map(|b| format!("{b:02x}")).collect()
+}
+
+/// Is this the disk for this machine, as wanted now?
+pub fn fits(want: &Want, seen: &Observed, m: &Machine, c: &Disk) -> bool {
+    let nonce = m.key(NONCE).unwrap_or_default();
+    to_wipe(c)
+        && c.keys.get(NONCE).is_some_and(|n| n == nonce)
+        && c.keys.get(CONTENT) == Some(&content(want, seen, nonce))
+}
+
+/// Was the content written, as a whole?
+pub fn filled(c: &Disk) -> bool {
+    c.keys.contains_key(FILLED)
+}
+
+/// May there be something on it that is nobody's business?
+pub fn to_wipe(c: &Disk) -> bool {
+    !c.keys.contains_key(WIPED)
+}
+
+/// What was read after the boot that is over.
+pub fn last_read(m: &Machine) -> Option<&Read> {
+    m.read.as_ref().filter(|r| m.key(BOOT) == Some(r.boot.as_str()))
+}
+
+/// A record's steps for status.
+pub fn told(ran: &[Ran]) -> Vec<StepStatus> {
+    ran.iter().map(|r| StepStatus { name: r.name.clone(), state: state(r.state), exit_code: r.exit_code }).collect()
+}
+
+pub fn state(state: State) -> StepState {
+    match state {
+        State::Pending => StepState::Pending,
+        State::Running => StepState::Running,
+        State::Interrupted => StepState::Interrupted,
+        State::Succeeded => StepState::Succeeded,
+        State::Failed => StepState::Failed,
+        State::TimedOut => StepState::TimedOut,
+        State::Skipped => StepState::Skipped,
+    }
+}
+
+/// Have all steps come to a good end, as far as the halted machine's disk says? A person may answer for a disk that is lost or damaged; not
+/// for a step that is known to have failed, which is mended in the machine.
+pub fn steps_done(want: &Want, seen: &Observed, m: &Machine) -> Result<(), Trouble> {
+    if want.steps.is_empty() {
+        return Ok(());
+    }
+    let read = last_read(m);
+    let unknown = match (read.map(|r| r.damage.as_deref()), &seen.config) {
+        (Some(None), _) => None,
+        (Some(Some(damage)), _) => Some(format!("its config disk was read back damaged ({damage})")),
+        (None, Sight::Lost | Sight::Absent) => Some("its config disk is gone from the pool".to_owned()),
+        // To be read yet.
+        (None, Sight::CannotLook | Sight::Found(_)) => None,
+    };
+    if let Some(why) = unknown {
+        if want.approved.as_deref() == Some(seen.subject.as_str()) {
+            return Ok(());
+        }
+        return Err(Trouble::new(
+            Reason::StepsUnknown,
+            format!(
+                "{} is off, and nobody knows what its steps came to: {why}. Nothing is made in its place, for that would run them again. Start it ({}) and look; \
+                 if all is as it should be, answer for it: {}; else throw the version away (spec.discard)",
+                place(m),
+                want.restart_command(),
+                want.approve_command(&seen.subject)
+            ),
+        ));
+    }
+    let continued = |name: &str| want.steps.iter().any(|s| s.name == name && s.on_failure == OnFailure::Continue);
+    let bad = |s: &&StepStatus| match s.state {
+        StepState::Succeeded | StepState::Skipped => false,
+        StepState::Failed | StepState::TimedOut => !continued(&s.name),
+        StepState::Pending | StepState::Running | StepState::Interrupted | StepState::Unknown => true,
+    };
+    match read.and_then(|r| r.steps.iter().find(bad)) {
+        None => Ok(()),
+        Some(step) => Err(fix_step(want, m, step)),
+    }
+}
+
+/// Nothing shows that the guest's program is in the machine.
+pub const NOT_BEGUN: &str = ", and nothing was heard of its steps yet; if that stays, lamina-guest is not in the OS layer: put it there, or start it from the drive LAMINA. For what the steps \
+     leave to you";
+
+/// What is told while the guest is at its steps; `None`: it is a person's turn as ever, all are done or nothing is heard of them.
+pub fn running(want: &Want, m: &Machine) -> Option<Say> {
+    let of = |s: &Step| m.progress.iter().find(|p| p.name == s.name);
+    if want.steps.is_empty() || m.progress.is_empty() {
+        return None;
+    }
+    if m.doing == Some(Doing::Stopped) {
+        let stopped = want
+            .steps
+            .iter()
+            .filter_map(of)
+            .find(|p| matches!(p.state, State::Failed | State::TimedOut | State::Interrupted | State::Running))?;
+        let step = StepStatus { name: stopped.name.clone(), state: state(stopped.state), exit_code: stopped.exit_code };
+        let trouble = fix_step(want, m, &step);
+        return Some(Say::Person(trouble.reason, trouble.message));
+    }
+    let ended = |p: &progress::Step| !matches!(p.state, State::Pending | State::Running);
+    let at = want.steps.iter().position(|s| !of(s).is_some_and(ended))?;
+    let name = want.steps.get(at).map(|s| s.name.as_str()).unwrap_or_default();
+    Some(Say::Working(
+        Reason::RunningSteps,
+        format!(
+            "{} installs version '{}' by itself: step '{name}', {} of {}. Nothing is to be done meanwhile",
+            place(m),
+            want.version,
+            at + 1,
+            want.steps.len()
+        ),
+    ))
+}
+
+/// A step that a person must look at.
+pub fn fix_step(want: &Want, m: &Machine, step: &StepStatus) -> Trouble {
+    let code = step.exit_code.map(|c| format!(" with exit code {c}")).unwrap_or_default();
+    let what = match step.state {
+        StepState::Failed => format!("failed{code}"),
+        StepState::TimedOut => "took longer than its timeout and was ended".to_owned(),
+        StepState::Interrupted | StepState::Running => {
+            "was at work when the machine went down, and nobody knows how far it came".to_owned()
+        }
+        StepState::Pending | StepState::Unknown => "was not run".to_owned(),
+        StepState::Succeeded | StepState::Skipped => "is done".to_owned(),
+    };
+    let at = want.steps.iter().position(|s| s.name == step.name).unwrap_or_default();
+    let start = match m.power {
+        Power::Halted => format!("start that ({}), ", want.restart_command()),
+        Power::Running | Power::Paused | Power::Suspended | Power::Unknown => String::new(),
+    };
+    let log = lamina_guest::disk::log_path(at, &step.name).replace('/', "\\");
+    Trouble::new(
+        Reason::FixStep,
+        format!(
+            "step '{}' of version '{}' {what}. Its log is {log} on the drive LAMINA of {}: {start}see to it in its console and tell lamina-guest so, or throw the version \
+             away (spec.discard)",
+            step.name,
+            want.version,
+            place(m),
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn want(steps: serde_json::Value) -> Want {
+        let layer = json!({
+            "apiVersion": "lamina.dev/v1alpha1", "kind": "PlatformLayer", "metadata": {"name": "pvs", "namespace": "lab"},
+            "spec": {"version": "1", "purpose": "Publishing", "connectorRef": {"name": "lab"}, "steps": steps,
+                "osLayer": {"name": "w", "version": "1", "disk": {"name": "w"}}},
+        });
+        Want::of(&serde_json::from_value(layer).expect("a layer"))
+    }
+
+    #[test]
+    fn steps_reach_the_guest_as_they_are_meant() {
+        let w = want(json!([
+            {"name": "a", "command": "rem", "timeout": "1h30m", "onFailure": "Continue", "reboot": "Never"},
+            {"name": "b", "file": "x.msi", "files": [{"name": "x.msi", "secretKeyRef": {"name": "s", "key": "k"}}], "retry": true},
+            {"name": "c", "powershell": "exit"},
+        ]));
+        let steps = steps(&w);
+        assert_eq!(guest::check(&steps), Ok(()));
+        assert_eq!(
+            (steps[0].timeout, steps[0].on_failure, steps[0].reboot),
+            (5400, guest::OnFailure::Continue, guest::Reboot::Never)
+        );
+        assert_eq!((&steps[1].what, steps[1].retry), (&guest::What::File("x.msi".into()), true));
+        assert_eq!((&steps[2].what, steps[2].timeout), (&guest::What::Powershell("exit".into()), 3600));
+        for bad in ["", "h", "1d", "90", "1h5"] {
+            assert_eq!(seconds(bad), 0, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_was_read_survives_its_key() {
+        let report = Report { nonce: "n".into(), block_finalize: Some(0), ..Report::default() };
+        let steps = vec![StepStatus { name: "a".into(), state: StepState::Failed, exit_code: Some(-1) }];
+        let read = Read { boot: "7@t".into(), steps, report: Some(report.lines()), ..Read::default() };
+        let back = Read::parse(&serde_json::to_string(&read).expect("JSON")).expect("it is ours");
+        assert_eq!(back, read);
+        assert!(back.report().expect("a report").sealed);
+        assert_eq!(Read::parse("nonsense"), None);
+    }
+}

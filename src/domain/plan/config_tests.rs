@@ -1,0 +1,221 @@
+//! The config disk in the walk, row by row.
+
+use serde_json::json;
+
+use super::tests::{disk, machine, made, want};
+use super::*;
+use crate::api::reason::Reason as R;
+use crate::domain::identity::{BOOT, CONTENT, FILLED, NONCE, Opid, WIPED};
+use crate::domain::observed::*;
+
+fn steps() -> Want {
+    want(json!({"steps": [{"name": "a", "command": "rem"}], "finalize": {"approved": "1"}, "integrity": "Skip"}))
+}
+
+fn config_disk(want: &Want) -> Disk {
+    let content = crate::domain::config::content(want, &made(machine()), "n");
+    let keys = [(NONCE, "n"), (CONTENT, content.as_str()), (FILLED, "true")];
+    let keys = keys.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    Disk { name: "pvs 1 config".into(), keys, ..disk("c") }
+}
+
+fn making(making: Making) -> Flight {
+    Flight {
+        making,
+        opid: Opid("op".into()),
+        source: "m".into(),
+        wanted_mark: None,
+        mark: MarkSight::None,
+        intent: None,
+        sent: Sent::Unknown,
+        task: TaskSight::None,
+        children: Vec::new(),
+        quiet: Quiet::No,
+        restarted: false,
+        scans: 0,
+        scan_due: false,
+        turn: true,
+        ahead: None,
+        refused: None,
+    }
+}
+
+/// Set up, with the config disk as it should be before the first start.
+fn with_config(want: &Want, m: Machine) -> Observed {
+    let mut m = m;
+    m.keys.insert(NONCE.into(), "n".into());
+    m.config = Some("cvbd".into());
+    let mut seen = made(m);
+    seen.config = Sight::Found(config_disk(want));
+    seen.records.config = Some(DiskRecord { uuid: "c".into(), version: "1".into(), ..DiskRecord::default() });
+    seen.flights = vec![making(Making::CreateConfig), making(Making::StartMachine), making(Making::FreezeDisk)];
+    seen
+}
+
+/// Each row of the config disk before the first start, and that nothing of it is done where no steps are.
+#[test]
+fn no_machine_starts_before_its_config_disk_is_whole() {
+    let w = steps();
+    let step = |change: &dyn Fn(&mut Observed)| {
+        let mut seen = with_config(&w, machine());
+        change(&mut seen);
+        decide(&w, &seen).step
+    };
+    let c = |seen: &mut Observed, change: &dyn Fn(&mut Disk)| {
+        if let Sight::Found(c) = &mut seen.config {
+            change(c);
+        }
+    };
+    assert_eq!(step(&|_| ()), Step::RecordIntent(Making::StartMachine));
+    for sight in [Sight::Absent, Sight::Lost] {
+        assert_eq!(
+            step(&|s| s.config = sight.clone()),
+            Step::RecordIntent(Making::CreateConfig),
+            "it holds nobody's work"
+        );
+    }
+    assert_eq!(step(&|s| s.config = Sight::CannotLook), Step::Nothing);
+    assert!(
+        matches!(step(&|s| c(s, &|c| c.name = "lamina-op".into())), Step::RecordIntent(_)),
+        "named when it is recorded"
+    );
+    assert_eq!(step(&|s| s.records.config = None), Step::Record);
+    assert!(matches!(step(&|s| c(s, &|c| drop(c.keys.remove(FILLED)))), Step::FillConfig { .. }));
+    let detached = |s: &mut Observed| {
+        if let Sight::Found(m) = &mut s.machine {
+            m.config = None;
+        }
+    };
+    assert!(matches!(step(&detached), Step::AttachConfig { .. }));
+    let stale = |s: &mut Observed| c(s, &|c| drop(c.keys.insert(CONTENT.into(), "old".into())));
+    assert_eq!(step(&stale), Step::DetachDisk { vbd: "cvbd".into() }, "made of an older spec");
+    let both = |s: &mut Observed| {
+        stale(s);
+        detached(s);
+    };
+    assert!(matches!(step(&both), Step::WipeConfig { .. }));
+    // A new machine on a disk that was worked on: what ran is not run again.
+    let worked = |s: &mut Observed| {
+        s.config = Sight::Lost;
+        s.records.disk.as_mut().expect("a record").worked = true;
+        s.records.machine.as_mut().expect("a record").agent_start = Some("0".into());
+    };
+    assert_eq!(step(&worked), Step::RecordIntent(Making::StartMachine));
+    let plain = want(json!({}));
+    let mut seen = with_config(&plain, machine());
+    seen.config = Sight::Absent;
+    seen.records.config = None;
+    assert_eq!(decide(&plain, &seen).step, Step::RecordIntent(Making::StartMachine));
+}
+
+/// After the halt: read, judged, and gone before the freeze, its content first.
+#[test]
+fn the_config_disk_is_read_and_then_goes_before_the_freeze() {
+    use crate::api::layer_status::{StepState, StepStatus};
+    use crate::domain::config::Read;
+    let w = steps();
+    let halted = |state| {
+        let mut m = machine();
+        m.keys.insert(BOOT.into(), "7@now".into());
+        m.start_time = "now".into();
+        let steps = vec![StepStatus { name: "a".into(), state, exit_code: Some(3) }];
+        m.read = Some(Read { boot: "7@now".into(), steps, ..Read::default() });
+        let mut seen = with_config(&w, m);
+        seen.records.disk.as_mut().expect("a record").worked = true;
+        seen
+    };
+    let with = |seen: &Observed, change: &dyn Fn(&mut Machine)| {
+        let mut seen = seen.clone();
+        if let Sight::Found(m) = &mut seen.machine {
+            change(m);
+        }
+        decide(&w, &seen)
+    };
+    let good = halted(StepState::Succeeded);
+    let read = Step::ReadConfig { machine: "m".into(), disk: "c".into() };
+    assert_eq!(with(&good, &|m| m.read = None).step, read);
+    assert_eq!(
+        with(&good, &|m| m.read.as_mut().expect("read").boot = "6@then".into()).step,
+        read,
+        "of an earlier boot"
+    );
+    assert!(matches!(with(&halted(StepState::Failed), &|_| ()).say, Say::Person(R::FixStep, _)));
+    assert!(matches!(with(&halted(StepState::Pending), &|_| ()).say, Say::Person(R::FixStep, _)));
+    assert!(matches!(with(&good, &|_| ()).step, Step::BlockStart { .. }));
+    let blocked = |m: &mut Machine| m.start_blocked = true;
+    assert!(matches!(with(&good, &blocked).step, Step::EndConfig { .. }));
+    let ending = |m: &mut Machine| {
+        blocked(m);
+        m.config_done = true;
+    };
+    assert_eq!(with(&good, &ending).step, Step::DetachDisk { vbd: "cvbd".into() });
+    let detached = |m: &mut Machine| {
+        ending(m);
+        m.config = None;
+    };
+    assert!(matches!(with(&good, &detached).step, Step::WipeConfig { .. }));
+    let mut wiped = good.clone();
+    if let Sight::Found(c) = &mut wiped.config {
+        c.keys.insert(WIPED.into(), "true".into());
+    }
+    assert!(matches!(with(&wiped, &detached).step, Step::DestroyConfig { .. }));
+    let mut gone = good.clone();
+    gone.config = Sight::Absent;
+    assert_eq!(with(&gone, &detached).step, Step::RecordIntent(Making::FreezeDisk));
+    // Lost, never read: only a person can say.
+    gone.config = Sight::Lost;
+    assert!(matches!(with(&gone, &|m| m.read = None).step, Step::BlockStart { .. }), "approved, so answered for");
+    let unasked = Want { approved: None, ..w.clone() };
+    let mut seen = gone.clone();
+    if let Sight::Found(m) = &mut seen.machine {
+        m.read = None;
+    }
+    assert!(matches!(decide(&unasked, &seen).say, Say::Person(R::StepsUnknown, _)));
+}
+
+/// While the guest is at its steps nothing is a person's to do, until one of them stops it.
+#[test]
+fn a_machine_that_runs_its_steps_says_which() {
+    use lamina_guest::steps::progress::{Doing, Step as Ran};
+    use lamina_guest::steps::record::State;
+    let w = steps();
+    let said = |state, doing| {
+        let mut m = machine();
+        m.power = Power::Running;
+        m.keys.insert(BOOT.into(), m.boot_id());
+        m.progress = vec![Ran { name: "a".into(), state, exit_code: Some(5) }];
+        m.doing = Some(doing);
+        decide(&w, &with_config(&w, m)).say
+    };
+    let Say::Working(R::RunningSteps, words) = said(State::Running, Doing::Steps) else { panic!("it works") };
+    assert!(words.contains("step 'a', 1 of 1"), "{words}");
+    let Say::Person(R::FixStep, words) = said(State::Failed, Doing::Stopped) else { panic!("a person's turn") };
+    assert!(words.contains("'a'") && words.contains("exit code 5") && !words.contains("restartToken"), "{words}");
+    assert!(matches!(said(State::Succeeded, Doing::Done), Say::Person(R::InstallSoftware, _)), "all are done");
+}
+
+/// Whatever the guest is to be given is in it; a program at hand is a reason for a disk of its own.
+#[test]
+fn another_manifest_or_program_is_another_content() {
+    use crate::domain::config::{content, wanted};
+    let (w, seen) = (steps(), made(machine()));
+    let plain = content(&w, &seen, "n");
+    assert_eq!(plain, content(&steps(), &seen, "n"));
+    let with = |change: &dyn Fn(&mut Want, &mut Observed)| {
+        let (mut w, mut seen) = (w.clone(), seen.clone());
+        change(&mut w, &mut seen);
+        content(&w, &seen, "n")
+    };
+    let others = [
+        content(&w, &seen, "m"),
+        with(&|_, s| s.subject = "2".into()),
+        with(&|w, _| w.kms_rearm = true),
+        with(&|w, _| w.finalize = crate::domain::want::FinalizePolicy::OnShutdown),
+        with(&|w, _| w.steps[0].retry = true),
+        with(&|_, s| s.program = Some("hash".into())),
+    ];
+    assert!(others.iter().all(|other| *other != plain), "{others:?}");
+    let bare = want(json!({}));
+    assert!(wanted(&w, &seen) && !wanted(&bare, &seen));
+    assert!(wanted(&bare, &Observed { program: Some("hash".into()), ..seen }));
+}
