@@ -10,7 +10,6 @@ use lamina::sim::session::Account;
 use lamina::xapi::calls::{NewVbd, NewVdi, NewVif};
 use lamina::xapi::client::{Client, Credentials, Options, Timeouts, Tls};
 use lamina::xapi::error::{Error, TlsProblem};
-use lamina::xapi::look::{Scope, look};
 use lamina::xapi::model::{Network, Pool, Task, TaskStatus, VbdType};
 use lamina::xapi::wire::{Failure, Ref};
 use serde_json::json;
@@ -357,35 +356,4 @@ async fn odd_numbers_and_odd_rows_spoil_nothing() {
     assert!(records.found.contains_key(&good));
     assert_eq!(records.odd, [bad]);
     assert_eq!(client.read().get_record::<Task>(&task).await.unwrap().progress, 0.0);
-}
-
-#[tokio::test]
-async fn a_look_sees_its_scope_and_fails_on_what_it_cannot_read() {
-    let sim = pool().await;
-    let client = client(&sim);
-    let (sr, vm, disk) = {
-        let mut db = sim.pool.db();
-        let sr = db.create("SR", [("name_label", json!("sr"))]);
-        let metrics = db.create("VM_metrics", [("start_time", json!("20260921T14:03:59Z"))]);
-        let vm = db.create("VM", [("name_label", json!("vm")), ("metrics", json!(metrics))]);
-        let disk = db.create("VDI", [("SR", json!(sr)), ("name_label", json!("disk"))]);
-        db.create("VBD", [("VM", json!(vm)), ("VDI", json!(disk))]);
-        db.create("VDI", [("name_label", json!("elsewhere"))]);
-        (sr, vm, disk)
-    };
-    let view = look(&client, &Scope { disks: vec![disk.clone(), Ref::null()], ..Scope::default() }).await.unwrap();
-    assert!(view.synced && view.vdis.get(&disk).is_some() && view.vms.get(&vm).is_some());
-    assert_eq!((view.vbds.iter().count(), view.vm_metrics.iter().count()), (1, 0));
-    assert_eq!(view.coordinator().unwrap().1.name_label, "host1");
-
-    let scope = Scope { sr: Some(sr), all_machines: true, machines: vec![vm.clone()], ..Scope::default() };
-    let view = look(&client, &scope).await.unwrap();
-    assert_eq!(view.vdis.iter().map(|(r, _)| r).collect::<Vec<_>>(), [&disk]);
-    let (metrics, _) = view.vm_metrics.iter().next().unwrap();
-    assert_eq!(view.vm_of_metrics(metrics).unwrap().0, &vm);
-
-    sim.pool.db().delete("VM", &vm);
-    assert!(look(&client, &scope).await.unwrap().vms.get(&vm).is_none());
-    sim.pool.db().set("VDI", &disk, "name_label", json!(7)).unwrap();
-    assert!(matches!(look(&client, &scope).await, Err(Error::Unreadable { class: "VDI", .. })));
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lamina::sim::faults::{Effect, Fault, Target};
 use lamina::xapi::client::{Client, Credentials};
+use lamina::xapi::error::Error;
 use lamina::xapi::mirror::{Batch, Change, Health, Mirror, MirrorOptions};
 use lamina::xapi::model::Host;
 use lamina::xapi::wire::{Failure, Ref};
@@ -269,4 +270,60 @@ async fn an_unreachable_pool_is_said_to_be_lost_and_a_nudge_ends_the_pause() {
     drop(tokio::time::timeout(Duration::from_secs(20), synced).await.expect("synced").unwrap());
     let hosts: Vec<Host> = mirror.view().hosts.iter().map(|(_, h)| Host::clone(h)).collect();
     assert_eq!(hosts.len(), 3);
+}
+
+/// What somebody else did a moment ago is there, and nothing was listed for it.
+#[tokio::test]
+async fn a_live_look_shows_all_that_was_done_before_it() {
+    let sim = pool().await;
+    let mut watched = Watched::start(client(&sim));
+    watched.synced().await;
+    for n in 0..10 {
+        let made = network(&sim, &format!("n{n}"));
+        assert!(watched.mirror.now().await.unwrap().networks.get(&made).is_some(), "{n}");
+        sim.pool.db().delete("network", &made);
+        assert!(watched.mirror.now().await.unwrap().networks.get(&made).is_none(), "{n}");
+    }
+    let counts = sim.pool.log.counts();
+    assert!(counts.keys().all(|method| !method.contains("get_all")), "{counts:?}");
+    assert_eq!(counts.get("event.inject"), Some(&20));
+    watched.seen.clear();
+    while let Ok(batch) = watched.batches.try_recv() {
+        watched.seen.extend(batch.changes);
+    }
+    assert!(watched.seen.iter().all(|c| matches!(c, Change::Network(_))), "the barrier itself is no news");
+}
+
+/// A daemon that died counts its generations again from where it had written them out: a place of its earlier life proves nothing.
+#[tokio::test]
+async fn a_live_look_is_not_fooled_by_the_place_of_an_earlier_life() {
+    let sim = pool().await;
+    let mut watched = Watched::start(client(&sim));
+    watched.synced().await;
+    sim.pool.db().flush();
+    for n in 0..50 {
+        network(&sim, &format!("forgotten {n}"));
+    }
+    watched.until("the networks", |w| w.networks().len() == 50).await;
+    sim.pool.stop().await;
+    sim.pool.db().reload();
+    evict(&sim);
+    sim.pool.resume();
+    let view = loop {
+        // Until it has logged in again it fails, and never shows what is forgotten.
+        if let Ok(view) = watched.mirror.now().await {
+            break view;
+        }
+    };
+    assert_eq!(view.networks.with("made-by", "test").count(), 0);
+}
+
+#[tokio::test]
+async fn a_live_look_fails_on_a_record_that_it_cannot_read() {
+    let sim = pool().await;
+    let mut watched = Watched::start(client(&sim));
+    watched.synced().await;
+    let disk = sim.pool.db().create("VDI", [("name_label", json!(7))]);
+    let error = watched.mirror.now().await.unwrap_err();
+    assert!(matches!(&error, Error::Unreadable { class: "VDI", reference } if *reference == disk), "{error}");
 }

@@ -191,7 +191,7 @@ impl Outcome {
                     }
                 }
             }
-            Error::Unreadable { .. } | Error::Stream { .. } | Error::NotLeading => {
+            Error::Unreadable { .. } | Error::Behind | Error::Stream { .. } | Error::NotLeading => {
                 (C::CoordinatorFound, Reason::PoolError, "the pool cannot be looked at; it is tried again".to_owned())
             }
         };

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
 
 use super::backoff::Backoff;
+use super::census::{Census, Registry};
 use super::lease::Deadline;
 use super::metrics::Metrics;
 use super::pace::Pace;
@@ -60,6 +61,7 @@ pub struct Context {
     pub metrics: Metrics,
     pub recorder: Recorder,
     pub layers: Store<Guarded<PlatformLayer>>,
+    pub registry: Registry,
     pub connectors: Store<Guarded<Connector>>,
     pub synced: Synced,
     /// Layers to be looked at now.
@@ -117,6 +119,11 @@ impl Context {
     pub fn connector(&self, key: &ConnectorKey) -> Option<Connector> {
         let found = self.connectors.get(&ObjectRef::new_with(&key.1, ()).within(&key.0))?;
         found.0.as_ref().ok().cloned()
+    }
+
+    /// All layers as they are stored now, indexed.
+    pub fn census(&self) -> Arc<Census> {
+        self.registry.census(&self.layers)
     }
 
     /// Has a layer looked at now.

@@ -1,7 +1,7 @@
 //! Whether what a Connector and its layers name in the pool is there, and fit for what Lamina does with it.
 //!
 //! Pure over a `View`. Called by the Connector's checks on the mirror, and by the layers' gates on a live look right before they act, so
-//! that both say the same in the same words. A live look has no storage drivers in it: a table that is empty there proves nothing.
+//! that both say the same in the same words.
 //! What the disks are to Lamina (ours, claimed, lost) is not judged here: `observe` does. Longer than other files, since it is one list of
 //! judgements that share their words.
 
@@ -11,7 +11,7 @@ use super::observe::objects::{depth, format};
 use crate::api::layer::DiskRef;
 use crate::api::reason::Reason;
 use crate::domain::observed::{OsDisk, Storage, Trouble};
-use crate::xapi::model::{Network, PowerState, Sr, VbdType, Vdi, Vm};
+use crate::xapi::model::{Network, PowerState, Sm, Sr, VbdType, Vdi, Vm};
 use crate::xapi::view::{Row, View};
 use crate::xapi::wire::Ref;
 
@@ -113,11 +113,10 @@ pub fn storage(view: &View, wanted: &str) -> Result<(Ref, Arc<Sr>), Trouble> {
     Ok((reference.clone(), sr.clone()))
 }
 
-/// Does its driver snapshot and clone? True where drivers were not looked at.
+/// Does its driver snapshot and clone?
 pub fn can_hold_layers(view: &View, sr: &Sr) -> bool {
-    let mut drivers = view.sms.iter().peekable();
-    drivers.peek().is_none()
-        || drivers.any(|(_, sm)| sm.kind == sr.kind && NEEDED.iter().all(|feature| sm.features.contains_key(*feature)))
+    let can = |driver: &Sm| NEEDED.iter().all(|feature| driver.features.contains_key(*feature));
+    view.sms.iter().any(|(_, sm)| sm.kind == sr.kind && can(sm))
 }
 
 /// Is the repository usable on any host?

@@ -166,12 +166,6 @@ fn each_way_in_which_storage_is_wrong_has_its_reason() {
 }
 
 #[test]
-fn drivers_that_were_not_looked_at_prove_nothing() {
-    let live = View { sms: table(vec![]), ..view() };
-    assert!(storage(&live, "Raw").is_ok());
-}
-
-#[test]
 fn room_and_thickness_are_the_repositorys() {
     let fast = facts(&view(), &r("fast")).unwrap();
     assert_eq!((fast.free, fast.thick), (6, true));

@@ -3,7 +3,6 @@
 //! Called by the kube controller for every wake. One step a pass, and never a wait inside one: whatever takes long is a task on the
 //! pool, and its event wakes us.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::PoisonError;
 
@@ -11,9 +10,9 @@ use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 
 use super::act::{self, act};
-use super::around::{is_frozen, lens};
 use super::audit;
-use super::context::{ConnectorKey, Context, Guarded, belongs, connector_of, readable};
+use super::census::{Census, is_frozen};
+use super::context::{ConnectorKey, Context, Guarded, connector_of};
 use super::ended;
 use super::live;
 use super::observe::{Lens, Scene, observe};
@@ -96,8 +95,8 @@ pub fn forget(ctx: &Context, uid: &str, connector: Option<&ConnectorKey>) {
 
 /// Those whose turn on a source has come.
 fn wake_next(ctx: &Context, uids: &[String]) {
-    let is_next = |l: &&PlatformLayer| l.metadata.uid.as_ref().is_some_and(|uid| uids.contains(uid));
-    readable(&ctx.layers.state()).filter(is_next).for_each(|layer| ctx.wake(layer));
+    let census = ctx.census();
+    uids.iter().filter_map(|uid| census.with_uid(uid)).for_each(|layer| ctx.wake(layer));
 }
 
 fn api(ctx: &Context, layer: &PlatformLayer) -> Api<PlatformLayer> {
@@ -116,7 +115,7 @@ async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -
     }
     let Some(fresh) = fetch(ctx, cached).await? else { return Ok(Action::await_change()) };
     let want = Want::of(&fresh);
-    let view = match live::look_at(&site.pool, &mirror, &scene.sr, machines(&mirror, &scene)).await {
+    let view = match live::look_at(&site.pool, &fresh).await {
         Ok(view) => view,
         Err(e) => return report(ctx, &fresh, &want, None, Some((&scene, &plan)), Some(&trouble::of(&e))).await,
     };
@@ -147,12 +146,6 @@ async fn fetch(ctx: &Context, cached: &PlatformLayer) -> Result<Option<PlatformL
     Ok(found.filter(|l| l.uid() == cached.uid()))
 }
 
-fn machines(view: &View, scene: &Scene) -> Vec<crate::xapi::wire::Ref> {
-    let known = scene.observed.machine.found().into_iter().chain(&scene.estate.machines);
-    let found: HashSet<_> = known.filter_map(|m| view.vms.by_uuid(&m.uuid)).map(|(r, _)| r.clone()).collect();
-    found.into_iter().collect()
-}
-
 async fn ask_hosts(site: &Site, view: &View, want: &Want, scene: &mut Scene, plan: &mut Plan) -> Result<(), Trouble> {
     let Sight::Found(m) = &mut scene.observed.machine else { return Ok(()) };
     let Some((vm, _)) = view.vms.by_uuid(&m.uuid) else { return Ok(()) };
@@ -162,13 +155,13 @@ async fn ask_hosts(site: &Site, view: &View, want: &Want, scene: &mut Scene, pla
 }
 
 /// Asks for a machine slot, where a machine will be wanted. Only a decision asks: a grant that nobody decides on would be kept.
-fn slot(ctx: &Context, layer: &PlatformLayer, want: &Want, site: &Site) -> Result<(), String> {
+fn slot(ctx: &Context, layer: &PlatformLayer, want: &Want, site: &Site, all: &Census) -> Result<(), String> {
     if layer.metadata.deletion_timestamp.is_some() || want.suspend || is_frozen(layer) {
         return Ok(());
     }
     let limit = usize::try_from(site.connector.spec.limits.machines).unwrap_or(0);
-    let (stored, key) = (ctx.layers.state(), connector_of(layer));
-    let siblings = readable(&stored).filter(|l| belongs(l, &key));
+    let connector = connector_of(layer);
+    let siblings = all.unfinished(&connector);
     ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).ask(layer, siblings, limit)
 }
 
@@ -180,7 +173,25 @@ fn decide<'a>(
     view: &'a View,
     live: bool,
 ) -> Result<(Lens<'a>, Scene, Plan), Trouble> {
-    let lens = lens(ctx, layer, want, site, view, live, slot(ctx, layer, want, site));
+    let around = ctx.census();
+    let namesake = around.older_namesake(layer);
+    let lens = Lens {
+        client: &ctx.client,
+        program: ctx.program.as_ref(),
+        cluster: &ctx.cluster,
+        pace: &ctx.pace,
+        pool: &site.pool,
+        layer,
+        want,
+        connector: &site.connector,
+        view,
+        live,
+        deleting: layer.metadata.deletion_timestamp.is_some(),
+        now: ctx.pace.now(),
+        slot: slot(ctx, layer, want, site, &around),
+        name_taken_by: namesake.map(|l| format!("layer {}/{}", l.namespace().unwrap_or_default(), l.name_any())),
+        around,
+    };
     let scene = observe(&lens)?;
     let plan = if lens.deleting {
         removal::decide_removal(want, &scene.observed, &scene.estate)

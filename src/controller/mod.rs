@@ -4,9 +4,9 @@
 //! of Kubernetes, nothing beside it of XAPI.
 
 pub mod act;
-pub mod around;
 pub mod audit;
 pub mod backoff;
+pub mod census;
 pub mod checks;
 pub mod conditions;
 pub mod connector;
@@ -51,6 +51,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio_util::sync::CancellationToken;
 
 use self::backoff::Backoff;
+use self::census::Registry;
 use self::connector::Connectors;
 use self::context::{Context, Guarded, GuestProgram, Pools, Synced};
 use self::lease::Deadline;
@@ -120,6 +121,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         metrics: settings.metrics,
         layers: layer_store.clone(),
         connectors: connector_store.clone(),
+        registry: Registry::default(),
         synced: Synced::default(),
         wake_layer,
         wake_connector,

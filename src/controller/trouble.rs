@@ -16,6 +16,7 @@ pub fn of(error: &Error) -> Trouble {
         ),
         Error::ConnectionLost { .. }
         | Error::Unreadable { .. }
+        | Error::Behind
         | Error::Garbage { .. }
         | Error::Status { .. }
         | Error::Stream { .. } => Trouble::new(

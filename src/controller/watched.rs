@@ -32,6 +32,7 @@ impl Watched {
 
     /// An event of the layers. Wakes the Connectors whose users changed.
     pub fn layer_event(&self, event: &Event<Guarded<PlatformLayer>>) {
+        self.ctx.registry.changed();
         let (guard, gone) = match event {
             Event::Apply(guard) | Event::InitApply(guard) => (guard, false),
             Event::Delete(guard) => (guard, true),

@@ -199,6 +199,23 @@ impl Client {
         result
     }
 
+    /// A place in the stream of events that is later than all that happened before: `event.inject`, which changes nothing. A lost
+    /// session is reported, not mended.
+    pub(super) async fn barrier(&self, class: &str, object: &Ref) -> Result<Token, Error> {
+        let _slot = self.0.slots.acquire().await;
+        let session = self.session().await?;
+        let params = [json!(class), json!(object)];
+        let result = self.post(&session.url, Some(&session), &self.call("event.inject", &params)).await;
+        if result.as_ref().is_err_and(session_is_over) {
+            self.forget(&session);
+        }
+        Ok(Token::of(&session, result?))
+    }
+
+    pub(super) fn call_timeout(&self) -> Duration {
+        self.0.timeouts.call
+    }
+
     pub(super) fn call<'a>(&self, method: &'a str, params: &'a [Value]) -> Call<'a> {
         Call { method, params, op: None, mutating: false, timeout: self.0.timeouts.call }
     }

@@ -26,6 +26,9 @@ pub enum Error {
     Status { endpoint: String, status: u16 },
     #[error("{endpoint} sent a reply that cannot be understood")]
     Garbage { endpoint: String, source: Arc<serde_json::Error> },
+    /// A barrier in the stream of events was not passed in time: what the mirror shows may be old.
+    #[error("the pool's events did not come in time")]
+    Behind,
     /// A disk's bytes were not moved, or nobody can tell.
     #[error("a disk's bytes were not moved through {endpoint}: {problem}")]
     Stream { endpoint: String, problem: StreamProblem },
@@ -97,6 +100,7 @@ impl Error {
             | Error::Status { .. }
             | Error::Garbage { .. }
             | Error::Unreadable { .. }
+            | Error::Behind
             | Error::NotLeading => Fault::Retry,
             Error::Stream { problem: StreamProblem::Busy, .. } => Fault::Wait,
             Error::Stream { .. } => Fault::Retry,
@@ -112,6 +116,7 @@ impl Error {
             Error::Status { .. } => "status",
             Error::Garbage { .. } => "garbage",
             Error::Unreadable { .. } => "unreadable",
+            Error::Behind => "behind",
             Error::Stream { .. } => "stream",
             Error::Api(failure) => &failure.code,
             Error::NoCoordinator { .. } => "no-coordinator",
@@ -129,6 +134,7 @@ impl Error {
             | Error::Status { .. }
             | Error::Garbage { .. }
             | Error::Unreadable { .. }
+            | Error::Behind
             | Error::Stream { .. }
             | Error::NoCoordinator { .. }
             | Error::NotLeading
@@ -173,6 +179,7 @@ impl Error {
             Error::NotConnected { .. }
             | Error::Tls { .. }
             | Error::Unreadable { .. }
+            | Error::Behind
             | Error::Api(_)
             | Error::NoCoordinator { .. }
             | Error::NotLeading

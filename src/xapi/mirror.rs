@@ -9,7 +9,11 @@
 //!        └── restart of xapi ──────┴── no answer, twice: lost, tried again after `retry`
 //! ```
 //!
-//! Never writes to the pool and decides nothing. Events may be lost (xapi forgets old deletions and does not say so):
+//! [`Mirror::now`] is the live look before something is created, started or destroyed: it asks the pool for a place in its stream of
+//! events that is later than all that has happened, and waits until the view has come past it (xapi.md 5, "barrier"). What a list of every
+//! class would show is then in the view, at the cost of one small call.
+//!
+//! Never changes the pool and decides nothing. Events may be lost (xapi forgets old deletions and does not say so):
 //! that costs time, never truth, since counts are compared after each batch and everything is listed anew now and then.
 
 use std::collections::HashMap;
@@ -23,7 +27,7 @@ use super::change::{CLASSES, Mirrored, apply, every_class, replace, replace_all}
 pub use super::change::{Change, Diff};
 use super::client::Client;
 use super::error::Error;
-use super::model::{GuestMetrics, Host, Network, Pbd, Pool, Sm, Sr, Task, Vbd, Vdi, Vif, Vm, VmMetrics};
+use super::model::{Class, GuestMetrics, Host, Network, Pbd, Pool, Sm, Sr, Task, Vbd, Vdi, Vif, Vm, VmMetrics};
 use super::session::Token;
 use super::view::{Table, View};
 use super::wire::{Event, EventBatch};
@@ -59,8 +63,11 @@ pub enum Health {
 
 /// The mirror of one pool. Its task ends when this is dropped.
 pub struct Mirror {
+    client: Client,
     shared: Arc<Shared>,
     health: watch::Receiver<Health>,
+    /// How far in the stream of events the view has come.
+    shown: watch::Receiver<Token>,
     task: tokio::task::AbortHandle,
 }
 
@@ -80,23 +87,69 @@ impl Mirror {
     pub fn start(client: Client, options: MirrorOptions, batches: mpsc::Sender<Batch>) -> Self {
         let shared = Arc::new(Shared { view: RwLock::new(View::indexed(options.indexed)), nudge: Notify::new() });
         let (health_out, health) = watch::channel(Health::Never);
+        let (shown_out, shown) = watch::channel(Token::default());
         let watcher = Watcher {
-            client,
+            client: client.clone(),
             batches,
             shared: shared.clone(),
             health: health_out,
+            shown: shown_out,
             token: Token::default(),
             resync_at: Instant::now(),
             changes: Vec::new(),
             disputed: HashMap::new(),
             options,
         };
-        Self { shared, health, task: tokio::spawn(watcher.run()).abort_handle() }
+        Self { client, shared, health, shown, task: tokio::spawn(watcher.run()).abort_handle() }
     }
 
     /// The pool as last seen; `synced` says whether that is now.
     pub fn view(&self) -> View {
         self.shared.view.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The pool as it is: with all that it had done when this was called, in a view that is whole.
+    ///
+    /// # Errors
+    /// [`Error::Behind`] where the events do not come in time, [`Error::Unreadable`] for a record that may be the very one whose absence
+    /// would be acted upon, and whatever ended the stream or the call.
+    pub async fn now(&self) -> Result<View, Error> {
+        let limit = self.client.call_timeout();
+        let view = tokio::time::timeout(limit, self.past_a_barrier()).await.map_err(|_late| Error::Behind)??;
+        match view.unreadable() {
+            Some((class, reference)) => Err(Error::Unreadable { class, reference }),
+            None => Ok(view),
+        }
+    }
+
+    async fn past_a_barrier(&self) -> Result<View, Error> {
+        let (mut shown, mut health) = (self.shown.clone(), self.health.clone());
+        loop {
+            shown.mark_unchanged();
+            let Some(pool) = self.view().pool().map(|(pool, _)| pool.clone()) else { return Err(Error::Behind) };
+            let barrier = self.client.barrier(Pool::NAME, &pool).await?;
+            loop {
+                // In this order: what is shown is in the view before it is told.
+                let past = shown.borrow_and_update().is_past(&barrier);
+                let view = self.view();
+                if past && view.synced {
+                    return Ok(view);
+                }
+                tokio::select! {
+                    lost = health.wait_for(|health| matches!(health, Health::Lost(_))) => {
+                        return Err(match lost.as_deref() {
+                            Ok(Health::Lost(error)) => error.clone(),
+                            Ok(Health::Never | Health::Synced) | Err(_) => Error::Behind,
+                        });
+                    }
+                    moved = shown.changed() => moved.map_err(|_ended| Error::Behind)?,
+                }
+                // One of the two has logged in anew: their places cannot be compared.
+                if !shown.borrow().is_of_session_of(&barrier) {
+                    break;
+                }
+            }
+        }
     }
 
     pub fn health(&self) -> watch::Receiver<Health> {
@@ -121,6 +174,7 @@ struct Watcher {
     batches: mpsc::Sender<Batch>,
     shared: Arc<Shared>,
     health: watch::Sender<Health>,
+    shown: watch::Sender<Token>,
     token: Token,
     resync_at: Instant,
     /// Found, and not handed on yet.
@@ -248,6 +302,7 @@ impl Watcher {
             *health = Health::Synced;
             news
         });
+        self.shown.send_replace(self.token.clone());
         if !changes.is_empty() {
             // Nobody listens any more: `run` sees that too.
             let _ = self.batches.send(Batch { received, changes }).await;

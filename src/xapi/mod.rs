@@ -4,7 +4,6 @@ mod change;
 pub mod client;
 mod codes;
 pub mod error;
-pub mod look;
 pub mod mirror;
 pub mod model;
 mod session;

@@ -65,6 +65,20 @@ impl Token {
             *self = Self { session: Some(session.clone()), text: String::new() };
         }
     }
+
+    pub(super) fn of(session: &Arc<Session>, text: String) -> Self {
+        Self { session: Some(session.clone()), text }
+    }
+
+    /// Only places of one session can be compared: a daemon that died uncleanly counts some of its generations again.
+    pub(super) fn is_of_session_of(&self, other: &Self) -> bool {
+        matches!((&self.session, &other.session), (Some(a), Some(b)) if Arc::ptr_eq(a, b))
+    }
+
+    /// Has the stream shown all that the pool did before `barrier` was given? Places are ordered as texts, by XAPI's promise.
+    pub(super) fn is_past(&self, barrier: &Self) -> bool {
+        self.is_of_session_of(barrier) && self.text > barrier.text
+    }
 }
 
 impl Client {

@@ -1,4 +1,4 @@
-//! The objects of a pool in memory: what the mirror keeps and a live look returns. Readers get a copy that never changes.
+//! The objects of a pool in memory, as the mirror keeps them. Readers get a copy that never changes.
 //!
 //! A copy costs one `Arc` a table. The mirror changes a table in place unless a reader still holds it, and then copies of
 //! that one table the shards that it changes.
@@ -223,18 +223,19 @@ impl View {
         }
     }
 
-    /// This look, filled up from an older view with what it did not ask for and nothing is created or destroyed by: networks,
-    /// drivers, network cards, and the disks of other storage repositories than `sr`.
-    #[must_use]
-    pub fn over(mut self, older: &Self, sr: &Ref) -> Self {
-        let vdis = Arc::make_mut(&mut self.vdis);
-        for (reference, vdi) in older.vdis.iter().filter(|(_, vdi)| vdi.sr != *sr) {
-            vdis.put(reference, Some(Arc::clone(vdi)));
+    /// A row that is there and cannot be read, of a class that creating, starting and destroying hang on.
+    pub(super) fn unreadable(&self) -> Option<(&'static str, Ref)> {
+        fn odd<T: Row>(table: &Table<T>) -> Option<(&'static str, Ref)> {
+            Some((T::NAME, table.odd.iter().next()?.clone()))
         }
-        self.networks = Arc::clone(&older.networks);
-        self.sms = Arc::clone(&older.sms);
-        self.vifs = Arc::clone(&older.vifs);
-        self
+        odd(&self.vdis)
+            .or_else(|| odd(&self.vms))
+            .or_else(|| odd(&self.vbds))
+            .or_else(|| odd(&self.tasks))
+            .or_else(|| odd(&self.srs))
+            .or_else(|| odd(&self.pbds))
+            .or_else(|| odd(&self.hosts))
+            .or_else(|| odd(&self.pools))
     }
 
     /// The machine that a record of metrics or guest metrics belongs to.

@@ -108,7 +108,7 @@ async fn a_look_that_a_person_asks_for_is_taken_live_and_once() {
     let _controller = rig.run_with(asleep(&rig)).await;
     rig.layer("watched", json!({"machine": {"powerOn": false}})).await;
     rig.until_reason("watched", "StartMachine").await;
-    let looks = || rig.calls("PBD.get_all_records");
+    let looks = || rig.calls("event.inject");
     let annotate = async |key: &str| {
         let patch = Patch::Merge(json!({"metadata": {"annotations": {key: "now"}}}));
         rig.layers().patch("watched", &PatchParams::default(), &patch).await.expect("a patch");

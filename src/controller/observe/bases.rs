@@ -56,7 +56,7 @@ pub fn base_lineage(lens: &Lens<'_>, sr: &str, os: &str) -> Lineage {
 /// go.
 pub(super) fn stray_marks(lens: &Lens<'_>, seen: &Observed) -> Vec<(String, identity::Mark)> {
     let base = seen.flight(Making::SnapshotOsDisk).filter(|_| seen.base.found().is_some());
-    let base = base.and_then(|f| f.wanted_mark.as_ref()).filter(|m| !lens.around.operations.contains(&m.op));
+    let base = base.and_then(|f| f.wanted_mark.as_ref()).filter(|m| !lens.around.is_at(&m.op));
     let removal = identity::Mark::removal(lens.cluster, &lens.want.uid);
     let ours = |m: &identity::Mark| m.cluster == lens.cluster && (m.owner == lens.want.uid || base == Some(m));
     // A child bears its source's mark too, and is none: it has the source's `self`, or is a snapshot without one.
@@ -86,12 +86,15 @@ pub(super) fn idle_bases(lens: &Lens<'_>, sr: &Ref, subject: &str) -> Vec<Arc<Vd
     let used = |uuid: &str| {
         lens.view.vdis.iter().any(|(_, d)| d.other_config.get(identity::BASE).is_some_and(|base| base == uuid))
     };
+    let uid = lens.want.uid.as_str();
     // A removal leaves it to nobody: who wants it next makes it anew.
     let removal = lens.deleting || lens.want.discard.as_deref() == Some(subject);
     let wanted =
-        |d: &Vdi| !removal && d.other_config.get(identity::OS_VERSION).is_some_and(|v| lens.around.wanted.contains(v));
+        |d: &Vdi| !removal && d.other_config.get(identity::OS_VERSION).is_some_and(|v| lens.around.is_wanted(v, uid));
     let free = |uuid: &str| {
-        !lens.around.recorded_bases.contains(uuid) && lens.pool.memory().has_turn(uuid, &lens.want.uid) && !used(uuid)
+        !lens.around.is_base(uuid, uid, lens.want.discard.as_deref())
+            && lens.pool.memory().has_turn(uuid, uid)
+            && !used(uuid)
     };
     lens.view
         .vdis

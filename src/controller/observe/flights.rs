@@ -9,7 +9,6 @@ use kube::ResourceExt;
 
 use super::{Lens, base_lineage, lineage};
 use crate::api::reason::Reason;
-use crate::controller::context::readable;
 use crate::domain::identity::{self, BOOT, Lineage, Mark, Opid, Proof, Role, START_BEFORE, TASK_TAG, prove};
 use crate::domain::observed::{Child, Flight, Making, MarkSight, Observed, Quiet, Sent, TaskSight, Trouble};
 use crate::xapi::model::{Task, TaskStatus, Vdi};
@@ -150,7 +149,7 @@ fn ahead(lens: &Lens<'_>, source: &str) -> Option<String> {
     let holder = lens.pool.memory().at_work_on(source).map(str::to_owned);
     let marked = || lens.view.vdis.by_uuid(source).and_then(|(_, d)| Mark::read(&d.other_config));
     let uid = holder.or_else(|| marked()?.layer().map(str::to_owned)).filter(|uid| *uid != lens.want.uid)?;
-    let layer = readable(&lens.around.stored).find(|l| l.metadata.uid.as_ref() == Some(&uid))?;
+    let layer = lens.around.with_uid(&uid)?;
     let (namespace, name) = (layer.namespace().unwrap_or_default(), layer.name_any());
     layer.spec.suspend.then(|| {
         format!("layer {namespace}/{name} began to make something of the same disk and was suspended (spec.suspend) before that was done")

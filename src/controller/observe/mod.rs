@@ -8,7 +8,6 @@ pub mod flights;
 pub mod objects;
 mod records;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +17,8 @@ pub use self::bases::base_lineage;
 use self::bases::{bases, copies, idle_bases, stray_marks};
 use self::records::{estate, owned, recorded, records, repository, subject, unseen};
 
-use super::context::{Guarded, GuestProgram, readable};
+use super::census::Census;
+use super::context::GuestProgram;
 use super::inspect;
 use super::pace::Pace;
 use super::pool::Pool;
@@ -51,33 +51,16 @@ pub struct Lens<'a> {
     pub now: Instant,
     pub slot: Result<(), String>,
     pub name_taken_by: Option<String>,
-    pub around: Around,
-}
-
-/// What the other layers of the cluster say, as far as pools share it.
-pub struct Around {
-    /// uuids of S that any layer's status names.
-    pub recorded_bases: HashSet<String>,
-    /// Ids of the operations they are at.
-    pub operations: HashSet<String>,
-    /// OS layer versions that others have yet to make something of.
-    pub wanted: HashSet<String>,
-    /// All of them.
-    pub stored: Vec<Arc<Guarded<PlatformLayer>>>,
-}
-
-impl Around {
-    fn is_alive(&self, uid: &str) -> bool {
-        readable(&self.stored).any(|l| l.metadata.uid.as_deref() == Some(uid))
-    }
+    /// What the other layers of the cluster say.
+    pub around: Arc<Census>,
 }
 
 impl Lens<'_> {
     /// Is the layer that this mark is of still at it?
     fn is_at_work(&self, mark: &identity::Mark) -> bool {
         match mark.layer() {
-            Some(uid) if mark.is_removal() => self.around.is_alive(uid),
-            Some(_) | None => self.around.operations.contains(&mark.op),
+            Some(uid) if mark.is_removal() => self.around.with_uid(uid).is_some(),
+            Some(_) | None => self.around.is_at(&mark.op),
         }
     }
 }
