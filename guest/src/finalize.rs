@@ -16,7 +16,7 @@ use crate::facts::Facts;
 use crate::report::{FILE, LONGEST_FILE, PREFIX, Report, XENSTORE};
 
 /// xapi reads the store of a domain only while it lives (xapi.md 7.4: at least 10 s).
-const SURELY_SEEN: Duration = Duration::from_secs(15);
+pub const SURELY_SEEN: Duration = Duration::from_secs(15);
 /// Between two looks at the native image generator, which yields to whoever is active.
 const NGEN_PAUSE: Duration = Duration::from_secs(30);
 /// One run of the queue; a big .NET application takes a quarter of an hour on a slow machine.

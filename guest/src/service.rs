@@ -20,7 +20,7 @@ use crate::channel::{Store, config_disk};
 use crate::deeds::Failed;
 use crate::disk::{Damage, LAYER, Layer, MOST_TEXT_BYTES, RECORDS, STEPS};
 use crate::facts::{Blind, Facts};
-use crate::finalize::{self, Bound, Machine, Next, Order, drop_report, finalize};
+use crate::finalize::{self, Bound, Machine, Next, Order, SURELY_SEEN, drop_report, finalize};
 use crate::report::PREFIX;
 use crate::steps::driver::{Bench, path};
 use crate::steps::engine::{self, Action, Answer, Stop};
@@ -294,7 +294,12 @@ impl Work {
             }
             let left: Vec<String> = outcome.verdict.everything().into_iter().map(|f| f.reason).collect();
             let patient = machine.facts.uptime().saturating_sub(started) < PATIENCE;
-            match finalize::next(&outcome.verdict) {
+            let next = finalize::next(&outcome.verdict);
+            if matches!(next, Next::RunQueue | Next::Reboot) {
+                // The next check drops what was reported, and people are to see what is being mended.
+                machine.deeds.wait(SURELY_SEEN);
+            }
+            match next {
                 Next::Finalize | Next::Ask => return Ok(stays(machine, Doing::Findings, Why::Findings(left))),
                 Next::RunQueue | Next::Wait if !patient => {
                     return Ok(stays(machine, Doing::Findings, Why::TooLong(left)));

@@ -90,7 +90,7 @@ reasons! {
     FreezingDisk - [Ready Reconciling] "version <version> is being frozen", "";
     RemovingMachine - [Ready Reconciling] "version <version> is frozen; machine and work disk are being removed", "";
     SettingUpMachine - [Ready Reconciling] "machine <machine> gets its disk, DVD drive, guest tools and settings", "";
-    RunningSteps - [Ready Reconciling] "machine <machine> installs by itself: step <step> is at work", "";
+    RunningSteps - [Ready Reconciling] "machine <machine> installs by itself: step <step>, a restart or the check is at work", "";
     TaggingAgain - [Ready Reconciling] "an object that lost its keys, or has none yet, gets them", "";
     ClearingUp - [Ready Reconciling] "an operation that is not wanted any more is being taken back", "";
     Discarding - [Ready Reconciling] "version <version> is being thrown away, as spec.discard says", "";

@@ -43,8 +43,8 @@ pub struct Args {
     /// Act only while holding the Lease. Switch it off only where nothing can ever start a second controller: two make two of each disk
     #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "BOOL")]
     leader_elect: bool,
-    /// lamina-guest.exe, to be put on the config disk of every packaging machine. Without it: only layers with steps have such a disk, and the
-    /// program must be in their OS layer
+    /// lamina-guest.exe, to be put on the config disk of every packaging machine. Without it the disk has everything else, and the program
+    /// must be in the OS layer or be copied into the machine
     #[arg(long, value_name = "FILE")]
     guest_program: Option<PathBuf>,
     /// Where /livez, /readyz, /metrics and /loglevel are served, in plain HTTP

@@ -7,6 +7,7 @@ use kube::ResourceExt;
 use tokio::time::Instant;
 
 use crate::api::condition::{ConditionType, find};
+use crate::api::reason::Reason;
 use crate::api::{Phase, PlatformLayer};
 
 /// Columns of the table.
@@ -18,9 +19,12 @@ pub struct Chronicle {
     layers: BTreeMap<String, Life>,
 }
 
+/// What a line is printed for: phase and reason; where a machine goes on by itself, each thing that it does.
+type Told = (Phase, String, Option<String>);
+
 #[derive(Default)]
 struct Life {
-    told: Option<(Phase, String)>,
+    told: Option<Told>,
     entered: Vec<(Phase, Instant)>,
     version: String,
     disk: String,
@@ -45,7 +49,8 @@ impl Chronicle {
         if life.entered.last().is_none_or(|(last, _)| *last != phase) {
             life.entered.push((phase, Instant::now()));
         }
-        let now = (phase, ready.reason.clone());
+        let by_itself = ready.reason == Reason::RunningSteps.as_str();
+        let now = (phase, ready.reason.clone(), by_itself.then(|| ready.message.clone()));
         if life.told.as_ref() != Some(&now) {
             let at = self.begun.elapsed().as_secs_f64();
             println!(

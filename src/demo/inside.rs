@@ -26,6 +26,9 @@ const DEVICE: u64 = 1;
 /// As much of a changed disk is written at once.
 const PIECE: usize = 64 << 10;
 
+/// By the machine's clock, whatever the program.
+const PROGRAM: Duration = Duration::from_secs(2);
+
 /// What an installer does to Windows and how it ends.
 pub type Installers = Arc<dyn Fn(&mut State, &Deed) -> Reply + Send + Sync>;
 
@@ -183,7 +186,12 @@ impl Inside {
 
 impl Deeds for Inside {
     fn run(&self, job: &Job) -> Done<Ended> {
-        self.act("run a program", |windows| windows.run(job))
+        let what = "run a program";
+        self.alive(what)?;
+        let taken = self.guest.stage("program", PROGRAM);
+        self.handle.block_on(self.stopped.run_until_cancelled(taken)).unwrap_or_default();
+        self.tick();
+        self.act(what, |windows| windows.run(job))
     }
 
     fn write(&self, path: &str, bytes: &[u8]) -> Done<()> {

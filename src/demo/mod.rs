@@ -39,7 +39,9 @@ use futures::StreamExt;
 const NAMESPACE: &str = "lamina-demo";
 /// The layers are the examples that a user would apply, word for word.
 const LAYERS: [&str; 2] =
-    [include_str!("../../examples/publishing-pvs.yaml"), include_str!("../../examples/packaging.yaml")];
+    [include_str!("../../examples/without-hands.yaml"), include_str!("../../examples/packaging.yaml")];
+/// What the steps of the first one bring along.
+const STEP_FILES: &str = include_str!("../../examples/demo/step-files.yaml");
 /// How long the layers may take; production waits included, they need about a minute.
 const BOUND: Duration = Duration::from_secs(600);
 
@@ -90,10 +92,11 @@ async fn walk(args: &Args, cluster: &Cluster, stop: CancellationToken) -> anyhow
     manifests::apply(&cluster.person, NAMESPACE, &connector(&sim)).await.context("the Connector")?;
     let found = tokio::time::timeout(BOUND, usable(&cluster.person)).await.context("the Connector is not ready")??;
     println!("Connector lab is ready: {found}");
+    manifests::apply(&cluster.person, NAMESPACE, STEP_FILES).await.context("the files of the steps")?;
     for layer in LAYERS {
         manifests::apply(&cluster.person, NAMESPACE, layer).await.context("an example layer")?;
     }
-    println!("applied examples/publishing-pvs.yaml and examples/packaging.yaml\n");
+    println!("applied examples/without-hands.yaml and examples/packaging.yaml\n");
     let mut chronicle = Chronicle::new(LAYERS.len());
     tokio::select! {
         followed = tokio::time::timeout(BOUND, follow(&cluster.person, &mut chronicle)) => {
@@ -126,11 +129,12 @@ fn settings(cluster: &Cluster) -> Settings {
     }
 }
 
-/// What goes on inside the machines: tools and a reboot, software, a check that finds something, the cure, a clean check, shutdown.
+/// What goes on inside the machines: the one installs itself; in the other are tools and a reboot, software, a check that finds something,
+/// the cure, a clean check, shutdown.
 fn guests(sim: &Sim) {
-    for name in ["xendesktop-pvs", "xenserver-packaging"] {
+    for (name, inside) in [("vda-unattended", person::nobody()), ("xenserver-packaging", person::usual())] {
         let which = Match { name: Some(format!("{name}*")), ..Match::default() };
-        sim.pool.world.guests.add(which, person::usual());
+        sim.pool.world.guests.add(which, inside);
     }
 }
 

@@ -1,18 +1,21 @@
-//! What a person does inside a packaging machine, as a program for simulated guests: installs, shuts down for finalize, mends.
+//! What a person does inside a packaging machine, as a program for simulated guests: installs, shuts down for finalize, mends; or lets the
+//! service of the OS image do it.
 //!
-//! Used by the demo and the tests. The check, its report and the shutdown are those of `lamina-guest` (`inside`); a report that a test makes
+//! Used by the demo and the tests. Service, check, report and shutdown are those of `lamina-guest` (`inside`); a report that a test makes
 //! up (`Deed::Report`) is written word for word.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lamina_guest::deeds::Ended;
 use lamina_guest::facts::{Value, View};
 use lamina_guest::finalize::{Machine, Order, finalize};
-use lamina_guest::memory::Reply;
-use lamina_guest::service;
+use lamina_guest::memory::{self, Reply, State};
+use lamina_guest::service::{self, End};
+use lamina_guest::steps::engine::Answer;
 
-use super::inside::Systems;
+use super::inside::{Installers, Systems};
 use crate::domain::report::PREFIX;
 use crate::sim::guest::{Guest, Program, program};
 use crate::sim::power::Exit;
@@ -37,6 +40,10 @@ pub struct Check {
 #[derive(Clone, Debug)]
 pub enum Deed {
     Install,
+    /// What the service of the OS image does at each boot; it may end the boot.
+    Serve,
+    /// A step that stopped the service was mended by hand.
+    Skip(&'static str),
     /// Software that is not in place before the next restart.
     Pend,
     /// *Shutdown For Finalize*: the machine stays on where it finds something.
@@ -54,16 +61,50 @@ pub enum Deed {
     Stay,
 }
 
-/// Boots one after the other; the last is repeated for further ones.
+/// What the OS image brings along.
+#[derive(Clone)]
+pub struct Image {
+    /// The guest tools are in it.
+    pub tools: bool,
+    /// What programs do in it.
+    pub installers: Installers,
+}
+
+impl Default for Image {
+    /// No tools, and each program ends well.
+    fn default() -> Self {
+        Self { tools: false, installers: Arc::new(|_, _| Reply::Usual) }
+    }
+}
+
+/// Boots one after the other, of a plain image; the last is repeated for further ones.
 pub fn person(boots: Vec<Vec<Deed>>) -> Program {
+    person_at(Image::default(), boots)
+}
+
+/// As [`person`], at an image of one's own.
+pub fn person_at(image: Image, boots: Vec<Vec<Deed>>) -> Program {
     let systems = Systems::default();
     program(move |guest| {
         let last = boots.len().saturating_sub(1);
         let at = usize::try_from(guest.boot).unwrap_or(1).saturating_sub(1).min(last);
         let deeds = boots.get(at).cloned().unwrap_or_default();
-        let systems = systems.clone();
-        async move { live(&guest, &systems, deeds).await }
+        let (systems, image) = (systems.clone(), image.clone());
+        async move { live(&guest, &systems, image, deeds).await }
     })
+}
+
+/// Nobody: an image with tools and the service, in which the first installer leaves work for .NET behind.
+pub fn nobody() -> Program {
+    let installs = |windows: &mut State, deed: &memory::Deed| match deed {
+        memory::Deed::Run(job) if job.args.contains("VDASetup") => {
+            windows.make(View::Bits64, r"SOFTWARE\Microsoft\.NETFramework\NGenQueue\WIN64\Default\1");
+            // Done, wants a reboot.
+            Reply::Ended(Ended::Code(3))
+        }
+        _any_other => Reply::Usual,
+    };
+    person_at(Image { tools: true, installers: Arc::new(installs) }, vec![vec![Deed::Serve]])
 }
 
 /// The usual life: tools and a reboot, software, a check that finds a reboot pending, the reboot, a clean check, shutdown.
@@ -75,19 +116,40 @@ pub fn usual() -> Program {
     ])
 }
 
-async fn live(guest: &Guest, systems: &Systems, deeds: Vec<Deed>) -> Exit {
+async fn live(guest: &Guest, systems: &Systems, image: Image, deeds: Vec<Deed>) -> Exit {
     guest.stage("boot", MOMENT).await;
+    if image.tools {
+        guest.set_tools(true);
+    }
     // One guid for this boot, whoever marks it: the service, or each check.
     let id = uuid::Uuid::new_v4().to_string();
     if guest.has_tools() && up(guest, &id).await.is_none() {
         return Exit::Crash;
     }
-    let inside = systems.boot(guest, Arc::new(|_, _| Reply::Usual));
+    let inside = systems.boot(guest, image.installers);
     for deed in deeds {
         match deed {
             Deed::Install => {
                 guest.stage("install", MOMENT).await;
                 guest.set_tools(true);
+            }
+            Deed::Serve | Deed::Skip(_) => {
+                let id = id.clone();
+                let ended = inside.run(move |machine| match deed {
+                    Deed::Skip(step) => service::answer(machine, &id, step, Answer::Skip).ok(),
+                    _serve => Some(service::boot(machine, &id)),
+                });
+                let ended = ended.await;
+                if matches!(ended, Some(Some(End::Rebooting | End::Off))) {
+                    // Windows takes a while to end.
+                    guest.stage("end", MOMENT).await;
+                }
+                match ended {
+                    Some(Some(End::Rebooting)) => return Exit::Reboot,
+                    Some(Some(End::Off)) => return Exit::Halt,
+                    Some(Some(End::NoDisk | End::Done | End::Stays(_)) | None) => {}
+                    None => return Exit::Crash,
+                }
             }
             Deed::Pend => {
                 guest.stage("install", MOMENT).await;

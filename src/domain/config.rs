@@ -1,4 +1,4 @@
-//! The config disk C of a version: whether it has one, what goes onto it, what was read back, and what follows from that.
+//! The config disk C of a version: what goes onto it, what was read back, and what follows from that.
 //!
 //! Pure. C is made after the machine, whose nonce it carries, and before its first start; it goes before the freeze. It holds nobody's work:
 //! lost before the first start it is made again. Lost later, only a person can say what the steps came to, and nothing is made in its place,
@@ -7,7 +7,6 @@
 use lamina_guest::disk::{Layer, Purpose};
 use lamina_guest::report::{Lines, Report};
 use lamina_guest::steps as guest;
-use lamina_guest::steps::progress::{self, Doing};
 use lamina_guest::steps::record::{Ran, State};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -15,7 +14,6 @@ use sha2::{Digest, Sha256};
 use super::gate::place;
 use super::identity::{BOOT, CONTENT, FILLED, NONCE, WIPED};
 use super::observed::{Disk, Machine, Observed, Power, Sight, Trouble};
-use super::plan::Say;
 use super::want::Want;
 use crate::api::layer::{FinalizePolicy, Purpose as WantedPurpose};
 use crate::api::layer_status::{StepState, StepStatus};
@@ -53,11 +51,6 @@ impl Read {
     }
 }
 
-/// Does a version of this layer have a config disk? With the guest's program at hand each has one, since it carries that too.
-pub fn wanted(want: &Want, seen: &Observed) -> bool {
-    !want.steps.is_empty() || seen.program.is_some()
-}
-
 /// The name of the disk in other tools' lists.
 pub fn name(want: &Want, version: &str) -> String {
     format!("{} {version} config", want.layer_name)
@@ -75,7 +68,8 @@ pub fn layer(want: &Want, version: &str, nonce: &str) -> Layer {
         },
         nonce: nonce.to_owned(),
         kms_rearm: want.kms_rearm,
-        finalize_on_done: want.finalize == FinalizePolicy::OnShutdown,
+        // Without steps it is a person who installs: the service must not shut down before anybody came.
+        finalize_on_done: want.finalize == FinalizePolicy::OnShutdown && !want.steps.is_empty(),
     }
 }
 
@@ -179,7 +173,8 @@ pub fn state(state: State) -> StepState {
 /// Have all steps come to a good end, as far as the halted machine's disk says? A person may answer for a disk that is lost or damaged; not
 /// for a step that is known to have failed, which is mended in the machine.
 pub fn steps_done(want: &Want, seen: &Observed, m: &Machine) -> Result<(), Trouble> {
-    if want.steps.is_empty() {
+    // Said on the machine only after this was asked; another start since then has no steps any more.
+    if want.steps.is_empty() || m.config_done {
         return Ok(());
     }
     let read = last_read(m);
@@ -215,41 +210,6 @@ pub fn steps_done(want: &Want, seen: &Observed, m: &Machine) -> Result<(), Troub
         None => Ok(()),
         Some(step) => Err(fix_step(want, m, step)),
     }
-}
-
-/// Nothing shows that the guest's program is in the machine.
-pub const NOT_BEGUN: &str = ", and nothing was heard of its steps yet; if that stays, lamina-guest is not in the OS layer: put it there, or start it from the drive LAMINA. For what the steps \
-     leave to you";
-
-/// What is told while the guest is at its steps; `None`: it is a person's turn as ever, all are done or nothing is heard of them.
-pub fn running(want: &Want, m: &Machine) -> Option<Say> {
-    let of = |s: &Step| m.progress.iter().find(|p| p.name == s.name);
-    if want.steps.is_empty() || m.progress.is_empty() {
-        return None;
-    }
-    if m.doing == Some(Doing::Stopped) {
-        let stopped = want
-            .steps
-            .iter()
-            .filter_map(of)
-            .find(|p| matches!(p.state, State::Failed | State::TimedOut | State::Interrupted | State::Running))?;
-        let step = StepStatus { name: stopped.name.clone(), state: state(stopped.state), exit_code: stopped.exit_code };
-        let trouble = fix_step(want, m, &step);
-        return Some(Say::Person(trouble.reason, trouble.message));
-    }
-    let ended = |p: &progress::Step| !matches!(p.state, State::Pending | State::Running);
-    let at = want.steps.iter().position(|s| !of(s).is_some_and(ended))?;
-    let name = want.steps.get(at).map(|s| s.name.as_str()).unwrap_or_default();
-    Some(Say::Working(
-        Reason::RunningSteps,
-        format!(
-            "{} installs version '{}' by itself: step '{name}', {} of {}. Nothing is to be done meanwhile",
-            place(m),
-            want.version,
-            at + 1,
-            want.steps.len()
-        ),
-    ))
 }
 
 /// A step that a person must look at.

@@ -139,6 +139,8 @@ pub struct Machine {
     /// What the guest's service says it is doing.
     pub doing: Option<Doing>,
     pub dvd: Dvd,
+    /// For ten minutes, in this boot.
+    pub runs_long: bool,
     pub tools: Tools,
     pub report: Option<Report>,
     /// What the guest says of its present boot (`vm-data/lamina/boot`).

@@ -277,9 +277,6 @@ fn starts(lived: &Lived, all: &mut Vec<String>) {
 
 /// Steps are in the machine from its first boot on, and the disk that brought them is gone before the freeze.
 fn configs(lived: &Lived, all: &mut Vec<String>) {
-    if lived.life != Life::Steps {
-        return;
-    }
     for boot in lived.deeds.boots.iter().filter(|b| b.first && !b.second) {
         all.push(format!("I8 machine {} started without its config disk", boot.machine));
     }

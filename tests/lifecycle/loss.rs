@@ -23,7 +23,7 @@ async fn a_lost_packaging_disk_is_never_made_again() {
     rig.meanwhile().await;
     rig.until_reason("lost", "DiskLost").await;
     let left = rig.hands.of_layer(&uid(&lost)).await;
-    assert_eq!(left.iter().map(|t| t.role()).collect::<Vec<_>>(), ["machine"], "{left:#?}");
+    assert_eq!(left.iter().map(|t| t.role()).collect::<Vec<_>>(), ["config", "machine"], "{left:#?}");
     assert_eq!(rig.calls("Async.VM.start"), 0);
 
     rig.patch("lost", json!({"version": "2", "discard": "1", "machine": {"powerOn": true}})).await;
@@ -127,7 +127,7 @@ async fn a_layer_that_has_nothing_yet_may_go_to_another_pool() {
     rig.until_reason("led", "OSDiskNotFound").await;
     rig.patch("led", json!({"connectorRef": {"name": "other"}})).await;
     let layer = rig.until_reason("led", "StartMachine").await;
-    assert_eq!(other.hands.of_layer(&uid(&layer)).await.len(), 2);
+    assert_eq!(other.hands.of_layer(&uid(&layer)).await.len(), 3);
 }
 
 /// The storage repository was forgotten and found again: keys are gone, the records prove.

@@ -24,7 +24,7 @@ async fn the_younger_of_two_with_one_name_stalls() {
         (told.0 == "NameConflict" && told.1.contains("older")).then_some(())
     })
     .await;
-    assert_eq!(rig.hands.of_layer(&uid(&older)).await.len(), 2);
+    assert_eq!(rig.hands.of_layer(&uid(&older)).await.len(), 3);
     rig.delete("older").await;
     rig.until_gone("older").await;
     rig.until_reason("younger", "StartMachine").await;

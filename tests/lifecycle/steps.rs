@@ -1,95 +1,72 @@
-//! Layers with steps: the config disk on its way into the machine and back, and what its loss, damage and content lead to.
+//! Layers with steps: the config disk on its way into the machine and back, and what its loss, damage and content lead to. In the machines
+//! runs the guest's own service, over an in-memory Windows.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use lamina::api::Phase;
 use lamina::api::layer_status::{IntegritySource, StepState};
 use lamina::controller::Settings;
 use lamina::controller::context::GuestProgram;
-use lamina::demo::person::{self, Check};
+use lamina::demo::person::{Deed, Image, nobody, person, person_at};
 use lamina::sim::faults::{Effect, Fault, Target};
 use lamina::sim::guest::{Guest, Program, program};
-use lamina::sim::power::Exit;
 use lamina::xapi::wire::Failure;
-use lamina_guest::disk::back;
+use lamina_guest::deeds::Ended;
 use lamina_guest::disk::{REPORT, edit};
+use lamina_guest::memory::{self, Reply};
 use lamina_guest::report::Report;
-use lamina_guest::steps::record::{Boot, State};
 use serde_json::{Value, json};
 
-use crate::common::rig::{Rig, machine, quick, ready, status, uid};
+use crate::common::rig::{Rig, machine, ready, status, uid};
 
 const SECRET: &str = "0pen-sesame";
 const PUT: &str = "PUT /import_raw_vdi";
 const GET: &str = "GET /export_raw_vdi";
 
 /// Path and bytes of each file that a guest found on its config disk.
-pub type Found = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
+type Found = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
 
-/// What the guest's service would do in one boot.
-#[derive(Clone)]
-pub struct Play {
-    /// How each step ends.
-    steps: Vec<(State, Option<i32>)>,
-    /// `BlockFinalize` of the report on the disk, and in xenstore.
-    disk: Option<u64>,
-    xenstore: Option<u64>,
-    /// The disk is formatted anew.
-    garbled: bool,
+/// An image with tools, in which `Setup.cmd` ends with this code.
+fn image(code: i32) -> Image {
+    let installers = move |_: &mut memory::State, deed: &memory::Deed| match deed {
+        memory::Deed::Run(job) if job.args.contains("Setup.cmd") => Reply::Ended(Ended::Code(code)),
+        _any_other => Reply::Usual,
+    };
+    Image { tools: true, installers: Arc::new(installers) }
 }
 
-pub fn done() -> Play {
-    Play { steps: vec![(State::Succeeded, Some(0)); 2], disk: Some(0), xenstore: None, garbled: false }
+/// The service runs the steps, and a person shuts down for finalize.
+pub fn served() -> Program {
+    person_at(image(0), vec![vec![Deed::Serve, Deed::Finalize]])
 }
 
-/// Plays a boot each, the last for all that follow, and keeps what was found on the disk.
-pub fn plays(plays: Vec<Play>, found: Found) -> Program {
+fn bytes(g: &Guest) -> Vec<u8> {
+    let size = usize::try_from(g.disk_size(1).expect("a second disk")).expect("a small disk");
+    g.read_disk(1, 0, size).expect("its bytes")
+}
+
+/// Keeps what the guest finds on the config disk at its boot.
+fn seeing(inner: Program, found: Found) -> Program {
     program(move |g: Guest| {
-        let at = usize::try_from(g.boot).expect("few boots").min(plays.len()) - 1;
-        let (play, found) = (plays[at].clone(), found.clone());
+        let (inner, found) = (Arc::clone(&inner), Arc::clone(&found));
         async move {
-            // Right after a boot the service says what it is at; then it may take its time.
-            let at_work = [("vm-data/lamina/steps/tools", "Running"), ("vm-data/lamina/progress", "Steps")];
-            g.write(&at_work.map(|(k, v)| (k.to_owned(), v.to_owned())).into()).await.expect("a store");
-            g.stage("steps", Duration::from_secs(2)).await;
-            let disk = g.disk_size(1).ok().map(|size| usize::try_from(size).expect("a small disk"));
-            let disk = disk.map(|size| g.read_disk(1, 0, size).expect("its bytes"));
-            // A volume that is none is no config disk to a guest.
-            if let Some((mut disk, files)) =
-                disk.and_then(|disk| Some((edit::files(&disk).ok()?, disk))).map(|(f, d)| (d, f))
-            {
-                *found.lock().expect("no panic") = files;
-                let mark = format!("boot-{}", g.boot);
-                g.write(&[("vm-data/lamina/boot".to_owned(), mark.clone())].into()).await.expect("a store");
-                write(&g, &play, &mut disk, &mark);
-                if play.garbled {
-                    disk.fill(0xFF);
-                }
-                g.write_disk(1, 0, &disk).expect("it is writable");
-            }
-            if let Some(block_finalize) = play.xenstore {
-                person::report(&g, &Check { block_finalize, ..Check::default() }).await;
-            }
-            Exit::Halt
+            *found.lock().expect("no panic") = edit::files(&bytes(&g)).expect("our volume");
+            inner(g).await
         }
     })
 }
 
-fn write(g: &Guest, play: &Play, disk: &mut [u8], mark: &str) {
-    let nonce = g.read("vm-data/lamina/nonce").expect("a nonce");
-    let mut record = back::read(disk, &nonce).expect("our disk").record.expect("a record");
-    record.generation += 1;
-    record.boot = Some(Boot { id: mark.to_owned(), began: 0, domid: Some(g.domid().to_string()) });
-    for (ran, (state, code)) in record.steps.iter_mut().zip(&play.steps) {
-        (ran.state, ran.exit_code) = (*state, *code);
-    }
-    edit::put(disk, record.slot(), &record.bytes().expect("JSON")).expect("room");
-    if let Some(bits) = play.disk {
-        let domid = g.domid().to_string();
-        let report = Report { nonce, boot: mark.to_owned(), domid, block_finalize: Some(bits), ..Report::default() };
-        edit::put(disk, REPORT, &report.to_json()).expect("room");
-    }
+/// At the end of each boot somebody changes the config disk.
+fn leaving(inner: Program, change: fn(&mut Vec<u8>)) -> Program {
+    program(move |g: Guest| {
+        let inner = Arc::clone(&inner);
+        async move {
+            let exit = inner(g.clone()).await;
+            let mut disk = bytes(&g);
+            change(&mut disk);
+            g.write_disk(1, 0, &disk).expect("it is writable");
+            exit
+        }
+    })
 }
 
 pub fn two_steps() -> Value {
@@ -110,25 +87,20 @@ pub async fn files(rig: &Rig) {
     .await;
 }
 
-pub fn found() -> Found {
-    Arc::default()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn steps_go_in_results_come_out_and_the_disk_is_wiped_and_gone_before_the_freeze() {
     let rig = Rig::new().await;
     files(&rig).await;
-    let on_it = found();
-    rig.guest("hands", plays(vec![done()], on_it.clone()));
-    rig.sim.pool.clock.hold("guest/steps");
+    let on_it = Found::default();
+    rig.guest("hands", seeing(served(), Arc::clone(&on_it)));
+    rig.sim.pool.clock.hold("guest/program");
     let _controller = rig.run().await;
     rig.layer("hands", two_steps()).await;
-    let running = rig.until_reason("hands", "RunningSteps").await;
-    assert!(ready(&running).is_some_and(|(_, m)| m.contains("step 'tools', 1 of 2")), "{running:#?}");
-    let s = status(&running);
+    let at_work = |l: &_| ready(l).is_some_and(|(r, m)| r == "RunningSteps" && m.contains("step 'tools', 1 of 2"));
+    let s = status(&rig.until("hands", "the first step", at_work).await);
     assert_eq!(s.operation.map(|o| o.step).as_deref(), Some("RunStep tools"));
     assert_eq!(s.steps.iter().map(|s| s.state).collect::<Vec<_>>(), [StepState::Running, StepState::Pending]);
-    rig.sim.pool.clock.unhold("guest/steps");
+    rig.sim.pool.clock.unhold("guest/program");
     let halted = rig.until_reason("hands", "ApproveFinalize").await;
     let s = status(&halted);
     let c = s.config_disk.clone().expect("its record").uuid;
@@ -147,7 +119,7 @@ async fn steps_go_in_results_come_out_and_the_disk_is_wiped_and_gone_before_the_
         text("layer.json").is_some_and(|l| l.contains("\"layer\":\"hands\"") || l.contains("\"layer\": \"hands\""))
     );
     assert!(s.steps.iter().all(|s| s.state == StepState::Succeeded && s.exit_code == Some(0)), "{s:#?}");
-    assert_eq!(s.integrity.as_ref().and_then(|i| i.source), Some(IntegritySource::ConfigDisk), "xenstore had none");
+    assert_eq!(s.integrity.as_ref().and_then(|i| i.source), Some(IntegritySource::Xenstore));
     assert_eq!((rig.calls(PUT), rig.calls(GET)), (1, 1), "written once, read once");
 
     rig.approve("hands", "1").await;
@@ -167,27 +139,65 @@ async fn steps_go_in_results_come_out_and_the_disk_is_wiped_and_gone_before_the_
 async fn a_failed_step_asks_a_person_and_a_restart_goes_on_from_the_record() {
     let rig = Rig::new().await;
     files(&rig).await;
-    let failed = Play { steps: vec![(State::Failed, Some(1603)), (State::Pending, None)], ..done() };
-    rig.guest("fails", plays(vec![failed, done()], found()));
+    let boots = vec![vec![Deed::Serve, Deed::PowerOff], vec![Deed::Serve, Deed::Skip("tools"), Deed::Finalize]];
+    rig.guest("fails", person_at(image(1603), boots));
     let _controller = rig.run().await;
     rig.layer("fails", two_steps()).await;
     rig.patch("fails", json!({"finalize": {"approved": "1"}})).await;
-    let asked = rig.until_reason("fails", "FixStep").await;
+    let asks = |l: &_| ready(l).is_some_and(|(r, m)| r == "FixStep" && m.contains("restartToken"));
+    let asked = rig.until("fails", "a halt after the failed step", asks).await;
     let (_, message) = ready(&asked).expect("Ready");
-    for word in ["'tools'", "exit code 1603", "logs\\01-tools.log", "LAMINA", "restartToken", &machine(&asked)] {
+    for word in ["'tools'", "exit code 1603", "logs\\01-tools.log", "LAMINA", &machine(&asked)] {
         assert!(message.contains(word), "{word}: {message}");
     }
     let states: Vec<_> = status(&asked).steps.iter().map(|s| (s.state, s.exit_code)).collect();
     assert_eq!(states, [(StepState::Failed, Some(1603)), (StepState::Pending, None)], "approved, and still not frozen");
     rig.patch("fails", json!({"machine": {"restartToken": "again"}})).await;
-    rig.until_finalized("fails", "1").await;
+    let done = rig.until_finalized("fails", "1").await;
+    let states: Vec<_> = status(&done).steps.iter().map(|s| s.state).collect();
+    assert_eq!(states, [StepState::Skipped, StepState::Succeeded], "a person mended it");
     assert_eq!((rig.calls(PUT), rig.calls(GET)), (2, 2), "never written again once it ran; read after each halt");
+}
+
+/// Three steps, a restart, work that an installer leaves for later, a rearm: from the manifest to the version nobody does anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_without_hands_ends_by_itself() {
+    let rig = Rig::new().await;
+    files(&rig).await;
+    rig.guest("alone", nobody());
+    for moment in ["guest/program", "guest/inside"] {
+        rig.sim.pool.clock.hold(moment);
+    }
+    let _controller = rig.run().await;
+    let mut more = two_steps();
+    let agent = json!({"name": "vda", "command": "VDASetup.exe /quiet", "successCodes": [0, 3], "reboot": "Always"});
+    more["steps"].as_array_mut().expect("steps").insert(0, agent);
+    more["purpose"] = json!("Publishing");
+    more["platforms"] = json!({"provisioningService": "PVS", "connectionBroker": "XenDesktop"});
+    more["kms"] = json!({"rearm": true});
+    more["finalize"] = json!({"policy": "OnShutdown"});
+    rig.layer("alone", more).await;
+    let says = async |word: &str| {
+        let told = |l: &_| ready(l).is_some_and(|(r, m)| r == "RunningSteps" && m.contains(word));
+        rig.until("alone", word, told).await
+    };
+    says("step 'vda', 1 of 3").await;
+    rig.sim.pool.clock.unhold("guest/program");
+    let found = says("the check found NGenNeeded").await;
+    let states: Vec<_> = status(&found).steps.iter().map(|s| (s.state, s.exit_code)).collect();
+    let well = (StepState::Succeeded, Some(0));
+    assert_eq!(states, [(StepState::Succeeded, Some(3)), well, well]);
+    rig.sim.pool.clock.unhold("guest/inside");
+    let done = rig.until_finalized("alone", "1").await;
+    assert_eq!(status(&done).versions[0].rearms_left, Some(2), "it was rearmed");
+    assert_eq!(rig.calls("Async.VM.start"), 1);
+    rig.hands.assert_tidy().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_file_is_told_and_its_coming_is_seen() {
     let rig = Rig::new().await;
-    rig.guest("waits", plays(vec![done()], found()));
+    rig.guest("waits", served());
     let _controller = rig.run().await;
     rig.layer("waits", two_steps()).await;
     let stalled = rig.until_reason("waits", "StepFileNotFound").await;
@@ -219,7 +229,7 @@ async fn what_is_too_large_is_told() {
 async fn a_damaged_disk_leaves_the_steps_unknown_and_a_person_answers() {
     let rig = Rig::new().await;
     files(&rig).await;
-    rig.guest("broken", plays(vec![Play { garbled: true, xenstore: Some(0), ..done() }], found()));
+    rig.guest("broken", leaving(served(), |disk| disk.fill(0xFF)));
     let _controller = rig.run().await;
     rig.layer("broken", two_steps()).await;
     let asked = rig.until_reason("broken", "StepsUnknown").await;
@@ -233,7 +243,7 @@ async fn a_damaged_disk_leaves_the_steps_unknown_and_a_person_answers() {
 async fn a_lost_disk_is_not_made_again_once_the_machine_ran() {
     let rig = Rig::new().await;
     files(&rig).await;
-    rig.guest("lost", plays(vec![Play { xenstore: Some(0), ..done() }], found()));
+    rig.guest("lost", served());
     let refused = Effect::Refuse(Failure::new("SR_BACKEND_FAILURE_453", ["x"]));
     rig.sim.pool.faults.add(Fault { target: Target::Method(GET.to_owned()), effect: refused, times: None });
     let _controller = rig.run().await;
@@ -251,7 +261,15 @@ async fn a_lost_disk_is_not_made_again_once_the_machine_ran() {
 async fn two_reports_that_contradict_each_other_block() {
     let rig = Rig::new().await;
     files(&rig).await;
-    rig.guest("two", plays(vec![Play { disk: Some(2), xenstore: Some(0), ..done() }], found()));
+    rig.guest(
+        "two",
+        leaving(served(), |disk| {
+            let files = edit::files(disk).expect("our volume");
+            let (_, json) = files.into_iter().find(|(path, _)| path == REPORT).expect("a report");
+            let other = Report { block_finalize: Some(2), ..Report::from_json(&json).expect("a report") };
+            edit::put(disk, REPORT, &other.to_json()).expect("room");
+        }),
+    );
     let _controller = rig.run().await;
     rig.layer("two", two_steps()).await;
     rig.approve("two", "1").await;
@@ -261,7 +279,7 @@ async fn two_reports_that_contradict_each_other_block() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deletion_wipes_and_takes_the_disk_and_other_layers_have_none() {
+async fn a_deletion_wipes_and_takes_the_disk() {
     let rig = Rig::new().await;
     files(&rig).await;
     let _controller = rig.run().await;
@@ -285,20 +303,36 @@ async fn a_deletion_wipes_and_takes_the_disk_and_other_layers_have_none() {
     rig.until_gone("goes").await;
     rig.hands.assert_nothing_of(&uid(&made)).await;
     assert_eq!(rig.calls(PUT), 4, "two disks, each filled and wiped");
+}
 
-    rig.guest("plain", quick());
+/// A report needs the second way out where the drivers of the first are only being installed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_without_steps_and_program_has_its_disk_too() {
+    let rig = Rig::new().await;
+    let on_it = Found::default();
+    rig.guest("plain", seeing(person(vec![vec![Deed::Finalize]]), Arc::clone(&on_it)));
+    rig.sim.pool.clock.hold("guest/check");
+    let _controller = rig.run().await;
     rig.layer("plain", json!({})).await;
+    let running = rig.until_reason("plain", "InstallSoftware").await;
+    assert!(ready(&running).is_some_and(|(_, m)| m.contains("copied into the machine")), "{running:#?}");
+    rig.sim.pool.clock.unhold("guest/check");
+    let halted = rig.until_reason("plain", "ApproveFinalize").await;
+    assert_eq!(status(&halted).integrity.and_then(|i| i.source), Some(IntegritySource::ConfigDisk));
+    let files = on_it.lock().expect("no panic").clone();
+    let paths: Vec<_> = files.iter().map(|(path, _)| path.as_str()).collect();
+    assert_eq!(paths, ["layer.json", "record-0.txt", "steps.json"], "everything but the program");
     rig.approve("plain", "1").await;
-    let plain = rig.until_phase("plain", Phase::Finalized).await;
-    assert!(status(&plain).steps.is_empty() && rig.calls(PUT) == 4);
+    let plain = rig.until_finalized("plain", "1").await;
+    assert!(status(&plain).steps.is_empty() && rig.calls(PUT) == 2);
+    rig.hands.assert_tidy().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_at_hand_comes_with_every_machine() {
     let rig = Rig::new().await;
-    let on_it = found();
-    let plain = Play { steps: Vec::new(), disk: Some(0), xenstore: None, garbled: false };
-    rig.guest("carried", plays(vec![plain], on_it.clone()));
+    let on_it = Found::default();
+    rig.guest("carried", seeing(person(vec![vec![Deed::Finalize]]), Arc::clone(&on_it)));
     let program = Some(GuestProgram::new(b"MZ and more".to_vec()));
     let _controller = rig.run_with(Settings { program, ..rig.settings() }).await;
     rig.layer("carried", json!({})).await;

@@ -113,6 +113,7 @@ async fn reasons_do_not_flicker() {
         "CreatingMachine",
         "SettingUpMachine",
         "StartingMachine",
+        "WaitingForMachine",
         "FreezingDisk",
         "RemovingMachine",
         "Finalized",

@@ -107,7 +107,7 @@ async fn discard_throws_a_version_away_in_each_phase() {
             .await;
         assert_ne!(disk(&new), disk(&old));
         let left = rig.hands.of_layer(&uid(&new)).await;
-        assert!(left.len() == 2 && left.iter().all(|t| t.key("version") == Some("2")), "{left:#?}");
+        assert!(left.len() == 3 && left.iter().all(|t| t.key("version") == Some("2")), "{left:#?}");
         assert!(status(&new).versions.is_empty());
     }
     rig.hands.assert_tidy().await;

@@ -17,10 +17,10 @@ use crate::steps::{Invalid, Step, What, check};
 
 /// The storage's own unit: a VDI's size is rounded up to it by some, so ours is one from the start.
 const GRAIN: usize = 2 << 20;
-/// FAT16 begins at 4085 clusters of 4 KiB; below that, Windows would take the volume for FAT12.
-const SMALLEST: usize = 20 << 20;
+/// FAT16 begins at 4085 clusters of 2 KiB; below that, Windows would take the volume for FAT12.
+const SMALLEST: usize = 10 << 20;
 /// FAT16 ends at 65,524 clusters.
-const LARGEST: usize = 254 << 20;
+const LARGEST: usize = 126 << 20;
 /// For tables and directories of the volume, record and report, and what Windows adds by itself (`System Volume Information`).
 const ROOM: u64 = 6 << 20;
 
@@ -65,7 +65,7 @@ pub enum BuildError {
 }
 
 /// The whole disk, as `PUT /import_raw_vdi` takes it. Its length is a multiple of 2 MiB: what the files take in clusters, for each step
-/// 1 MiB of log a run that it may have, and 6 MiB; 20 MiB at least, 254 MiB at most.
+/// 1 MiB of log a run that it may have, and 6 MiB; 10 MiB at least, 126 MiB at most.
 pub fn build(contents: &Contents) -> Result<Vec<u8>, BuildError> {
     let files = files(contents)?;
     let size = size(contents.steps, &files)?;

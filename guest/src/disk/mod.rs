@@ -5,7 +5,7 @@
 //! every damage is a value of `Damage`. Nothing of this disk may be shown: step files may come from Secrets.
 //!
 //! ```text
-//! MBR │ 1 MiB │ FAT16, 4 KiB clusters: layer.json steps.json record-0.txt files/<step>/<name> [lamina-guest.exe]
+//! MBR │ 1 MiB │ FAT16, 2 KiB clusters: layer.json steps.json record-0.txt files/<step>/<name> [lamina-guest.exe]
 //!                 the guest adds:      record-1.txt report.json logs/<nn>-<step>.log
 //! ```
 //!
@@ -90,7 +90,7 @@ pub enum Damage {
 /// Where the one partition begins; 1 MiB, as Windows itself aligns partitions.
 const START: usize = 1 << 20;
 const SECTOR: usize = 512;
-const CLUSTER: usize = 4096;
+const CLUSTER: usize = 2048;
 /// Entries of a FAT16 root directory.
 const ROOT_ENTRIES: usize = 512;
 /// FAT16 with logical block addresses, in a partition table.

@@ -69,7 +69,7 @@ fn chain(disk: &mut [u8], from: usize, to: u16) {
 #[test]
 fn a_disk_carries_what_was_put_on_it_and_is_the_same_each_time() {
     let disk = image();
-    assert_eq!(disk.len(), 20 << 20, "the least there is");
+    assert_eq!(disk.len(), 10 << 20, "the least there is");
     assert!(disk == image(), "equal contents give equal bytes");
     let other = Layer { nonce: "other".to_owned(), ..layer() };
     let other = build(&Contents { layer: &other, steps: &[], files: &BTreeMap::new(), program: None }).expect("a disk");

@@ -9,7 +9,6 @@ use kube::ResourceExt;
 
 use super::{Lens, base_lineage, lineage};
 use crate::api::reason::Reason;
-use crate::domain::config;
 use crate::domain::identity::{self, BOOT, Lineage, Mark, Opid, Proof, Role, START_BEFORE, TASK_TAG, prove};
 use crate::domain::observed::{Child, Flight, Making, MarkSight, Observed, Quiet, Sent, TaskSight, Trouble};
 use crate::xapi::model::{Task, TaskStatus, Vdi};
@@ -66,7 +65,7 @@ pub fn all(lens: &Lens<'_>, seen: &Observed, parent: Option<&str>, sr: &Ref) -> 
         };
         wanted.push((Making::StartMachine, opid, m.uuid.clone(), None));
     }
-    if let Some(m) = seen.machine.found().filter(|_| config::wanted(lens.want, seen)) {
+    if let Some(m) = seen.machine.found() {
         // Made of nothing: the machine stands for its source, and no mark is needed where nothing is inherited.
         wanted.push((Making::CreateConfig, of(Role::Config).opid(), m.uuid.clone(), None));
     }

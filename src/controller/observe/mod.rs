@@ -300,7 +300,7 @@ fn see_machine(lens: &Lens<'_>, vm: &Arc<Vm>, work: Option<&Ref>, config: Option
     Ok(objects::machine(lens.view, lens.layer, lens.want, vm, &around))
 }
 
-/// Tools count once they have shown for a while; the wait for that is returned.
+/// Tools count once they have shown for a while, and what is to be heard of the guest is missed after ten minutes; the wait for that is returned.
 fn tools(lens: &Lens<'_>, m: &mut Machine, vm: Option<&Arc<Vm>>) -> Option<Duration> {
     let vm = vm?;
     let shown = objects::tools_show(lens.view, vm);
@@ -312,10 +312,11 @@ fn tools(lens: &Lens<'_>, m: &mut Machine, vm: Option<&Arc<Vm>>) -> Option<Durat
     let age = |t: Option<Instant>| t.map(|t| lens.now.duration_since(t));
     m.tools.ready = age(since).is_some_and(|a| a >= lens.pace.settle);
     m.tools.version = shown.filter(|_| m.tools.ready);
-    m.tools.overdue = running && !m.tools.ready && age(booted).is_some_and(|a| a >= lens.pace.patience);
+    m.runs_long = running && age(booted).is_some_and(|a| a >= lens.pace.patience);
+    m.tools.overdue = m.runs_long && !m.tools.ready;
     match age(since) {
         Some(a) if a < lens.pace.settle => Some(lens.pace.settle - a),
-        Some(_) => None,
-        None => age(booted).filter(|a| *a < lens.pace.patience).map(|a| lens.pace.patience - a),
+        Some(_) if lens.want.steps.is_empty() => None,
+        Some(_) | None => age(booted).filter(|a| *a < lens.pace.patience).map(|a| lens.pace.patience - a),
     }
 }

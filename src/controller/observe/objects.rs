@@ -139,6 +139,7 @@ pub fn machine(view: &View, layer: &PlatformLayer, want: &Want, vm: &Arc<Vm>, ar
         progress: lamina_guest::steps::progress::read(&vm.xenstore_data),
         doing: Doing::read(&vm.xenstore_data),
         dvd: dvd(&vbds, around.tools_iso),
+        runs_long: false,
         tools: Tools::default(),
         report: Report::from_xenstore(&vm.xenstore_data),
         guest_boot: vm.xenstore_data.get(&format!("{}boot", report::PREFIX)).cloned(),

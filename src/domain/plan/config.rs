@@ -3,7 +3,7 @@
 
 use super::super::config;
 use super::super::identity::BOOT;
-use super::super::observed::{Disk, Machine, Making, Observed, Sight};
+use super::super::observed::{Attachment, Disk, Holder, Machine, Making, Observed, Sight};
 use super::super::want::Want;
 use super::disk::w_worked;
 use super::{Next, Step, Verdict, advance, cannot_tell, destroy_disk, finish_operations};
@@ -15,7 +15,7 @@ pub(super) fn config_disk(want: &Want, seen: &Observed, m: &Machine) -> Option<V
     let act = |step, message: &str| Some(Verdict::act(step, Reason::SettingUpMachine, message));
     let c = match &seen.config {
         Sight::CannotLook => return Some(cannot_tell(seen, "the config disk")),
-        Sight::Absent | Sight::Lost if !config::wanted(want, seen) || w_worked(seen) => return None,
+        Sight::Absent | Sight::Lost if w_worked(seen) => return None,
         // What was made before is recorded and done with first: status has room for one intent.
         Sight::Absent | Sight::Lost => {
             let make = || advance(seen, Making::CreateConfig, "making the config disk");
@@ -50,7 +50,7 @@ pub(super) fn config_disk(want: &Want, seen: &Observed, m: &Machine) -> Option<V
     }
     if !config::filled(c) && !w_worked(seen) {
         let step = Step::FillConfig { disk: c.uuid.clone() };
-        return Some(destroy_disk(seen, c, step, Reason::SettingUpMachine, "writing the config disk"));
+        return Some(stream(seen, c, step, Reason::SettingUpMachine, "writing the config disk"));
     }
     if m.config.is_none() {
         let step = Step::AttachConfig { machine: m.uuid.clone(), disk: c.uuid.clone() };
@@ -74,7 +74,7 @@ pub(super) fn read_back(seen: &Observed, m: &Machine) -> Option<Verdict> {
         return Some(Verdict::wait(Next::Task, Reason::WaitingForMachine, "the machine is not at rest yet"));
     }
     let step = Step::ReadConfig { machine: m.uuid.clone(), disk: c.uuid.clone() };
-    Some(destroy_disk(seen, c, step, Reason::WaitingForMachine, WHAT))
+    Some(stream(seen, c, step, Reason::WaitingForMachine, WHAT))
 }
 
 /// The config disk has done its part: it goes before the freeze, its content first.
@@ -96,5 +96,14 @@ pub(super) fn end_config(seen: &Observed, m: &Machine) -> Option<Verdict> {
 pub(in crate::domain) fn remove_config(seen: &Observed, c: &Disk, why: Reason, what: &str) -> Verdict {
     let disk = c.uuid.clone();
     let step = if config::to_wipe(c) { Step::WipeConfig { disk } } else { Step::DestroyConfig { disk } };
+    stream(seen, c, step, why, what)
+}
+
+/// Nobody but our own streams is at this disk: that the pool still shows one that is over is the same stage, and no news.
+fn stream(seen: &Observed, c: &Disk, step: Step, why: Reason, what: &str) -> Verdict {
+    let of_a_stream = |a: &Attachment| matches!(a.holder, Holder::ControlDomain { leaked: false });
+    if c.attachments.iter().any(of_a_stream) {
+        return Verdict::wait(Next::Capacity, why, what);
+    }
     destroy_disk(seen, c, step, why, what)
 }

@@ -207,7 +207,7 @@ fn running(want: &Want, seen: &Observed, m: &Machine) -> Verdict {
         Step::Nothing
     };
     let next = if step == Step::Nothing { Next::Rest } else { Next::Now };
-    Verdict { step, say: instruction(want, m), next }
+    Verdict { step, say: instruction(want, seen, m), next }
 }
 
 /// A token that neither the machine nor status knows for used: a pool may forget what was written on the machine.

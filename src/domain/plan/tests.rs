@@ -67,6 +67,7 @@ pub(super) fn machine() -> Machine {
         progress: Vec::new(),
         doing: None,
         dvd: Dvd::ToolsIn { vbd: "dvd".into() },
+        runs_long: false,
         tools: Tools::default(),
         report: None,
         guest_boot: None,
@@ -120,6 +121,13 @@ pub(super) fn made(m: Machine) -> Observed {
     seen
 }
 
+/// The machine takes the place of one that ran and is lost: it gets no config disk any more.
+fn worked(m: Machine) -> Observed {
+    let mut seen = made(m);
+    seen.records.disk.as_mut().expect("a record").worked = true;
+    seen
+}
+
 fn intent(step: Making) -> Intent {
     Intent { step, opid: Opid("op".into()), source: "s".into(), agent_start: "0".into(), boot: None }
 }
@@ -140,7 +148,7 @@ fn what_keeps_a_step_from_being_taken_is_told_with_its_objects() {
         (R::BaseChainTooDeep, Observed { base: deep, ..entered() }, &["disk s", "27", "spec.base.from"]),
         (
             R::WaitingForCapacity,
-            made(Machine { cannot_boot: Some("h1: HOST_NOT_ENOUGH_FREE_MEMORY".into()), ..machine() }),
+            worked(Machine { cannot_boot: Some("h1: HOST_NOT_ENOUGH_FREE_MEMORY".into()), ..machine() }),
             &["pvs 1 packaging", "h1", "spec.machine.memory"],
         ),
         (R::WaitingForMachine, made(Machine { power: Power::Unknown, ..machine() }), &["pvs 1 packaging"]),
@@ -236,6 +244,10 @@ fn a_running_machine_says_what_to_do_in_order() {
         ..machine()
     };
     let message = |tools: Tools, more| told(&want(more), &made(running(tools))).1;
+    let carried =
+        Observed { program: Some("hash".into()), config: Sight::Found(disk("c")), ..made(running(Tools::default())) };
+    assert!(told(&want(json!({})), &carried).1.contains("lamina-guest.exe on its drive LAMINA"));
+    assert!(message(Tools::default(), json!({})).contains("copied into the machine"), "there is none to start");
     let fresh = message(Tools::default(), json!({}));
     let at = |word: &str| fresh.find(word).unwrap_or_else(|| panic!("no {word:?} in {fresh:?}"));
     let order =

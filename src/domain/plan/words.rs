@@ -1,16 +1,22 @@
 //! What is told while Lamina is at work: by the stage that a version is in and not by the step, so that a status rests while a stage lasts.
+//! And what is told of a running machine: what a person is to do in it, or what it does by itself.
 //!
-//! Pure; asked last by `plan::decide` and `removal::decide_removal`. Troubles, waits and a person's turn come with words of their own and
+//! Pure; asked last by `plan::decide` and `removal::decide_removal`, and by the machine's row. Troubles, waits and a person's turn come with words of their own and
 //! pass through untouched.
 
+use lamina_guest::steps::progress::{self, Doing};
+use lamina_guest::steps::record::State;
+
 use super::super::config;
-use super::super::gate::{self, place};
+use super::super::gate::{self, Judgement, place};
 use super::super::observed::{Machine, Making, Observed};
 use super::super::report::named;
 use super::super::want::{DeletionPolicy, Want};
 use super::{Say, ran};
 use crate::api::Phase;
+use crate::api::layer_status::StepStatus;
 use crate::api::reason::Reason;
+use crate::api::steps::Step;
 
 /// What was decided, in the words of its stage. `phase`: the one that is told with it.
 pub(in crate::domain) fn told(want: &Want, seen: &Observed, phase: Phase, say: Say) -> Say {
@@ -131,8 +137,11 @@ fn machine(want: &Want, seen: &Observed) -> String {
 }
 
 /// What a person is to do in a running machine.
-pub(super) fn instruction(want: &Want, m: &Machine) -> Say {
+pub(super) fn instruction(want: &Want, seen: &Observed, m: &Machine) -> Say {
     let judgement = gate::judge(want, m);
+    if let Some(say) = going_on(want, m, &judgement) {
+        return say;
+    }
     // Right after a reboot the report of the boot before is still there: it says nothing of this one.
     if judgement.counts.is_ok() {
         let findings: Vec<_> = judgement.findings.iter().collect();
@@ -156,9 +165,6 @@ pub(super) fn instruction(want: &Want, m: &Machine) -> Say {
             )
         };
     }
-    if let Some(say) = config::running(want, m) {
-        return say;
-    }
     // In the order in which it is to be done.
     let tools = if m.tools.ready {
         "install"
@@ -168,14 +174,89 @@ pub(super) fn instruction(want: &Want, m: &Machine) -> Say {
     } else {
         "install the guest tools from its DVD drive, if they do not come up by themselves; then install"
     };
-    let steps = if want.steps.is_empty() { "" } else { config::NOT_BEGUN };
+    let steps = if want.steps.is_empty() { "" } else { NOT_BEGUN };
     let kms = if want.kms_rearm { ", rearms it (spec.kms)" } else { "" };
     Say::Person(
         Reason::InstallSoftware,
         format!(
-            "{} runs{steps}: open its console, {tools} the platform software; at last run Shutdown For Finalize in it, which checks Windows{kms} and \
-             switches the machine off",
-            place(m)
+            "{} runs{steps}: open its console, {tools} the platform software; at last run Shutdown For Finalize in it ({}), which checks Windows{kms} \
+             and switches the machine off",
+            place(m),
+            program(seen)
         ),
     )
+}
+
+/// Where a person finds the guest's program.
+fn program(seen: &Observed) -> &'static str {
+    if seen.program.is_some() && seen.config.found().is_some() {
+        "lamina-guest.exe on its drive LAMINA"
+    } else {
+        "lamina-guest, from the OS layer or copied into the machine: the controller was given none to put on the drive LAMINA"
+    }
+}
+
+/// Nothing shows that the guest's program is in the machine.
+const NOT_BEGUN: &str = ", and nothing was heard of its steps yet; if that stays, lamina-guest is not in the OS layer: run `lamina-guest install` in it and reboot. For what the \
+     steps leave to you";
+
+/// What is told while the guest goes on by itself; `None`: it is a person's turn as ever, or nothing is heard of the steps. `judgement`: what
+/// its check said so far, which it may still mend by itself.
+fn going_on(want: &Want, m: &Machine, judgement: &Judgement) -> Option<Say> {
+    let of = |s: &Step| m.progress.iter().find(|p| p.name == s.name);
+    if want.steps.is_empty() {
+        return None;
+    }
+    let by_itself = |what: String| {
+        let told = format!(
+            "{} installs version '{}' by itself: {what}. Nothing is to be done meanwhile",
+            place(m),
+            want.version
+        );
+        Some(Say::Working(Reason::RunningSteps, told))
+    };
+    let Some(doing) = m.doing else {
+        // Windows takes its time to come up.
+        return if m.runs_long { None } else { by_itself("it starts, and its first step is awaited".to_owned()) };
+    };
+    match doing {
+        Doing::Stopped => {
+            let stopped =
+                want.steps.iter().filter_map(of).find(|p| {
+                    matches!(p.state, State::Failed | State::TimedOut | State::Interrupted | State::Running)
+                })?;
+            let step = StepStatus {
+                name: stopped.name.clone(),
+                state: config::state(stopped.state),
+                exit_code: stopped.exit_code,
+            };
+            let trouble = config::fix_step(want, m, &step);
+            Some(Say::Person(trouble.reason, trouble.message))
+        }
+        Doing::Steps => {
+            let ended = |p: &progress::Step| !matches!(p.state, State::Pending | State::Running);
+            let at = want.steps.iter().position(|s| !of(s).is_some_and(ended))?;
+            let name = want.steps.get(at).map(|s| s.name.as_str()).unwrap_or_default();
+            by_itself(format!("step '{name}', {} of {}", at + 1, want.steps.len()))
+        }
+        Doing::Rebooting => by_itself("Windows is restarted".to_owned()),
+        Doing::Finalizing => {
+            // That is said until it is done, which comes last of all.
+            let left = judgement.findings.iter().filter(|f| f.reason != Reason::NotRearmed.as_str());
+            let left: Vec<_> = left.map(|f| format!("{} ({})", f.reason, f.detail)).collect();
+            by_itself(match &judgement.report {
+                None => "all steps are done, and Windows is checked".to_owned(),
+                Some(_) if !left.is_empty() => format!(
+                    "all steps are done; the check found {}, which is mended, or goes away with time or a restart",
+                    left.join(", ")
+                ),
+                Some(r) if r.rearmed => {
+                    "the check found nothing, Windows was rearmed, and the machine is switched off".to_owned()
+                }
+                Some(_) if want.kms_rearm => "the check found nothing, and Windows is rearmed last of all".to_owned(),
+                Some(_) => "the check found nothing, and the machine is switched off".to_owned(),
+            })
+        }
+        Doing::Damaged | Doing::Done | Doing::Findings | Doing::Failed => None,
+    }
 }
