@@ -341,7 +341,8 @@ fn report_satisfies(want: &Want, machine: &Machine, judgement: &Judgement) -> Re
 pub fn same_boot(seen: &Observed, machine: &Machine) -> Result<(), Trouble> {
     let begun = seen.flight(Making::FreezeDisk).and_then(|f| f.intent.as_ref());
     match begun {
-        Some(intent) if intent.boot.as_deref() != machine.key(BOOT) => Err(Trouble::new(
+        // Two boots that nobody knows are not the same.
+        Some(intent) if intent.boot.is_none() || intent.boot.as_deref() != machine.key(BOOT) => Err(Trouble::new(
             Reason::WaitingForMachine,
             format!(
                 "machine '{}' ran again while its disk was being frozen: that is taken back, then judged anew",

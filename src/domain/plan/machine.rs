@@ -234,6 +234,14 @@ fn halted(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     if let Err(t) = may {
         return take_back_freeze(seen, m, t);
     }
+    // By its boot a machine that runs in the middle of its freeze is told from one that rests.
+    if !freezing && m.key(BOOT).is_none() {
+        return Verdict::act(
+            Step::NoteBoot { machine: m.uuid.clone(), boot: m.boot_id() },
+            Reason::FreezingDisk,
+            "noting the boot that is frozen",
+        );
+    }
     if !freezing && w.busy {
         return Verdict::wait(Next::Task, Reason::FreezingDisk, "an operation is at work on the packaging disk");
     }

@@ -252,3 +252,44 @@ fn a_freeze_waits_for_a_machine_at_rest() {
     let why = gate::freeze(&seen, &m).expect_err("not at rest");
     assert_eq!(why.reason, R::WaitingForMachine);
 }
+
+/// Skip asks for no report; still the freeze is of one boot's end, and that must be known by a name.
+#[test]
+fn a_boot_that_nobody_noted_is_noted_before_it_is_frozen() {
+    let w = want(json!({"integrity": "Skip", "finalize": {"approved": "1"}}));
+    let halted = |keys: &[(&str, &str)]| Machine {
+        keys: keys.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        start_time: "later".into(),
+        ..machine()
+    };
+    let mut seen = made(halted(&[(START_BEFORE, "never")]));
+    assert_eq!(decide(&w, &seen).step, Step::NoteBoot { machine: "m".into(), boot: "-1@later".into() });
+    seen = made(halted(&[(START_BEFORE, "never"), (BOOT, "-1@later")]));
+    assert_eq!(decide(&w, &seen).step, Step::BlockStart { machine: "m".into() });
+    // Begun without one, it is nobody's to say that the machine rested since.
+    seen = made(halted(&[(START_BEFORE, "never")]));
+    seen.flights = vec![flight(Making::FreezeDisk)];
+    let m = seen.machine.found().expect("M");
+    assert_eq!(gate::same_boot(&seen, m).expect_err("another boot").reason, R::WaitingForMachine);
+}
+
+fn flight(making: Making) -> Flight {
+    Flight {
+        making,
+        opid: Opid("op".into()),
+        source: "s".into(),
+        wanted_mark: None,
+        mark: MarkSight::None,
+        intent: Some(intent(making)),
+        sent: Sent::Never,
+        task: TaskSight::None,
+        children: Vec::new(),
+        quiet: Quiet::No,
+        restarted: false,
+        scans: 0,
+        scan_due: false,
+        turn: true,
+        ahead: None,
+        refused: None,
+    }
+}
