@@ -7,7 +7,7 @@ use super::super::making;
 use super::super::observed::{Disk, Dvd, Flight, Holder, Machine, Making, Observed, Power, Sent, TaskSight, Trouble};
 use super::super::want::Want;
 use super::config::{config_disk, end_config, read_back};
-use super::disk::{machine_forgotten, w_worked};
+use super::disk::boot_forgotten;
 use super::words::instruction;
 use super::{Next, Say, Step, Verdict, advance, finish_operations, held, ran};
 use crate::api::reason::Reason;
@@ -77,16 +77,19 @@ pub(super) fn with_machine(want: &Want, seen: &Observed, w: &Disk, m: &Machine) 
 /// Rows 4 to 7: everything that must stand before the first start.
 fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     let act = |step, message: &str| Verdict::act(step, Reason::SettingUpMachine, message);
+    let under_way = seen.flight(Making::StartMachine).is_some_and(|f| f.intent.is_some());
+    // Status remembers a boot that xapi forgot: another one is a person's to ask for.
+    let forgotten = boot_forgotten(seen) && !under_way;
+    let freezing = seen.flight(Making::FreezeDisk).is_some_and(|f| f.intent.is_some());
+    if forgotten && (freezing || m.start_blocked || new_token(want, seen, m).is_none()) {
+        let why = told_forgotten(want, seen, m);
+        if m.busy {
+            return Verdict { next: Next::Task, ..Verdict::trouble(why) };
+        }
+        return take_back_freeze(seen, m, why);
+    }
     if m.busy {
         return Verdict::wait(Next::Task, Reason::SettingUpMachine, "the packaging machine is being set up");
-    }
-    let under_way = seen.flight(Making::StartMachine).is_some_and(|f| f.intent.is_some());
-    if w_worked(seen) && machine_forgotten(seen) && !under_way {
-        // Status remembers a boot that xapi forgot: another one is a person's to ask for.
-        let freezing = seen.flight(Making::FreezeDisk).is_some_and(|f| f.intent.is_some());
-        if freezing || m.start_blocked || new_token(want, seen, m).is_none() {
-            return take_back_freeze(seen, m, boot_forgotten(want, m));
-        }
     }
     if !m.drift.is_empty() {
         return act(
@@ -139,13 +142,15 @@ fn use_token(want: &Want, seen: &Observed, m: &Machine) -> Option<Verdict> {
     ))
 }
 
-fn boot_forgotten(want: &Want, m: &Machine) -> Trouble {
+fn told_forgotten(want: &Want, seen: &Observed, m: &Machine) -> Trouble {
     Trouble::new(
         Reason::FixIntegrity,
         format!(
-            "machine '{}' has run, but the pool forgot its last boot when its management daemon died, so no report counts: start it again and \
-             run the check once more: {}",
-            m.name,
+            "{} is off and has run, but the pool forgot that when its management service (xapi) died. What was installed is still on its disk; \
+             no report of a boot that is forgotten counts, so version '{}' cannot be frozen yet. Start it again ({}) and run Shutdown For \
+             Finalize in it",
+            place(m),
+            seen.subject,
             want.restart_command()
         ),
     )

@@ -293,3 +293,21 @@ fn flight(making: Making) -> Flight {
         refused: None,
     }
 }
+
+/// xapi died and forgot that the machine had run: what is wrong, what it means and what to do, from the first word on.
+#[test]
+fn a_forgotten_boot_is_told_as_that_and_not_as_a_machine_in_the_making() {
+    let w = want(json!({}));
+    for busy in [false, true] {
+        let mut seen = made(Machine { busy, ..machine() });
+        seen.agent_start = "1".into();
+        seen.records.disk.as_mut().expect("a record").worked = true;
+        let (reason, message) = told(&w, &seen);
+        assert_eq!(reason, R::FixIntegrity, "busy: {busy}, {message}");
+        for word in
+            ["'pvs 1 packaging' (m)", "forgot", "still on its disk", "version '1' cannot be frozen", "restartToken"]
+        {
+            assert!(message.contains(word), "{word:?} is not in {message:?}");
+        }
+    }
+}
