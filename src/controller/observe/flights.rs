@@ -159,12 +159,15 @@ fn ahead(lens: &Lens<'_>, source: &str) -> Option<String> {
 
 fn mark_sight(lens: &Lens<'_>, source: &str, wanted: Option<&Mark>, sr: &Ref) -> MarkSight {
     let on_it = lens.view.vdis.by_uuid(source).and_then(|(_, d)| Mark::read(&d.other_config));
+    let waits = format!("mark/{source}/");
+    if on_it.as_ref().is_none_or(|mark| mark.cluster == lens.cluster) {
+        lens.pool.memory().waits_over(&waits);
+    }
     match on_it {
         None => MarkSight::None,
         Some(mark) if Some(&mark) == wanted => MarkSight::Ours,
         Some(mark) if mark.cluster != lens.cluster => {
-            let since = lens.pool.memory().since(&format!("mark/{source}/{mark}"), true, lens.now);
-            let long = since.is_some_and(|t| lens.now.duration_since(t) >= lens.pace.patience);
+            let long = lens.waits_long(&format!("{waits}{mark}"));
             MarkSight::Foreign { mark, long }
         }
         Some(mark) if lens.is_at_work(&mark) => MarkSight::Held,

@@ -25,7 +25,7 @@ use super::pool::Pool;
 use crate::api::{Connector, PlatformLayer};
 use crate::domain::gate::{self, BaseChoice};
 use crate::domain::identity::{self, Lineage, Role};
-use crate::domain::observed::{Disk, Machine, Making, Observed, Sight, Storage, Trouble};
+use crate::domain::observed::{Disk, Holder, Machine, Making, Observed, Sight, Storage, Trouble};
 use crate::domain::removal::Estate;
 use crate::domain::want::{DeletionPolicy, Want};
 use crate::xapi::model::{TaskStatus, Vdi, Vm};
@@ -63,6 +63,12 @@ impl Lens<'_> {
             Some(_) | None => self.around.is_at(&mark.op),
         }
     }
+
+    /// Has this stood in the way for longer than patience? Whoever waits for it looks more often than every other rest.
+    fn waits_long(&self, what: &str) -> bool {
+        let since = self.pool.memory().waited_since(what, self.now, self.pace.rest * 2);
+        self.now.duration_since(since) >= self.pace.patience
+    }
 }
 
 /// What was seen, and what goes with it into status.
@@ -98,8 +104,13 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         owned.machines.iter().find(|(_, m)| version(&m.other_config) || recorded(&records.machine, &m.uuid)).copied();
     let machine_ref = vm.map(|(r, _)| r.clone());
     let disk = |vdi: &Arc<Vdi>| {
-        let leaked = |vbd: &str| leaked(lens, vbd);
+        // On a control domain for longer than patience, without a task of ours.
+        let waits = format!("dom0/{}/", vdi.uuid);
+        let leaked = |vbd: &str| lens.waits_long(&format!("{waits}{vbd}"));
         let mut disk = objects::disk(view, lens.cluster, vdi, machine_ref.as_ref(), &leaked);
+        if !disk.attachments.iter().any(|a| matches!(a.holder, Holder::ControlDomain { .. })) {
+            lens.pool.memory().waits_over(&waits);
+        }
         disk.left_paused = left_paused(lens, &disk);
         disk
     };
@@ -269,12 +280,6 @@ fn scan_state(lens: &Lens<'_>, storage: &mut Storage, agent_start: &str) -> Scan
     storage.scanning = ended || memory.scan_task(&storage.uuid, agent_start).is_some();
     storage.scan_due = due && !storage.scanning;
     state
-}
-
-/// On a control domain for longer than patience, without a task of ours.
-fn leaked(lens: &Lens<'_>, vbd: &str) -> bool {
-    let since = lens.pool.memory().since(&format!("dom0/{vbd}"), true, lens.now);
-    since.is_some_and(|t| lens.now.duration_since(t) >= lens.pace.patience)
 }
 
 fn machine_source(lens: &Lens<'_>, sr: &Ref) -> Result<(), Trouble> {
