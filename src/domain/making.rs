@@ -36,6 +36,8 @@ pub enum Waiting {
     Mark {
         ahead: Option<String>,
     },
+    /// Of another cluster.
+    ForeignMark,
 }
 
 /// The next move towards the child of `f`.
@@ -131,9 +133,8 @@ fn send(f: &Flight) -> Move {
             Move::Do(Step::Unmark { source: f.source.clone(), mark: mark.clone() })
         }
         (MarkSight::Stale { quiet: false, .. }, Some(_)) => Move::Wait(Waiting::InFlight),
-        (MarkSight::Foreign { long: false, .. } | MarkSight::Held, Some(_)) => {
-            Move::Wait(Waiting::Mark { ahead: f.ahead.clone() })
-        }
+        (MarkSight::Held, Some(_)) => Move::Wait(Waiting::Mark { ahead: f.ahead.clone() }),
+        (MarkSight::Foreign { long: false, .. }, Some(_)) => Move::Wait(Waiting::ForeignMark),
         (MarkSight::Foreign { mark, long: true }, Some(_)) => Move::Stop(Trouble::new(
             Reason::BaseLocked,
             format!(
@@ -184,6 +185,7 @@ mod tests {
     use super::*;
     use crate::domain::identity::{Mark, Opid};
     use crate::domain::observed::Intent;
+    use crate::domain::plan::{Say, Verdict};
 
     fn flight(sent: Sent) -> Flight {
         let opid = Opid("op".into());
@@ -240,5 +242,22 @@ mod tests {
         assert_eq!(advance(&f), Move::Stop(full));
         f.refused = None;
         assert!(matches!(advance(&f), Move::Do(Step::Mark { .. })));
+    }
+
+    /// Only a mark of another cluster is told anew after a while: of our own we know who is at work.
+    #[test]
+    fn whose_mark_is_waited_for_is_told() {
+        let mut f = Flight { children: Vec::new(), ..flight(Sent::Never) };
+        f.mark = MarkSight::Held;
+        assert_eq!(advance(&f), Move::Wait(Waiting::Mark { ahead: None }));
+        let mark = Mark { cluster: "other".into(), owner: "l".into(), op: "op".into() };
+        f.mark = MarkSight::Foreign { mark, long: false };
+        assert_eq!(advance(&f), Move::Wait(Waiting::ForeignMark));
+        let words = |waiting| match Verdict::from_move(Move::Wait(waiting), Reason::CreatingDisk, "making it").say {
+            Say::Working(reason, words) => (reason, words.contains("10 minutes")),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(words(Waiting::Mark { ahead: None }), (Reason::WaitingForMark, false));
+        assert_eq!(words(Waiting::ForeignMark), (Reason::WaitingForMark, true));
     }
 }

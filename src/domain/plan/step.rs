@@ -307,7 +307,14 @@ impl Verdict {
                 Next::Capacity,
                 Reason::WaitingForMark,
                 format!(
-                    "{what}: the disk bears another operation's mark, and this layer goes on when that is off; told anew after 10 minutes"
+                    "{what}: another layer's operation is at work on the same disk, and this one goes on when its mark is off"
+                ),
+            ),
+            Move::Wait(Waiting::ForeignMark) => Self::wait(
+                Next::Capacity,
+                Reason::WaitingForMark,
+                format!(
+                    "{what}: the disk bears the mark of another cluster, and this layer goes on when that is off; if it stays for 10 minutes, what to do is told"
                 ),
             ),
             Move::Stop(trouble) => Self::trouble(trouble),
