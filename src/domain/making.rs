@@ -67,7 +67,7 @@ pub fn advance(f: &Flight) -> Move {
         Sent::Never => send(f),
         // What was over may have come back: a restarted pool has forgotten that it was claimed, or undone.
         Sent::Over | Sent::Once | Sent::Unknown if f.restarted => match f.scans {
-            0 | 1 if f.scan_due => Move::Do(Step::ScanStorage),
+            0 | 1 if f.scan_due => Move::Do(scan(f)),
             0 | 1 => Move::Wait(Waiting::InFlight),
             2.. if f.quiet == Quiet::Twice => Move::Do(Step::RecordIntent(f.making)),
             2.. => Move::Wait(Waiting::InFlight),
@@ -109,6 +109,10 @@ fn may_have_children(f: &Flight) -> bool {
         Sent::Over => f.restarted,
         Sent::Once | Sent::Unknown => true,
     }
+}
+
+fn scan(f: &Flight) -> Step {
+    Step::ScanStorage { sr: f.sr.clone() }
 }
 
 fn others_turn(f: &Flight) -> Move {
@@ -163,7 +167,7 @@ pub fn abandon(f: &Flight) -> Option<Move> {
         Sent::Once | Sent::Unknown => ours || !f.children.is_empty() && f.making == Making::CloneMachine,
     } && matches!(f.task, TaskSight::None);
     if unknown && f.restarted && f.scans < 2 {
-        return Some(if f.scan_due { Move::Do(Step::ScanStorage) } else { Move::Wait(Waiting::InFlight) });
+        return Some(if f.scan_due { Move::Do(scan(f)) } else { Move::Wait(Waiting::InFlight) });
     }
     if unknown && f.quiet != Quiet::Twice {
         return Some(Move::Wait(Waiting::InFlight));
@@ -201,6 +205,7 @@ mod tests {
             making: Making::CloneDisk,
             opid,
             source: "s".into(),
+            sr: "sr".into(),
             wanted_mark: Some(mark),
             mark: MarkSight::Ours,
             intent: Some(intent),

@@ -131,6 +131,7 @@ fn flight(
         making,
         opid,
         source,
+        sr: seen.storage.uuid.clone(),
         wanted_mark,
         mark,
         intent,

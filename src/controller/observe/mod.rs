@@ -8,6 +8,7 @@ pub mod flights;
 pub mod objects;
 mod records;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 
 pub use self::bases::base_lineage;
 use self::bases::{bases, copies, idle_bases, stray_marks};
-use self::records::{estate, owned, recorded, records, repository, subject, unseen};
+use self::records::{Owned, estate, owned, recorded, records, repository, subject, unseen};
 
 use super::census::Census;
 use super::context::GuestProgram;
@@ -25,7 +26,7 @@ use super::pool::Pool;
 use crate::api::{Connector, PlatformLayer};
 use crate::domain::gate::{self, BaseChoice};
 use crate::domain::identity::{self, Lineage, Role};
-use crate::domain::observed::{Disk, Holder, Machine, Making, Observed, Sight, Storage, Trouble};
+use crate::domain::observed::{Disk, Holder, Machine, Making, Observed, Records, Sight, Storage, Trouble};
 use crate::domain::removal::Estate;
 use crate::domain::want::{DeletionPolicy, Want};
 use crate::xapi::model::{TaskStatus, Vdi, Vm};
@@ -142,9 +143,10 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         }
     };
     let work_recorded = records.disk.as_ref().is_some_and(|d| d.version == subject);
+    let (elsewhere, scans) = elsewhere(lens, &records, &owned, &storage.uuid, &agent_start);
     let unseen = unseen(lens, &records, &agent_start);
     // To be removed, and out of sight: its record goes only when a scan has not brought it back.
-    let hidden = !storage.scanned() && records.disk.as_ref().is_some_and(|d| unseen.contains(&d.uuid));
+    let hidden = !storage.scanned() && records.disk.as_ref().is_some_and(|d| unseen.iter().any(|u| u.uuid == d.uuid));
     let work = match sight(w.map(|(_, d)| disk(d)), work_recorded && !done) {
         Sight::Absent if work_recorded && hidden => Sight::CannotLook,
         seen => seen,
@@ -179,7 +181,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     let others = estate.frozen.iter().filter(|d| f.is_none_or(|(_, f)| f.uuid != d.uuid));
     let untagged = others.filter(|d| !d.keyed || !d.tagged).map(|d| d.uuid.clone()).collect();
     let unclaimed = copies(lens, &subject);
-    let idle_bases = idle_bases(lens, &sr, &subject).into_iter().map(|d| disk(&d)).collect();
+    let idle_bases = idle_bases(lens, &subject).into_iter().map(|d| disk(&d)).collect();
     let mut observed = Observed {
         subject,
         cluster: lens.cluster.to_owned(),
@@ -201,6 +203,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         stray_marks: Vec::new(),
         unclaimed,
         unseen,
+        elsewhere,
         untagged,
         idle_bases,
         slot: lens.slot.clone(),
@@ -222,7 +225,9 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
             format!("the pool names disk '{}' without a uuid", d.name),
         ));
     }
-    let soon = [soon, seen.soon, matches!(scan, Scan::Ended).then_some(Duration::ZERO)].into_iter().flatten().min();
+    let ended = matches!(scan, Scan::Ended) || scans.iter().any(|scan| matches!(scan, Scan::Ended));
+    let doubt = doubt || scans.iter().any(|scan| matches!(scan, Scan::Unseen));
+    let soon = [soon, seen.soon, ended.then_some(Duration::ZERO)].into_iter().flatten().min();
     // What it is being cloned from is what counts; the spec may name another base by now.
     let cloned = observed.records.operation.as_ref().filter(|i| i.step == Making::CloneDisk).map(|i| i.source.clone());
     let version = |uuid: &String| observed.records.versions.iter().any(|v| v.disk == *uuid);
@@ -255,6 +260,34 @@ enum Scan {
     Ended,
     /// The mirror does not show its task: too early, or collected since.
     Unseen,
+}
+
+/// The other storage repositories that the layer has, or had, disks in, or where a base of ours is; and what became of their scans.
+fn elsewhere(
+    lens: &Lens<'_>,
+    records: &Records,
+    owned: &Owned<'_>,
+    subject: &str,
+    agent_start: &str,
+) -> (Vec<Storage>, Vec<Scan>) {
+    let recorded = records
+        .disk
+        .iter()
+        .chain(&records.config)
+        .map(|d| &d.sr)
+        .chain(records.versions.iter().map(|v| &v.sr))
+        .flatten();
+    let bases = lens.view.vdis.with(identity::ROLE, Role::Base.as_str());
+    let there = owned.works.iter().chain(&owned.configs).chain(&owned.frozen).copied().chain(bases);
+    let there = there.filter_map(|(_, d)| lens.view.srs.get(&d.sr)).map(|sr| &sr.uuid);
+    let all: BTreeSet<&String> = recorded.chain(there).filter(|uuid| *uuid != subject).collect();
+    let found = all.into_iter().filter_map(|uuid| inspect::facts(lens.view, lens.view.srs.by_uuid(uuid)?.0));
+    found
+        .map(|mut storage| {
+            let scan = scan_state(lens, &mut storage, agent_start);
+            (storage, scan)
+        })
+        .unzip()
 }
 
 fn scan_state(lens: &Lens<'_>, storage: &mut Storage, agent_start: &str) -> Scan {

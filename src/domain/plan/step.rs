@@ -44,7 +44,10 @@ pub enum Step {
     DestroyHalfMade {
         machine: String,
     },
-    ScanStorage,
+    /// `sr`: uuid of the storage repository.
+    ScanStorage {
+        sr: String,
+    },
     /// Keys and tag of a recorded object that lost them.
     TagAgain {
         uuid: String,
@@ -195,7 +198,7 @@ impl Step {
             | Self::Mark { .. }
             | Self::Settle { .. }
             | Self::CancelTasks { .. }
-            | Self::ScanStorage
+            | Self::ScanStorage { .. }
             | Self::TagAgain { .. }
             | Self::NameDisk { .. }
             | Self::DescribeDisk { .. }

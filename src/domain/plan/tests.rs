@@ -8,6 +8,7 @@ use crate::api::reason::Reason as R;
 use crate::domain::gate;
 use crate::domain::identity::{Keys, Mark, Opid};
 use crate::domain::observed::*;
+use crate::domain::removal::{Estate, decide_removal};
 use crate::domain::want::Want;
 
 pub(super) fn want(more: serde_json::Value) -> Want {
@@ -100,6 +101,7 @@ fn entered() -> Observed {
         stray_marks: Vec::new(),
         unclaimed: Vec::new(),
         unseen: Vec::new(),
+        elsewhere: Vec::new(),
         untagged: Vec::new(),
         idle_bases: Vec::new(),
         slot: Ok(()),
@@ -273,11 +275,38 @@ fn a_boot_that_nobody_noted_is_noted_before_it_is_frozen() {
     assert_eq!(gate::same_boot(&seen, m).expect_err("another boot").reason, R::WaitingForMachine);
 }
 
+/// An older version's disk is in another repository than the newest one's.
+#[test]
+fn a_removal_asks_the_repository_that_each_disk_is_in() {
+    let there = |scans| Storage { uuid: "there".into(), name: "slow".into(), scans, ..Storage::default() };
+    let seen = |elsewhere: Vec<Storage>| {
+        let mut seen = entered();
+        seen.elsewhere = elsewhere;
+        let (version, sr) = (Some("0".into()), Some("there".into()));
+        seen.unseen = vec![Unseen { uuid: "f0".into(), version, sr }];
+        seen
+    };
+    let step = |policy: &str, seen: &Observed| {
+        let plan = decide_removal(&want(json!({"deletionPolicy": policy})), seen, &Estate::default());
+        (plan.step, format!("{:?}", plan.say))
+    };
+    let (scan, words) = step("Delete", &seen(vec![there(0)]));
+    assert_eq!(scan, Step::ScanStorage { sr: "there".into() });
+    assert!(words.contains("'slow'"), "{words}");
+    assert_eq!(step("Delete", &seen(vec![there(1)])).0, Step::LetGo);
+    // The pool has the repository no more: what is to be removed cannot be, what is to stay stays.
+    let (nothing, words) = step("Delete", &seen(Vec::new()));
+    assert_eq!(nothing, Step::Nothing);
+    assert!(words.contains("there") && words.contains("f0") && words.contains("Orphan"), "{words}");
+    assert_eq!(step("Retain", &seen(Vec::new())).0, Step::LetGo);
+}
+
 fn flight(making: Making) -> Flight {
     Flight {
         making,
         opid: Opid("op".into()),
         source: "s".into(),
+        sr: "sr".into(),
         wanted_mark: None,
         mark: MarkSight::None,
         intent: Some(intent(making)),
