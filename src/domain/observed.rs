@@ -402,6 +402,8 @@ pub struct VersionRecord {
     pub os_version: Option<String>,
     /// Uuid of its storage repository.
     pub sr: Option<String>,
+    /// It was told that F is gone.
+    pub lost: bool,
 }
 
 /// The OS disk, looked at only when S must be made.
@@ -452,10 +454,12 @@ impl Storage {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unseen {
     pub uuid: String,
-    /// The frozen version that it is; none: the packaging disk.
+    /// The frozen version that it is; none: the packaging disk or the config disk.
     pub version: Option<String>,
     /// Uuid of its storage repository, where that is recorded.
     pub sr: Option<String>,
+    /// Gone, and not only forgotten by a pool that died: its repository was scanned and looked into.
+    pub lost: bool,
 }
 
 /// Everything that one decision needs.

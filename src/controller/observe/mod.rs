@@ -144,7 +144,20 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     };
     let work_recorded = records.disk.as_ref().is_some_and(|d| d.version == subject);
     let (elsewhere, scans) = elsewhere(lens, &records, &owned, &storage.uuid, &agent_start);
-    let unseen = unseen(lens, &records, &agent_start);
+    let here = records.pool.as_deref() == Some(pool_uuid.as_str());
+    let repository = |uuid: Option<&str>| match uuid {
+        Some(uuid) if uuid != storage.uuid => elsewhere.iter().find(|s| s.uuid == uuid),
+        Some(_) | None => Some(&storage),
+    };
+    let in_sight = |uuid: Option<&str>| {
+        here && repository(uuid)
+            .filter(|s| s.scanned())
+            .and_then(|s| view.srs.by_uuid(&s.uuid))
+            .is_some_and(|(sr, _)| attached(view, sr))
+    };
+    let unseen = unseen(lens, &records, &agent_start, &|sr| lens.live && in_sight(sr));
+    // Gone, as the mirror has it: a live look says whether it is lost.
+    let doubted = !lens.deleting && unseen.iter().any(|u| u.version.is_some() && !u.lost && in_sight(u.sr.as_deref()));
     // To be removed, and out of sight: its record goes only when a scan has not brought it back.
     let hidden = !storage.scanned() && records.disk.as_ref().is_some_and(|d| unseen.iter().any(|u| u.uuid == d.uuid));
     let work = match sight(w.map(|(_, d)| disk(d)), work_recorded && !done) {
@@ -226,7 +239,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         ));
     }
     let ended = matches!(scan, Scan::Ended) || scans.iter().any(|scan| matches!(scan, Scan::Ended));
-    let doubt = doubt || scans.iter().any(|scan| matches!(scan, Scan::Unseen));
+    let doubt = doubt || doubted || scans.iter().any(|scan| matches!(scan, Scan::Unseen));
     let soon = [soon, seen.soon, ended.then_some(Duration::ZERO)].into_iter().flatten().min();
     // What it is being cloned from is what counts; the spec may name another base by now.
     let cloned = observed.records.operation.as_ref().filter(|i| i.step == Making::CloneDisk).map(|i| i.source.clone());

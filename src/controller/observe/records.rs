@@ -48,6 +48,7 @@ pub(super) fn records(status: Option<&PlatformLayerStatus>) -> Records {
                 base: v.base.as_ref().map(|b| b.uuid.clone()).unwrap_or_default(),
                 os_version: v.os_version.clone(),
                 sr: v.storage_repository_uuid.clone(),
+                lost: v.lost,
             })
             .collect(),
         operation: s.operation.as_ref().and_then(|o| {
@@ -148,17 +149,24 @@ pub(super) fn repository(lens: &Lens<'_>, records: &Records, subject: &str) -> R
     })
 }
 
-/// See [`Observed::unseen`].
-pub(super) fn unseen(lens: &Lens<'_>, records: &Records, agent_start: &str) -> Vec<Unseen> {
+/// See [`Observed::unseen`]. `lost`: would a disk that does not show in the repository of this uuid (none: the subject's) be lost?
+pub(super) fn unseen(
+    lens: &Lens<'_>,
+    records: &Records,
+    agent_start: &str,
+    lost: &dyn Fn(Option<&str>) -> bool,
+) -> Vec<Unseen> {
     let hidden =
         |uuid: &str| lens.view.vdis.by_uuid(uuid).is_none() && !lens.pool.memory().was_removed(uuid, agent_start);
-    let unseen = |uuid: &str, version: Option<&str>, sr: Option<&str>| {
+    let unseen = |uuid: &str, version: Option<&str>, sr: Option<&str>, lost: bool| {
         let owned = |s: Option<&str>| s.map(str::to_owned);
-        hidden(uuid).then(|| Unseen { uuid: uuid.to_owned(), version: owned(version), sr: owned(sr) })
+        hidden(uuid).then(|| Unseen { uuid: uuid.to_owned(), version: owned(version), sr: owned(sr), lost })
     };
     let made = records.disk.iter().chain(&records.config);
-    let work = made.filter_map(|d| unseen(&d.uuid, None, d.sr.as_deref()));
-    let frozen = records.versions.iter().filter_map(|v| unseen(&v.disk, Some(&v.version), v.sr.as_deref()));
+    let work = made.filter_map(|d| unseen(&d.uuid, None, d.sr.as_deref(), false));
+    // What a removal took is not lost, though another process may have done it.
+    let gone = |v: &VersionRecord| v.lost || !lens.deleting && lost(v.sr.as_deref());
+    let frozen = records.versions.iter().filter_map(|v| unseen(&v.disk, Some(&v.version), v.sr.as_deref(), gone(v)));
     work.chain(frozen).collect()
 }
 

@@ -283,7 +283,7 @@ fn a_removal_asks_the_repository_that_each_disk_is_in() {
         let mut seen = entered();
         seen.elsewhere = elsewhere;
         let (version, sr) = (Some("0".into()), Some("there".into()));
-        seen.unseen = vec![Unseen { uuid: "f0".into(), version, sr }];
+        seen.unseen = vec![Unseen { uuid: "f0".into(), version, sr, lost: false }];
         seen
     };
     let step = |policy: &str, seen: &Observed| {
