@@ -337,6 +337,21 @@ fn report_satisfies(want: &Want, machine: &Machine, judgement: &Judgement) -> Re
     ))
 }
 
+/// What keeps a machine from its freeze whose last boot status knows, and the pool does not.
+pub fn boot_forgotten(want: &Want, seen: &Observed, m: &Machine) -> Trouble {
+    Trouble::new(
+        Reason::FixIntegrity,
+        format!(
+            "{} is off and has run, but the pool forgot that when its management service (xapi) died. What was installed is still on its disk; \
+             no report of a boot that is forgotten counts, so version '{}' cannot be frozen yet. Start it again ({}) and run Shutdown For \
+             Finalize in it",
+            place(m),
+            seen.subject,
+            want.restart_command()
+        ),
+    )
+}
+
 /// A freeze is of one boot's end: if the machine ran again since it was begun, its snapshot may be older than the work.
 pub fn same_boot(seen: &Observed, machine: &Machine) -> Result<(), Trouble> {
     let begun = seen.flight(Making::FreezeDisk).and_then(|f| f.intent.as_ref());

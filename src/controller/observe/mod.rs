@@ -7,8 +7,8 @@ mod bases;
 pub mod flights;
 pub mod objects;
 mod records;
+mod storage;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ use tokio::time::Instant;
 
 pub use self::bases::base_lineage;
 use self::bases::{bases, copies, idle_bases, stray_marks};
-use self::records::{Owned, estate, owned, recorded, records, repository, subject, unseen};
+use self::records::{estate, owned, recorded, records, repository, subject, unseen};
+use self::storage::{Scan, attached, elsewhere, scan_state};
 
 use super::census::Census;
 use super::context::GuestProgram;
@@ -26,10 +27,10 @@ use super::pool::Pool;
 use crate::api::{Connector, PlatformLayer};
 use crate::domain::gate::{self, BaseChoice};
 use crate::domain::identity::{self, Lineage, Role};
-use crate::domain::observed::{Disk, Holder, Machine, Making, Observed, Records, Sight, Storage, Trouble};
+use crate::domain::observed::{Disk, Holder, Machine, Making, Observed, Sight, Trouble};
 use crate::domain::removal::Estate;
 use crate::domain::want::{DeletionPolicy, Want};
-use crate::xapi::model::{TaskStatus, Vdi, Vm};
+use crate::xapi::model::{Vdi, Vm};
 use crate::xapi::view::View;
 use crate::xapi::wire::Ref;
 
@@ -259,73 +260,6 @@ fn left_paused(lens: &Lens<'_>, disk: &Disk) -> bool {
 /// The lineage of this layer's object of this role and version.
 pub fn lineage(cluster: &str, layer: &str, version: &str, role: Role) -> Lineage {
     Lineage::Layer { cluster: cluster.to_owned(), layer: layer.to_owned(), version: version.to_owned(), role }
-}
-
-fn attached(view: &View, sr: &Ref) -> bool {
-    view.pbds.iter().any(|(_, p)| p.sr == *sr && p.currently_attached)
-}
-
-/// What became of the scan that was sent last.
-enum Scan {
-    /// None was, it is at work, or it was known to be over.
-    Known,
-    /// Ended since the last pass. It counts from the next one: what this view shows of the disks may be older than its end.
-    Ended,
-    /// The mirror does not show its task: too early, or collected since.
-    Unseen,
-}
-
-/// The other storage repositories that the layer has, or had, disks in, or where a base of ours is; and what became of their scans.
-fn elsewhere(
-    lens: &Lens<'_>,
-    records: &Records,
-    owned: &Owned<'_>,
-    subject: &str,
-    agent_start: &str,
-) -> (Vec<Storage>, Vec<Scan>) {
-    let recorded = records
-        .disk
-        .iter()
-        .chain(&records.config)
-        .map(|d| &d.sr)
-        .chain(records.versions.iter().map(|v| &v.sr))
-        .flatten();
-    let bases = lens.view.vdis.with(identity::ROLE, Role::Base.as_str());
-    let there = owned.works.iter().chain(&owned.configs).chain(&owned.frozen).copied().chain(bases);
-    let there = there.filter_map(|(_, d)| lens.view.srs.get(&d.sr)).map(|sr| &sr.uuid);
-    let all: BTreeSet<&String> = recorded.chain(there).filter(|uuid| *uuid != subject).collect();
-    let found = all.into_iter().filter_map(|uuid| inspect::facts(lens.view, lens.view.srs.by_uuid(uuid)?.0));
-    found
-        .map(|mut storage| {
-            let scan = scan_state(lens, &mut storage, agent_start);
-            (storage, scan)
-        })
-        .unzip()
-}
-
-fn scan_state(lens: &Lens<'_>, storage: &mut Storage, agent_start: &str) -> Scan {
-    let mut memory = lens.pool.memory();
-    let (done, due) = memory.scans(&storage.uuid, agent_start, lens.now, lens.pace.in_flight);
-    let task = memory.scan_task(&storage.uuid, agent_start);
-    let state = match task.as_ref().map(|task| lens.view.tasks.get(task).map(|t| &t.status)) {
-        None | Some(Some(TaskStatus::Pending | TaskStatus::Cancelling)) => Scan::Known,
-        Some(Some(TaskStatus::Success)) => {
-            memory.scan_done(&storage.uuid, agent_start, lens.now);
-            Scan::Ended
-        }
-        Some(None) if !lens.live => Scan::Unseen,
-        // A live look that does not show it either has lost it, and it is made again.
-        Some(None | Some(TaskStatus::Failure | TaskStatus::Cancelled | TaskStatus::Other)) => {
-            memory.scan_started(&storage.uuid, agent_start, None);
-            Scan::Known
-        }
-    };
-    let ended = matches!(state, Scan::Ended);
-    storage.scans = done;
-    storage.doubted = ended || memory.is_doubted(&storage.uuid);
-    storage.scanning = ended || memory.scan_task(&storage.uuid, agent_start).is_some();
-    storage.scan_due = due && !storage.scanning;
-    state
 }
 
 fn machine_source(lens: &Lens<'_>, sr: &Ref) -> Result<(), Trouble> {

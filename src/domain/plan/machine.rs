@@ -82,7 +82,7 @@ fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     let forgotten = boot_forgotten(seen) && !under_way;
     let freezing = seen.flight(Making::FreezeDisk).is_some_and(|f| f.intent.is_some());
     if forgotten && (freezing || m.start_blocked || new_token(want, seen, m).is_none()) {
-        let why = told_forgotten(want, seen, m);
+        let why = gate::boot_forgotten(want, seen, m);
         if m.busy {
             return Verdict { next: Next::Task, ..Verdict::trouble(why) };
         }
@@ -140,20 +140,6 @@ fn use_token(want: &Want, seen: &Observed, m: &Machine) -> Option<Verdict> {
         Reason::StartingMachine,
         "using the restart token",
     ))
-}
-
-fn told_forgotten(want: &Want, seen: &Observed, m: &Machine) -> Trouble {
-    Trouble::new(
-        Reason::FixIntegrity,
-        format!(
-            "{} is off and has run, but the pool forgot that when its management service (xapi) died. What was installed is still on its disk; \
-             no report of a boot that is forgotten counts, so version '{}' cannot be frozen yet. Start it again ({}) and run Shutdown For \
-             Finalize in it",
-            place(m),
-            seen.subject,
-            want.restart_command()
-        ),
-    )
 }
 
 /// A start, with its own gates. `VM.start` tells nothing when no host can do it, so the hosts are asked first.
