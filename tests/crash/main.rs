@@ -9,6 +9,7 @@
 //! 'Happy/Call/7/XapiDies' 'Second/*Late'`. `killed` does ten with the real binary meanwhile, which mostly wait.
 
 #[path = "../common/mod.rs"]
+#[expect(dead_code, reason = "shared with the other test binary, which uses more of it")]
 mod common;
 mod invariants;
 mod killed;
