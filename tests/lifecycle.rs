@@ -20,3 +20,4 @@ mod storage;
 mod told;
 mod versions;
 mod wakes;
+mod writes;

@@ -1,10 +1,9 @@
-//! The one integration test binary: one API server, one link step.
+//! All integration tests but the crash enumeration: one binary, one API server, one link step.
 mod admission;
 mod at_rest;
 mod client;
 mod common;
 mod connector;
-mod crash;
 mod crds;
 mod health;
 mod http;

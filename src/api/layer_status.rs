@@ -416,6 +416,11 @@ pub struct FrozenVersion {
     /// spec.comment at the time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
+
+    /// True: its disk is gone from the pool, and Lamina did not remove it. Nothing is made in its place; it is false again when the disk is
+    /// back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
 }
 
 /// One transition.

@@ -109,7 +109,7 @@ reasons! {
     ConnectorNotFound Wait [Ready Reconciling ConnectorReady] "Connector <name> does not exist", "Create the Connector, or correct spec.connectorRef.";
     ConnectorNotReady Wait [Ready Reconciling ConnectorReady] "Connector <name> is not ready: <its reason>", "See the Connector's conditions. To delete a layer whose pool is gone, set spec.deletionPolicy to Orphan.";
     WaitingForSlot Wait [Ready Reconciling] "the Connector's limits.machines are in use, by <layers>", "Finalize or discard a layer that awaits a person, or raise limits.machines.";
-    WaitingForMark Wait [Ready Reconciling] "another operation holds disk <name>", "";
+    WaitingForMark Wait [Ready Reconciling] "another operation holds disk <name>", "If the message names a layer that rests: have it go on, or delete it.";
     WaitingForInFlight Wait [Ready Reconciling] "an earlier call to the pool may still be under way: looked at twice, 60 s apart", "";
     WaitingForCapacity Wait [Ready Reconciling] "no host has room for machine <machine>", "Free memory on a host that sees disk, ISO and networks, or lower spec.machine.memory.";
     WaitingForStorage Wait [Ready Reconciling] "storage repository <name> does not answer", "Check its connection to the hosts.";
@@ -131,7 +131,7 @@ reasons! {
     VersionChanged Stalled [Ready Stalled] "spec.version names <new> while <old> is in work", "Set spec.version back, or set spec.discard to the version in work to throw it away.";
     TooManyVersions Stalled [Ready Stalled] "the layer has 64 versions", "Start a new layer from the OS layer.";
     BaseVersionUnknown Stalled [Ready Stalled] "spec.base.version is not among status.versions", "Name a finalized version, or use base.from Latest.";
-    BaseOnOtherOSLayer Stalled [Ready Stalled] "no finalized version was made on this OS disk and OS layer version", "Set base.from to OSLayer and install again.";
+    BaseOnOtherOSLayer Stalled [Ready Stalled] "no finalized version was made on this OS disk and OS layer version, in the Connector's storage repository", "Set base.from to OSLayer and install again.";
     FormatMismatch Stalled [Ready Stalled] "spec.packagingDisk.format is not the format of OS disk <name>", "Remove the field, or name an OS disk of that format.";
     StepFileNotFound Stalled [Ready Stalled] "file <file> of step <step> is to come from <ConfigMap or Secret>, which is not there or lacks the key", "Create it, or correct spec.steps.";
     StepsTooLarge Stalled [Ready Stalled] "the files of all steps are larger than a config disk carries: 64 MiB in all", "Have steps fetch large files themselves, or put them into the OS layer.";

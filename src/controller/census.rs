@@ -4,7 +4,7 @@
 //! Asked by `layer` and `observe`. Made anew from the store when that changed, and not for each pass: thousands of layers at rest must not be
 //! looked through by each of thousands.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -50,7 +50,8 @@ pub struct Census {
     bases: HashMap<String, Two>,
     /// By OS layer version: who has yet to make something of it.
     wanted: HashMap<String, Two>,
-    operations: HashSet<String>,
+    /// By id of an operation: who is at it.
+    operations: HashMap<String, usize>,
     oldest: HashMap<(ConnectorKey, String), usize>,
     unfinished: HashMap<ConnectorKey, Vec<usize>>,
 }
@@ -99,7 +100,9 @@ impl Census {
             self.wanted.entry(layer.spec.os_layer.version.clone()).or_default().add(at);
         }
         let operation = layer.status.as_ref().and_then(|s| s.operation.as_ref());
-        self.operations.extend(operation.and_then(|o| o.opid.clone()));
+        if let Some(id) = operation.and_then(|o| o.opid.clone()) {
+            self.operations.entry(id).or_insert(at);
+        }
         // Of two that go at the same time neither may leave the base to the other.
         if leaving {
             return;
@@ -122,7 +125,12 @@ impl Census {
 
     /// Is a layer at the operation of this id?
     pub fn is_at(&self, operation: &str) -> bool {
-        self.operations.contains(operation)
+        self.operations.contains_key(operation)
+    }
+
+    /// A layer that is at the operation of this id.
+    pub fn who_is_at(&self, operation: &str) -> Option<&PlatformLayer> {
+        self.layer(*self.operations.get(operation)?)
     }
 
     /// Has another layer than `own` yet to make something of this OS layer version?

@@ -109,7 +109,8 @@ fn integrity_condition(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene
         return verdict(old).filter(|_| frozen).unwrap_or_else(none);
     };
     let judgement = gate::judge(o.want, m);
-    let at_halt = m.power == Power::Halted && plan::ran(&scene.observed, m);
+    let booted = plan::ran(&scene.observed, m) || plan::boot_forgotten(&scene.observed);
+    let at_halt = m.power == Power::Halted && booted;
     match &judgement.counts {
         Ok(()) if !judgement.findings.is_empty() => {
             let names: Vec<_> = judgement.findings.iter().map(|f| f.reason.as_str()).collect();

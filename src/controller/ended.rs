@@ -15,19 +15,33 @@ const AS_WANTED: [&str; 5] =
     ["VBD_IS_EMPTY", "VBD_NOT_EMPTY", "VM_BAD_POWER_STATE", "DEVICE_ALREADY_DETACHED", "HANDLE_INVALID"];
 
 /// Looks whether the last step's task is over, and remembers how. The ended task goes: a pool keeps few, and others need the room. `sr`:
-/// uuid of the storage repository, whose rows are in doubt once it refused to change a disk.
+/// uuid of the storage repository of what is in work. Once one refused to change a disk its rows are in doubt.
 pub async fn settle(ctx: &Context, pool: &Pool, view: &View, layer: &str, sr: &str) {
-    let Some((_, task)) = pool.memory().last_task(layer) else { return };
+    let Some((step, task)) = pool.memory().last_task(layer) else { return };
     let Some(record) = view.tasks.get(&task).filter(|t| !at_work(&t.status)) else { return };
     let failed = record.status == TaskStatus::Failure;
     let failure = failed.then(|| Failure::from_list(&record.error_info)).flatten();
     let refused = failure.filter(|f| !AS_WANTED.contains(&f.code.as_str()));
+    let sr = sr_of(&step, view).unwrap_or(sr);
     let doubted = refused.as_ref().is_some_and(|f| f.code.starts_with("SR_BACKEND_FAILURE_")).then_some(sr);
     let trouble = refused.as_ref().map(trouble::of_failure);
     pool.memory().ended(layer, trouble, doubted, ctx.pace.now(), |failures| ctx.pace.backoff(failures));
     if let Err(error) = pool.client.write().task_destroy(&task).await {
         tracing::debug!(error = %crate::telemetry::chain(&error), "a finished task stays until the pool collects it");
     }
+}
+
+/// Uuid of the repository of the disk that a step destroys.
+fn sr_of<'a>(step: &Step, view: &'a View) -> Option<&'a str> {
+    let (Step::DestroyWork { disk, .. }
+    | Step::DestroyConfig { disk }
+    | Step::DestroyFrozen { disk }
+    | Step::DestroyBase { disk }) = step
+    else {
+        return None;
+    };
+    let (_, vdi) = view.vdis.by_uuid(disk)?;
+    Some(view.srs.get(&vdi.sr)?.uuid.as_str())
 }
 
 /// Is this very step still at work on the pool?

@@ -37,35 +37,48 @@ pub enum Error {
     Status(#[source] WriteError),
     #[error("the layer was not read")]
     Read(#[source] kube::Error),
+    #[error("this process does not lead any more")]
+    NotLeading,
 }
 
-/// One pass.
+/// One pass. What somebody wrote while it lasted, or has yet to come by the watch (our own last word, too), wakes us: it is decided anew
+/// then, and nothing needs to be told of this one.
 pub async fn reconcile(stored: Arc<Guarded<PlatformLayer>>, ctx: Arc<Context>) -> Result<Action, Error> {
+    match once(stored, &ctx).await {
+        Err(outdated @ (Error::Status(WriteError::Outdated) | Error::NotLeading)) => {
+            tracing::debug!(error = %crate::telemetry::chain(&outdated), "a pass came to nothing");
+            Ok(Action::requeue(ctx.pace.task))
+        }
+        ended => ended,
+    }
+}
+
+async fn once(stored: Arc<Guarded<PlatformLayer>>, ctx: &Context) -> Result<Action, Error> {
     ctx.metrics.reconcile("layer");
     // A Connector that was not read yet would be told as missing.
     ctx.synced.both().await;
     let layer = match &stored.0 {
         Ok(layer) => layer,
         Err(invalid) => {
-            tell::invalid(&ctx, &invalid.metadata, &invalid.error).await;
+            tell::invalid(ctx, &invalid.metadata, &invalid.error).await;
             return Ok(Action::await_change());
         }
     };
     let want = Want::of(layer);
     let deleting = layer.metadata.deletion_timestamp.is_some();
     if deleting && !layer.finalizers().iter().any(|f| f == FINALIZER) {
-        forget(&ctx, &layer.uid().unwrap_or_default(), Some(&connector_of(layer)));
+        forget(ctx, &layer.uid().unwrap_or_default(), Some(&connector_of(layer)));
         return Ok(Action::await_change());
     }
     if deleting && may_go_blind(layer, &want) {
-        return let_go(&ctx, layer).await;
+        return let_go(ctx, layer).await;
     }
-    match site(&ctx, layer).await {
-        Ok(site) => pass(&ctx, layer, &want, &site).await,
+    match site(ctx, layer).await {
+        Ok(site) => pass(ctx, layer, &want, &site).await,
         // The first look at the pool wakes us; this is for the case that there will be none.
         Err(NoSite::NotYet(_)) if layer.status.is_some() => Ok(Action::requeue(ctx.pace.task)),
         Err(NoSite::NotYet(trouble) | NoSite::Trouble(trouble)) => {
-            report(&ctx, layer, &want, Some(&trouble), None, None).await
+            report(ctx, layer, &want, Some(&trouble), None, None).await
         }
     }
 }
@@ -75,7 +88,13 @@ fn may_go_blind(layer: &PlatformLayer, want: &Want) -> bool {
     want.deletion == DeletionPolicy::Orphan || layer.status.as_ref().is_none_or(|s| s.pool.is_none())
 }
 
+/// The lease guards each call to a pool; this guards what is told: who does not lead any more leaves that to whoever does.
+fn may_write(ctx: &Context) -> Result<(), Error> {
+    if ctx.deadline.holds() { Ok(()) } else { Err(Error::NotLeading) }
+}
+
 async fn let_go(ctx: &Context, layer: &PlatformLayer) -> Result<Action, Error> {
+    may_write(ctx)?;
     write::set_finalizer(&api(ctx, layer), &ctx.pace, layer, false).await.map_err(Error::Status)?;
     forget(ctx, &layer.uid().unwrap_or_default(), Some(&connector_of(layer)));
     Ok(Action::await_change())
@@ -236,9 +255,13 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
     if failed.is_none() && plan.step == Step::LetGo {
         return let_go(ctx, layer).await;
     }
-    if failed.is_none() && plan.step == Step::Enter {
-        write::set_finalizer(&api(ctx, layer), &ctx.pace, layer, true).await.map_err(Error::Status)?;
-    }
+    let entered = if failed.is_none() && plan.step == Step::Enter {
+        may_write(ctx)?;
+        Some(write::set_finalizer(&api(ctx, layer), &ctx.pace, layer, true).await.map_err(Error::Status)?)
+    } else {
+        None
+    };
+    let layer = entered.as_ref().unwrap_or(layer);
     // Taken again: what it was refused with stands until it is done.
     let told = failed.as_ref().or(refusal.as_ref().map(|r| &r.trouble));
     let action = report(ctx, layer, want, None, Some((&scene, &plan)), told).await?;
@@ -269,6 +292,7 @@ async fn report(
         ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).give_back(&uid);
     }
     debug_assert_eq!(invariants(layer, &status), Vec::<String>::new(), "a status that breaks the rules of conditions");
+    may_write(ctx)?;
     let wrote = write::publish(&api(ctx, layer), &ctx.pace, layer, &status).await.map_err(Error::Status)?;
     if wrote {
         ctx.metrics.status_write("layer");

@@ -83,6 +83,8 @@ pub struct Memory {
     sources: HashMap<String, Source>,
     scans: HashMap<String, Scans>,
     since: HashMap<String, Instant>,
+    /// What is waited for: at the first look and at the last one.
+    waits: HashMap<String, (Instant, Instant)>,
     last: HashMap<String, Last>,
     /// The step of a layer that the pool refused last, until it is done.
     refusals: HashMap<String, (Step, Refused)>,
@@ -321,6 +323,20 @@ impl Memory {
             return None;
         }
         Some(*self.since.entry(fact.to_owned()).or_insert(now))
+    }
+
+    /// Since when every look has seen something that stands in the way. Nobody looks any more once it is gone, so what was not looked at
+    /// for `gap` begins anew.
+    pub fn waited_since(&mut self, what: &str, now: Instant, gap: Duration) -> Instant {
+        self.waits.retain(|_, (_, last)| now.duration_since(*last) < gap);
+        let (first, last) = self.waits.entry(what.to_owned()).or_insert((now, now));
+        *last = now;
+        *first
+    }
+
+    /// A look that does not see any of these any more.
+    pub fn waits_over(&mut self, prefix: &str) {
+        self.waits.retain(|what, _| !what.starts_with(prefix));
     }
 }
 

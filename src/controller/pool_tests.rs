@@ -46,3 +46,18 @@ fn scans_count_for_one_start_of_xapi() {
     assert_eq!(m.scans("sr", "1", now + APART, APART), (2, false));
     assert_eq!(m.scans("sr", "2", now + APART, APART), (0, true));
 }
+
+/// A second wait is as young as it is, whether or not somebody saw that the first one was over.
+#[test]
+fn a_wait_that_was_over_begins_anew() {
+    let (mut memory, begun) = (Memory::default(), Instant::now());
+    let gap = Duration::from_secs(180);
+    let at = |secs| begun + Duration::from_secs(secs);
+    assert_eq!(memory.waited_since("mark/s/a", at(0), gap), at(0));
+    assert_eq!(memory.waited_since("mark/s/a", at(60), gap), at(0), "seen at every look");
+    assert_eq!(memory.waited_since("mark/s/b", at(70), gap), at(70), "another one");
+    memory.waits_over("mark/s/");
+    assert_eq!(memory.waited_since("mark/s/a", at(80), gap), at(80), "gone in between");
+    assert_eq!(memory.waited_since("dom0/v", at(90), gap), at(90));
+    assert_eq!(memory.waited_since("dom0/v", at(700), gap), at(700), "nobody looked in between");
+}

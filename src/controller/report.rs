@@ -10,13 +10,14 @@ use super::audit;
 use super::context::Context;
 use super::status;
 use crate::api::condition::{ConditionType, find};
+use crate::api::layer_status::FrozenVersion;
 use crate::api::reason::{Fault, Reason};
 use crate::api::{Phase, PlatformLayer, PlatformLayerStatus};
 
 /// An event may be this long.
 const LONGEST_NOTE: usize = 1000;
 
-/// Tells what the status write changed: a new phase, a new reason, new findings.
+/// Tells what the status write changed: a new phase, a new reason, a disk that is gone, new findings.
 pub async fn transition(ctx: &Context, layer: &PlatformLayer, status: &PlatformLayerStatus) {
     let old = layer.status.as_ref();
     let ready = |s: &PlatformLayerStatus| find(&s.conditions, ConditionType::Ready).cloned();
@@ -39,6 +40,16 @@ pub async fn transition(ctx: &Context, layer: &PlatformLayer, status: &PlatformL
             EventType::Normal
         };
         publish(ctx, layer, kind, &now.reason, &now.message).await;
+    }
+    // The wanted version's is told by Ready.
+    let told = |v: &FrozenVersion| old.is_some_and(|s| s.versions.iter().any(|o| o.version == v.version && o.lost));
+    for v in status.versions.iter().filter(|v| v.lost && v.version != layer.spec.version && !told(v)) {
+        let note = format!(
+            "the disk {} of finalized version '{}' is gone from the pool: nothing can be made from it any more. Restore it if it is needed; \
+             nothing is made in its place",
+            v.disk, v.version
+        );
+        publish(ctx, layer, EventType::Warning, Reason::DiskLost.as_str(), &note).await;
     }
     let known: Vec<_> = old.iter().filter_map(|s| s.integrity.as_ref()).flat_map(|i| &i.findings).collect();
     for finding in status.integrity.iter().flat_map(|i| &i.findings).filter(|f| !known.contains(f)) {

@@ -91,7 +91,9 @@ fn say(o: &Outcome<'_>, old: &PlatformLayerStatus) -> Say {
 
 pub fn finalized(o: &Outcome<'_>, old: &PlatformLayerStatus) -> String {
     let frozen = old.versions.iter().find(|v| v.version == o.want.version);
-    plan::finalized(&o.want.version, frozen.map(|v| v.disk.as_str()))
+    let lost = old.versions.iter().filter(|v| v.lost && v.version != o.want.version);
+    let lost = lost.map(|v| (v.version.as_str(), v.disk.as_str()));
+    plan::finalized(&o.want.version, frozen.map(|v| v.disk.as_str()), lost)
 }
 
 pub fn is_finalized(o: &Outcome<'_>, old: &PlatformLayerStatus) -> bool {
@@ -119,6 +121,9 @@ fn sighted(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, plan: &Pla
         && seen.finalized(&seen.subject).is_none()
     {
         new.versions.push(version(o, old, scene, f));
+    }
+    for v in &mut new.versions {
+        v.lost = seen.unseen.iter().any(|u| u.lost && u.version.as_ref() == Some(&v.version));
     }
     new.current = new.versions.last().map(|v| CurrentVersion {
         version: v.version.clone(),
@@ -278,6 +283,7 @@ fn version(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, f: &Disk) 
         rearms_left: report.and_then(|r| r.rearms_left).and_then(|n| i32::try_from(n).ok()),
         finalized_at: o.now.clone(),
         comment: o.layer.spec.comment.clone(),
+        lost: false,
     }
 }
 

@@ -206,7 +206,7 @@ pub fn choose_base(
         Trouble::new(
             Reason::BaseOnOtherOSLayer,
             format!(
-                "no finalized version stands on OS layer '{}' version '{}': set base.from: OSLayer and install again",
+                "no finalized version stands on OS layer '{}' version '{}' in the Connector's storage repository: set base.from: OSLayer and install again",
                 want.os_name, want.os_version
             ),
         )
@@ -337,11 +337,27 @@ fn report_satisfies(want: &Want, machine: &Machine, judgement: &Judgement) -> Re
     ))
 }
 
+/// What keeps a machine from its freeze whose last boot status knows, and the pool does not.
+pub fn boot_forgotten(want: &Want, seen: &Observed, m: &Machine) -> Trouble {
+    Trouble::new(
+        Reason::FixIntegrity,
+        format!(
+            "{} is off and has run, but the pool forgot that when its management service (xapi) died. What was installed is still on its disk; \
+             no report of a boot that is forgotten counts, so version '{}' cannot be frozen yet. Start it again ({}) and run Shutdown For \
+             Finalize in it",
+            place(m),
+            seen.subject,
+            want.restart_command()
+        ),
+    )
+}
+
 /// A freeze is of one boot's end: if the machine ran again since it was begun, its snapshot may be older than the work.
 pub fn same_boot(seen: &Observed, machine: &Machine) -> Result<(), Trouble> {
     let begun = seen.flight(Making::FreezeDisk).and_then(|f| f.intent.as_ref());
     match begun {
-        Some(intent) if intent.boot.as_deref() != machine.key(BOOT) => Err(Trouble::new(
+        // Two boots that nobody knows are not the same.
+        Some(intent) if intent.boot.is_none() || intent.boot.as_deref() != machine.key(BOOT) => Err(Trouble::new(
             Reason::WaitingForMachine,
             format!(
                 "machine '{}' ran again while its disk was being frozen: that is taken back, then judged anew",

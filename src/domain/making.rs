@@ -36,6 +36,8 @@ pub enum Waiting {
     Mark {
         ahead: Option<String>,
     },
+    /// Of another cluster.
+    ForeignMark,
 }
 
 /// The next move towards the child of `f`.
@@ -65,7 +67,7 @@ pub fn advance(f: &Flight) -> Move {
         Sent::Never => send(f),
         // What was over may have come back: a restarted pool has forgotten that it was claimed, or undone.
         Sent::Over | Sent::Once | Sent::Unknown if f.restarted => match f.scans {
-            0 | 1 if f.scan_due => Move::Do(Step::ScanStorage),
+            0 | 1 if f.scan_due => Move::Do(scan(f)),
             0 | 1 => Move::Wait(Waiting::InFlight),
             2.. if f.quiet == Quiet::Twice => Move::Do(Step::RecordIntent(f.making)),
             2.. => Move::Wait(Waiting::InFlight),
@@ -109,6 +111,10 @@ fn may_have_children(f: &Flight) -> bool {
     }
 }
 
+fn scan(f: &Flight) -> Step {
+    Step::ScanStorage { sr: f.sr.clone() }
+}
+
 fn others_turn(f: &Flight) -> Move {
     Move::Wait(Waiting::Turn { ahead: f.ahead.clone() })
 }
@@ -131,9 +137,8 @@ fn send(f: &Flight) -> Move {
             Move::Do(Step::Unmark { source: f.source.clone(), mark: mark.clone() })
         }
         (MarkSight::Stale { quiet: false, .. }, Some(_)) => Move::Wait(Waiting::InFlight),
-        (MarkSight::Foreign { long: false, .. } | MarkSight::Held, Some(_)) => {
-            Move::Wait(Waiting::Mark { ahead: f.ahead.clone() })
-        }
+        (MarkSight::Held, Some(_)) => Move::Wait(Waiting::Mark { ahead: f.ahead.clone() }),
+        (MarkSight::Foreign { long: false, .. }, Some(_)) => Move::Wait(Waiting::ForeignMark),
         (MarkSight::Foreign { mark, long: true }, Some(_)) => Move::Stop(Trouble::new(
             Reason::BaseLocked,
             format!(
@@ -162,7 +167,7 @@ pub fn abandon(f: &Flight) -> Option<Move> {
         Sent::Once | Sent::Unknown => ours || !f.children.is_empty() && f.making == Making::CloneMachine,
     } && matches!(f.task, TaskSight::None);
     if unknown && f.restarted && f.scans < 2 {
-        return Some(if f.scan_due { Move::Do(Step::ScanStorage) } else { Move::Wait(Waiting::InFlight) });
+        return Some(if f.scan_due { Move::Do(scan(f)) } else { Move::Wait(Waiting::InFlight) });
     }
     if unknown && f.quiet != Quiet::Twice {
         return Some(Move::Wait(Waiting::InFlight));
@@ -184,6 +189,7 @@ mod tests {
     use super::*;
     use crate::domain::identity::{Mark, Opid};
     use crate::domain::observed::Intent;
+    use crate::domain::plan::{Say, Verdict};
 
     fn flight(sent: Sent) -> Flight {
         let opid = Opid("op".into());
@@ -199,6 +205,7 @@ mod tests {
             making: Making::CloneDisk,
             opid,
             source: "s".into(),
+            sr: "sr".into(),
             wanted_mark: Some(mark),
             mark: MarkSight::Ours,
             intent: Some(intent),
@@ -240,5 +247,22 @@ mod tests {
         assert_eq!(advance(&f), Move::Stop(full));
         f.refused = None;
         assert!(matches!(advance(&f), Move::Do(Step::Mark { .. })));
+    }
+
+    /// Only a mark of another cluster is told anew after a while: of our own we know who is at work.
+    #[test]
+    fn whose_mark_is_waited_for_is_told() {
+        let mut f = Flight { children: Vec::new(), ..flight(Sent::Never) };
+        f.mark = MarkSight::Held;
+        assert_eq!(advance(&f), Move::Wait(Waiting::Mark { ahead: None }));
+        let mark = Mark { cluster: "other".into(), owner: "l".into(), op: "op".into() };
+        f.mark = MarkSight::Foreign { mark, long: false };
+        assert_eq!(advance(&f), Move::Wait(Waiting::ForeignMark));
+        let words = |waiting| match Verdict::from_move(Move::Wait(waiting), Reason::CreatingDisk, "making it").say {
+            Say::Working(reason, words) => (reason, words.contains("10 minutes")),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(words(Waiting::Mark { ahead: None }), (Reason::WaitingForMark, false));
+        assert_eq!(words(Waiting::ForeignMark), (Reason::WaitingForMark, true));
     }
 }

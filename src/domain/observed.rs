@@ -274,6 +274,8 @@ pub struct Flight {
     pub making: Making,
     pub opid: Opid,
     pub source: String,
+    /// Uuid of the storage repository that is scanned for it after a restart of xapi.
+    pub sr: String,
     /// The mark that belongs on the source; a start, and a disk that is made of nothing, have none.
     pub wanted_mark: Option<Mark>,
     /// The mark that is on it.
@@ -402,6 +404,8 @@ pub struct VersionRecord {
     pub os_version: Option<String>,
     /// Uuid of its storage repository.
     pub sr: Option<String>,
+    /// It was told that F is gone.
+    pub lost: bool,
 }
 
 /// The OS disk, looked at only when S must be made.
@@ -448,6 +452,18 @@ impl Storage {
     }
 }
 
+/// A disk that is recorded and does not show, and that this process did not remove.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unseen {
+    pub uuid: String,
+    /// The frozen version that it is; none: the packaging disk or the config disk.
+    pub version: Option<String>,
+    /// Uuid of its storage repository, where that is recorded.
+    pub sr: Option<String>,
+    /// Gone, and not only forgotten by a pool that died: its repository was scanned and looked into.
+    pub lost: bool,
+}
+
 /// Everything that one decision needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observed {
@@ -481,8 +497,9 @@ pub struct Observed {
     pub stray_marks: Vec<(String, Mark)>,
     /// Copies of the subject's disks, that we cannot claim: uuids.
     pub unclaimed: Vec<String>,
-    /// Recorded disks and machines that do not show, and that this process did not remove: uuids.
-    pub unseen: Vec<String>,
+    pub unseen: Vec<Unseen>,
+    /// Other storage repositories that the layer has, or had, disks in, or where an idle base is.
+    pub elsewhere: Vec<Storage>,
     /// Frozen versions other than the subject's that lost keys or tag: uuids.
     pub untagged: Vec<String>,
     /// Shared bases that nobody stands on any more.
@@ -497,6 +514,12 @@ pub struct Observed {
 impl Observed {
     pub fn flight(&self, making: Making) -> Option<&Flight> {
         self.flights.iter().find(|f| f.making == making)
+    }
+
+    /// The storage repository of this uuid, none recorded: the subject's. `None`: the pool has it no more.
+    pub fn storage_of(&self, uuid: Option<&str>) -> Option<&Storage> {
+        let Some(uuid) = uuid else { return Some(&self.storage) };
+        std::iter::once(&self.storage).chain(&self.elsewhere).find(|storage| storage.uuid == uuid)
     }
 
     pub fn finalized(&self, version: &str) -> Option<&VersionRecord> {

@@ -4,7 +4,7 @@
 //! it), then W, the frozen versions by policy, S with its last user, our marks, the finalizer.
 
 use super::making;
-use super::observed::{Disk, Flight, Machine, Observed, Power, Sight};
+use super::observed::{Disk, Flight, Machine, Observed, Power, Sight, Unseen};
 use super::plan::{self, Next, Plan, Say, Step, Verdict};
 use super::want::{DeletionPolicy, Want};
 use crate::api::reason::Reason;
@@ -54,7 +54,8 @@ fn removal(want: &Want, seen: &Observed, estate: &Estate) -> Verdict {
     if let Some(verdict) = settle_flights(seen) {
         return verdict;
     }
-    if let Some(verdict) = out_of_sight(seen) {
+    let stays_anyway = |u: &Unseen| want.deletion == DeletionPolicy::Retain && u.version.is_some();
+    if let Some(verdict) = out_of_sight(seen, stays_anyway) {
         return verdict;
     }
     let stays = want.deletion == DeletionPolicy::Retain;
@@ -106,7 +107,7 @@ pub(super) fn discard(seen: &Observed) -> Verdict {
     if let Some(verdict) = settle_flights(seen) {
         return verdict;
     }
-    if let Some(verdict) = out_of_sight(seen) {
+    if let Some(verdict) = out_of_sight(seen, |u| u.version.is_some()) {
         return verdict;
     }
     if let Sight::Found(m) = &seen.machine
@@ -132,10 +133,25 @@ pub(super) fn discard(seen: &Observed) -> Verdict {
     Verdict::act(Step::Record, Reason::Discarding, WHAT)
 }
 
-/// What is recorded and does not show may be a row that a restarted pool forgot: a scan brings the disk back.
-fn out_of_sight(seen: &Observed) -> Option<Verdict> {
-    let uuid = seen.unseen.first().filter(|_| !seen.storage.scanned())?;
-    Some(plan::cannot_tell(seen, &format!("disk or machine {uuid}, which is to be removed")))
+/// What is recorded and does not show may be a row that a restarted pool forgot: a scan of its repository brings the disk back. Of a
+/// repository that the pool has no more nobody can tell; what `stays` there is not waited for.
+fn out_of_sight(seen: &Observed, stays: impl Fn(&Unseen) -> bool) -> Option<Verdict> {
+    seen.unseen.iter().find_map(|u| match (seen.storage_of(u.sr.as_deref()), &u.sr) {
+        (Some(storage), _) if storage.scanned() => None,
+        (Some(storage), _) => Some(plan::cannot_tell_in(storage, &format!("disk {}, which is to be removed", u.uuid))),
+        (None, sr) => (!stays(u)).then(|| {
+            Verdict::wait(
+                Next::Capacity,
+                Reason::WaitingForStorage,
+                format!(
+                    "storage repository {}, which holds disk {}, is not in the pool any more: introduce it again, so that the disk can be removed; \
+                     or set spec.deletionPolicy to Orphan to leave everything where it is",
+                    sr.as_deref().unwrap_or_default(),
+                    u.uuid
+                ),
+            )
+        }),
+    })
 }
 
 /// Nothing may be under way when things are taken down: a child that comes later would be nobody's.

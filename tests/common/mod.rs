@@ -5,6 +5,7 @@ pub mod binary;
 pub mod copies;
 pub mod hands;
 pub mod rig;
+pub mod unattended;
 
 use std::fmt::Debug;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The invariants of ARCHITECTURE.md, asserted over one lived case (I5 and I6 have tests of their own, `lifecycle::loss` and `gates`): the pool's objects, its log of calls, and what the API server stored.
+//! The invariants of ARCHITECTURE.md, asserted over one lived case (of I5 and I6 what can be seen from outside): the pool's objects, its log of calls, and what the API server stored.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::lives::{Deeds, Life, phase};
 use super::seam::Written;
 use super::sights::{Row, Sights, claimed, key, text};
+use crate::common::rig::ready;
 
 /// Everything that a case left.
 pub struct Lived {
@@ -48,6 +49,7 @@ pub fn broken(lived: &Lived) -> Vec<String> {
     freezes(lived, &mut all);
     kept(lived, &mut all);
     phases(lived, &mut all);
+    latched(lived, &mut all);
     for written in &lived.history {
         all.extend(check_layer(&written.layer).into_iter().map(|e| format!("I13 {e}")));
     }
@@ -318,6 +320,23 @@ fn kept(lived: &Lived, all: &mut Vec<String>) {
         if holds > 0 {
             all.push(format!("I11 a machine was destroyed with {holds} disks on it by call {number}"));
         }
+    }
+}
+
+/// I5 and I6: between a status that says so and the next one nothing is made. Whatever is made begins with an intent in status.
+fn latched(lived: &Lived, all: &mut Vec<String>) {
+    const MAKING: [&str; 4] = ["VDI.snapshot", "VDI.clone", "VM.clone", "VDI.create"];
+    for pair in lived.history.windows(2) {
+        let [told, next] = pair else { continue };
+        let Some((reason, _)) = ready(&told.layer) else { continue };
+        let invariant = match reason.as_str() {
+            "DiskLost" => "I5",
+            "ConnectorNotReady" | "WaitingForStorage" | "PoolChanged" => "I6",
+            _ => continue,
+        };
+        let between = |e: &&Entry| e.number.is_some_and(|n| n > told.at && n <= next.at) && executed(e);
+        let made = lived.log.iter().filter(between).filter(|e| MAKING.iter().any(|m| e.method.ends_with(m)));
+        all.extend(made.map(|e| format!("{invariant} {} (call {:?}) while status said {reason}", e.method, e.number)));
     }
 }
 

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::seam::Seam;
 use crate::common::rig::{Rig, noted, ready};
-use crate::lifecycle::steps::{files, served, two_steps};
+use crate::common::unattended::{files, served, two_steps};
 
 /// A layer rests elsewhere than it should if nothing was written for so long: more than any pause of the tests' pace.
 const STILL: Duration = Duration::from_secs(4);

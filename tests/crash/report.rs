@@ -38,7 +38,7 @@ impl Report {
         self.missed += 1;
     }
 
-    /// Changing calls of the recorded lives that no case has struck, and counts that are zero: the run would prove less than it says.
+    /// Changing calls that no case has struck, and counts that are zero: the run would prove less than it says.
     pub fn gaps(&self, calls: &BTreeSet<String>) -> Vec<String> {
         let struck: BTreeSet<&String> = self.rows.keys().map(|(call, _)| call).collect();
         let mut gaps: Vec<String> =

@@ -1,9 +1,9 @@
 //! Objects that go behind our back: nothing is made in their place, and each has a way out.
 
-use lamina::api::Phase;
+use lamina::api::{ConditionType, Phase, PlatformLayer};
 use serde_json::json;
 
-use crate::common::rig::{Rig, disk, machine, quick, ready, status, uid};
+use crate::common::rig::{Rig, disk, machine, quick, ready, says, status, uid};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_packaging_disk_is_never_made_again() {
@@ -72,6 +72,39 @@ async fn a_lost_version_is_told() {
     rig.delete("f").await;
     rig.until_gone("f").await;
     rig.hands.assert_tidy().await;
+}
+
+/// The newest version is as good as it was, so the layer stays ready; and says what is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_older_version_is_told_beside_a_ready_layer() {
+    let rig = Rig::new().await;
+    rig.guest("old", quick());
+    let controller = rig.run().await;
+    rig.layer("old", json!({"finalize": {"policy": "OnShutdown"}})).await;
+    rig.until_finalized("old", "1").await;
+    rig.patch("old", json!({"version": "2"})).await;
+    let done = rig.until_finalized("old", "2").await;
+    let [f1, f2] = [0, 1].map(|n| status(&done).versions[n].disk.clone());
+    // Seen by a process that was not there when it went, too.
+    drop(controller);
+    rig.hands.destroy_disk(&f1).await;
+    let controller = rig.run().await;
+    let lost = |l: &PlatformLayer| status(l).versions.iter().map(|v| v.lost).collect::<Vec<_>>() == [true, false];
+    let told = rig.until("old", "told", lost).await;
+    assert_eq!(says(&told, ConditionType::Ready), "True/Finalized");
+    let (_, message) = ready(&told).expect("Ready");
+    assert!(message.contains(&f2) && message.contains(&format!("'1' ({f1})")), "{message}");
+    crate::common::eventually("an event", async || {
+        rig.events("old").await.into_iter().find(|e| e.starts_with("DiskLost: ") && e.contains(&f1))
+    })
+    .await;
+    // It stays told, and is told once.
+    drop(controller);
+    let _controller = rig.run().await;
+    rig.meanwhile().await;
+    let still = rig.layers().get("old").await.expect("the layer");
+    assert_eq!(ready(&still), ready(&told));
+    assert_eq!(rig.events("old").await.iter().filter(|e| e.starts_with("DiskLost")).count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -139,6 +139,55 @@ async fn a_suspended_layer_that_holds_others_up_is_named() {
     rig.hands.assert_tidy().await;
 }
 
+/// A base's mark names no layer: who set it is known by its operation, to a process that was not there too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_layer_is_named_after_a_restart_too() {
+    let rig = Rig::new().await;
+    rig.sim.pool.clock.hold("VDI.snapshot/");
+    let controller = rig.run().await;
+    rig.layer("first", json!({"machine": {"powerOn": false}})).await;
+    rig.sim.pool.clock.held("VDI.snapshot/").await;
+    rig.patch("first", json!({"suspend": true})).await;
+    rig.until_reason("first", "Suspended").await;
+    drop(controller);
+    rig.sim.pool.clock.unhold("VDI.snapshot/");
+    let _controller = rig.run().await;
+    // Of the same disk, but another version of it: a mark that is not its own.
+    rig.layer("second", json!({"machine": {"powerOn": false}, "osLayer": {"version": "25H1"}})).await;
+    let name = format!("{}/first", rig.namespace);
+    rig.until("second", "who is ahead", |l| {
+        ready(l).is_some_and(|(r, m)| r == "WaitingForMark" && m.contains(&name) && m.contains("spec.suspend"))
+    })
+    .await;
+    rig.patch("first", json!({"suspend": false})).await;
+    rig.until_reason("first", "StartMachine").await;
+    rig.until_reason("second", "StartMachine").await;
+    rig.hands.assert_tidy().await;
+}
+
+/// What was wished meanwhile cannot be had: whoever needs the disk that it holds is told whose turn it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stalled_layer_that_holds_others_up_is_named() {
+    let rig = Rig::new().await;
+    rig.sim.pool.clock.hold("VDI.clone/queued");
+    let _controller = rig.run().await;
+    rig.layer("first", json!({"machine": {"powerOn": false}})).await;
+    rig.sim.pool.clock.held("VDI.clone/queued").await;
+    rig.patch("first", json!({"base": {"from": "Version", "version": "9"}})).await;
+    rig.until_reason("first", "BaseVersionUnknown").await;
+    rig.layer("second", json!({"machine": {"powerOn": false}})).await;
+    let name = format!("{}/first", rig.namespace);
+    rig.until("second", "who is ahead", |l| {
+        ready(l).is_some_and(|(r, m)| r == "WaitingForMark" && m.contains(&name) && m.contains("BaseVersionUnknown"))
+    })
+    .await;
+    rig.sim.pool.clock.unhold("VDI.clone/queued");
+    rig.patch("first", json!({"base": {"from": "Latest", "version": null}})).await;
+    rig.until_reason("first", "StartMachine").await;
+    rig.until_reason("second", "StartMachine").await;
+    rig.hands.assert_tidy().await;
+}
+
 /// The base of a version that is thrown away goes with it, where the next one stands on another.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_discarded_version_takes_its_base_along() {

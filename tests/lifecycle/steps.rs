@@ -6,38 +6,22 @@ use std::sync::{Arc, Mutex};
 use lamina::api::layer_status::{IntegritySource, StepState};
 use lamina::controller::Settings;
 use lamina::controller::context::GuestProgram;
-use lamina::demo::person::{Deed, Image, nobody, person, person_at};
+use lamina::demo::person::{Deed, nobody, person, person_at};
 use lamina::sim::faults::{Effect, Fault, Target};
 use lamina::sim::guest::{Guest, Program, program};
 use lamina::xapi::wire::Failure;
-use lamina_guest::deeds::Ended;
 use lamina_guest::disk::{REPORT, edit};
-use lamina_guest::memory::{self, Reply};
 use lamina_guest::report::Report;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::common::rig::{Rig, machine, ready, status, uid};
+use crate::common::unattended::{SECRET, files, image, served, two_steps};
 
-const SECRET: &str = "0pen-sesame";
 const PUT: &str = "PUT /import_raw_vdi";
 const GET: &str = "GET /export_raw_vdi";
 
 /// Path and bytes of each file that a guest found on its config disk.
 type Found = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
-
-/// An image with tools, in which `Setup.cmd` ends with this code.
-fn image(code: i32) -> Image {
-    let installers = move |_: &mut memory::State, deed: &memory::Deed| match deed {
-        memory::Deed::Run(job) if job.args.contains("Setup.cmd") => Reply::Ended(Ended::Code(code)),
-        _any_other => Reply::Usual,
-    };
-    Image { tools: true, installers: Arc::new(installers) }
-}
-
-/// The service runs the steps, and a person shuts down for finalize.
-pub fn served() -> Program {
-    person_at(image(0), vec![vec![Deed::Serve, Deed::Finalize]])
-}
 
 fn bytes(g: &Guest) -> Vec<u8> {
     let size = usize::try_from(g.disk_size(1).expect("a second disk")).expect("a small disk");
@@ -67,24 +51,6 @@ fn leaving(inner: Program, change: fn(&mut Vec<u8>)) -> Program {
             exit
         }
     })
-}
-
-pub fn two_steps() -> Value {
-    json!({"steps": [
-        {"name": "tools", "file": "Setup.cmd", "files": [
-            {"name": "Setup.cmd", "configMapKeyRef": {"name": "tools", "key": "Setup.cmd"}},
-            {"name": "answers.ini", "secretKeyRef": {"name": "answers", "key": "answers.ini"}},
-        ]},
-        {"name": "agent", "command": "rem done"},
-    ]})
-}
-
-pub async fn files(rig: &Rig) {
-    rig.apply(&format!(
-        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: tools}}\ndata: {{Setup.cmd: rem set up}}\n---\n\
-         apiVersion: v1\nkind: Secret\nmetadata: {{name: answers}}\nstringData: {{answers.ini: {SECRET}}}\n"
-    ))
-    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

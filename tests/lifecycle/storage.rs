@@ -1,6 +1,9 @@
 //! Storage that is full, unplugged, or held by somebody else.
 
+use kube::api::{Patch, PatchParams};
 use lamina::api::ConditionType;
+use lamina::sim::clock::Clock;
+use lamina::sim::serve;
 use lamina::xapi::wire::Ref;
 use serde_json::json;
 
@@ -63,6 +66,47 @@ async fn an_unplugged_repository_is_awaited_and_a_finalized_layer_stays_ready() 
     let back =
         rig.until("done", "the Connector is back", |l| says(l, ConditionType::ConnectorReady).starts_with("True/"));
     assert_eq!(says(&back.await, ConditionType::IntegrityVerified), "True/Verified");
+    rig.hands.assert_tidy().await;
+}
+
+/// The Connector names another repository between two versions: what is in the first one is still the layer's, and goes with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_in_two_repositories_leaves_nothing_in_either() {
+    let world = "repositories: [{name: Other storage, type: nfs, size_gib: 500}]\n\
+                 disks: [{name: win11-24h2, repository: Other storage, size_gib: 32}]";
+    let world = serde_saphyr::from_str(world).expect("a world");
+    let rig = Rig::of(serve::Options { clock: Clock::new(100.0), world, ..serve::Options::default() }).await;
+    rig.guest("moves", quick());
+    let controller = rig.run().await;
+    rig.layer("moves", json!({"finalize": {"policy": "OnShutdown"}, "deletionPolicy": "Delete"})).await;
+    rig.until_finalized("moves", "1").await;
+    let patch = Patch::Merge(json!({"spec": {"storageRepository": "Other storage"}}));
+    rig.connectors().patch("lab", &PatchParams::default(), &patch).await.expect("a patch");
+    rig.patch("moves", json!({"version": "2"})).await;
+    let elsewhere = rig.until_reason("moves", "BaseOnOtherOSLayer").await;
+    assert!(ready(&elsewhere).is_some_and(|(_, m)| m.contains("base.from: OSLayer")), "{elsewhere:?}");
+    rig.patch("moves", json!({"base": {"from": "OSLayer"}})).await;
+    let done = rig.until_finalized("moves", "2").await;
+    let versions = status(&done).versions;
+    assert_ne!(versions[0].storage_repository_uuid, versions[1].storage_repository_uuid);
+    let mut srs: Vec<_> = rig.hands.bases().await.iter().map(|b| b.text("SR").to_owned()).collect();
+    srs.dedup();
+    assert_eq!(srs.len(), 2, "a base in each");
+    // A pool that forgot the row of the first version: a scan of its own repository brings it back.
+    drop(controller);
+    let f1 = Ref(rig.hands.disk(&versions[0].disk).await.expect("F").r);
+    rig.sim.pool.db().delete("VDI", &f1);
+    rig.delete("moves").await;
+    let _controller = rig.run().await;
+    rig.until_gone("moves").await;
+    for name in ["Shared storage", "Other storage"] {
+        let sr = rig.hands.named("SR", name).await.r;
+        rig.hands.call("SR.scan", json!([sr])).await;
+    }
+    let left: Vec<_> = rig.hands.all("VDI").await.into_iter().filter(|d| d.row["managed"] == json!(true)).collect();
+    assert!(!left.iter().any(|d| d.uuid() == versions[0].disk), "{left:#?}");
+    assert_eq!(rig.hands.bases().await.len(), 0);
+    rig.hands.assert_nothing_of(&uid(&done)).await;
     rig.hands.assert_tidy().await;
 }
 

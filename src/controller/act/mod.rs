@@ -63,7 +63,7 @@ pub async fn act(lens: &Lens<'_>, scene: &Scene, step: &Step) -> Done {
         Step::DestroyUnclaimed { making: Making::CloneMachine, child } => hand.destroy_unclaimed_machine(child).await,
         Step::DestroyUnclaimed { child, .. } => hand.destroy_disk(child, "unclaimed").await,
         Step::DestroyHalfMade { machine } => hand.destroy_unclaimed_machine(machine).await,
-        Step::ScanStorage => hand.scan().await,
+        Step::ScanStorage { sr } => hand.scan(sr).await,
         Step::TagAgain { uuid } => hand.tag_again(uuid).await,
         Step::NameDisk { uuid, name } => {
             begun(client.start(&hand.aux(uuid, "name")).vdi_set_name_label(&hand.vdi(uuid)?, name).await)
@@ -239,18 +239,18 @@ impl Hand<'_, '_> {
         if marked.is_none() {
             return self.mark(uuid, &mark).await;
         }
-        let sr = &self.scene.sr;
-        let disks = self.lens.pool.client.read().get_all_records_where::<Vdi>("SR", sr.as_str()).await?;
+        // Whoever stands on it is where it is.
+        let disks = self.lens.pool.client.read().get_all_records_where::<Vdi>("SR", record.sr.as_str()).await?;
         let used = !disks.odd.is_empty()
             || disks.found.values().any(|d| d.other_config.get(identity::BASE).is_some_and(|b| b == uuid));
         if used { self.unmark(uuid).await } else { self.destroy_disk(uuid, "destroy").await }
     }
 
-    async fn scan(&self) -> Done {
-        let seen = &self.scene.observed;
+    async fn scan(&self, uuid: &str) -> Done {
         let op = self.lineage(Role::Work).opid().aux("scan");
-        let task = self.lens.pool.client.start(&op).sr_scan(&self.scene.sr).await?;
-        self.lens.pool.memory().scan_started(&seen.storage.uuid, &seen.agent_start, Some(task.clone()));
+        let (sr, _) = self.lens.view.srs.by_uuid(uuid).ok_or(Failed::Stale)?;
+        let task = self.lens.pool.client.start(&op).sr_scan(sr).await?;
+        self.lens.pool.memory().scan_started(uuid, &self.scene.observed.agent_start, Some(task.clone()));
         Ok(Some(task))
     }
 

@@ -8,7 +8,6 @@ use super::Lens;
 use crate::domain::identity::{self, Lineage, Proof, Role, prove};
 use crate::domain::observed::{Making, Observed, Records, VersionRecord};
 use crate::xapi::model::Vdi;
-use crate::xapi::wire::Ref;
 
 /// Candidates for S, best first: by lineage; where the OS disk or S's keys are gone, those that our records name for this OS layer version.
 pub(super) fn bases(lens: &Lens<'_>, os: Option<&str>, sr: &str, records: &Records) -> Vec<String> {
@@ -26,8 +25,11 @@ pub(super) fn bases(lens: &Lens<'_>, os: Option<&str>, sr: &str, records: &Recor
     // The OS layer of a version in work is fixed.
     let same_os = records.disk.as_ref().is_some_and(|d| d.version == lens.want.version);
     let recorded = records.versions.iter().rev().map(version).chain(in_work.map(|uuid| (uuid, same_os)));
+    // What is made of it stays where it is, and is to be made here.
+    let here = |d: &Vdi| lens.view.srs.get(&d.sr).is_some_and(|there| there.uuid == sr);
     for (uuid, same_os) in recorded.chain(source.map(|uuid| (uuid, false))) {
-        let fits = lens.view.vdis.by_uuid(&uuid).is_some_and(|(_, d)| match proof(d, true) {
+        let there = lens.view.vdis.by_uuid(&uuid).filter(|(_, d)| here(d));
+        let fits = there.is_some_and(|(_, d)| match proof(d, true) {
             Proof::ByKeys(Role::Base) => {
                 d.other_config.get(identity::OS_VERSION) == Some(&lens.want.os_version)
                     && os.is_none_or(|os| d.other_config.get(identity::OS).is_some_and(|o| o == os))
@@ -80,8 +82,9 @@ pub(super) fn copies(lens: &Lens<'_>, subject: &str) -> Vec<String> {
     lens.view.vdis.with(identity::LAYER, uid).filter(|(_, d)| copied(d)).map(|(_, d)| d.uuid.clone()).collect()
 }
 
-/// Every S on which no W or F stands, which nobody is about to clone, and which no layer's status names.
-pub(super) fn idle_bases(lens: &Lens<'_>, sr: &Ref, subject: &str) -> Vec<Arc<Vdi>> {
+/// Every S on which no W or F stands, which nobody is about to clone, and which no layer's status names; in whatever storage repository:
+/// who had something in another one has left it there.
+pub(super) fn idle_bases(lens: &Lens<'_>, subject: &str) -> Vec<Arc<Vdi>> {
     // What a status names is in use; only of the others a whole look must tell, which is dear.
     let used = |uuid: &str| {
         lens.view.vdis.iter().any(|(_, d)| d.other_config.get(identity::BASE).is_some_and(|base| base == uuid))
@@ -99,9 +102,7 @@ pub(super) fn idle_bases(lens: &Lens<'_>, sr: &Ref, subject: &str) -> Vec<Arc<Vd
     lens.view
         .vdis
         .with(identity::ROLE, Role::Base.as_str())
-        .filter(|(_, d)| {
-            d.sr == *sr && prove(lens.cluster, &d.uuid, &d.other_config, false) == Proof::ByKeys(Role::Base)
-        })
+        .filter(|(_, d)| prove(lens.cluster, &d.uuid, &d.other_config, false) == Proof::ByKeys(Role::Base))
         .filter(|(_, d)| free(&d.uuid) && !wanted(d))
         .filter(|(_, d)| {
             identity::Mark::read(&d.other_config).is_none_or(|m| m.is_removal() && m.cluster == lens.cluster)

@@ -8,6 +8,8 @@ use std::time::Duration;
 use kube::ResourceExt;
 
 use super::{Lens, base_lineage, lineage};
+use crate::api::PlatformLayer;
+use crate::api::condition::{ConditionType, find};
 use crate::api::reason::Reason;
 use crate::domain::identity::{self, BOOT, Lineage, Mark, Opid, Proof, Role, START_BEFORE, TASK_TAG, prove};
 use crate::domain::observed::{Child, Flight, Making, MarkSight, Observed, Quiet, Sent, TaskSight, Trouble};
@@ -128,6 +130,7 @@ fn flight(
         making,
         opid,
         source,
+        sr: seen.storage.uuid.clone(),
         wanted_mark,
         mark,
         intent,
@@ -144,26 +147,43 @@ fn flight(
     }
 }
 
-/// Another layer that began something on the source and was told not to go on: nobody else would find out whom to ask.
+/// Another layer that began something on the source and does not go on by itself: nobody else would find out whom to ask.
 fn ahead(lens: &Lens<'_>, source: &str) -> Option<String> {
-    let holder = lens.pool.memory().at_work_on(source).map(str::to_owned);
-    let marked = || lens.view.vdis.by_uuid(source).and_then(|(_, d)| Mark::read(&d.other_config));
-    let uid = holder.or_else(|| marked()?.layer().map(str::to_owned)).filter(|uid| *uid != lens.want.uid)?;
-    let layer = lens.around.with_uid(&uid)?;
+    let layer = holder(lens, source)?;
     let (namespace, name) = (layer.namespace().unwrap_or_default(), layer.name_any());
-    layer.spec.suspend.then(|| {
-        format!("layer {namespace}/{name} began to make something of the same disk and was suspended (spec.suspend) before that was done")
-    })
+    let told = |type_| Some(find(&layer.status.as_ref()?.conditions, type_)?.reason.as_str());
+    let rests = match (told(ConditionType::Stalled), told(ConditionType::ActionRequired)) {
+        _ if layer.spec.suspend => "was suspended (spec.suspend)".to_owned(),
+        (Some(reason), _) => format!("is stalled ({reason})"),
+        (None, Some(reason)) => format!("waits for a person ({reason})"),
+        (None, None) => return None,
+    };
+    Some(format!("layer {namespace}/{name} began to make something of the same disk and {rests} before that was done"))
+}
+
+/// Who has the turn on the source, as far as this process knows; else whoever set its mark: a base's names the operation alone.
+fn holder<'a>(lens: &'a Lens<'_>, source: &str) -> Option<&'a PlatformLayer> {
+    let turn = lens.pool.memory().at_work_on(source).map(str::to_owned);
+    let mark = lens.view.vdis.by_uuid(source).and_then(|(_, d)| Mark::read(&d.other_config));
+    let mark = mark.as_ref();
+    let turn = turn.and_then(|uid| lens.around.with_uid(&uid));
+    let of_mark = mark.and_then(|m| m.layer()).and_then(|uid| lens.around.with_uid(uid));
+    let at_it = mark.and_then(|m| lens.around.who_is_at(&m.op));
+    let mut known = [turn, of_mark, at_it].into_iter().flatten();
+    known.find(|l| l.metadata.uid.as_ref() != Some(&lens.want.uid))
 }
 
 fn mark_sight(lens: &Lens<'_>, source: &str, wanted: Option<&Mark>, sr: &Ref) -> MarkSight {
     let on_it = lens.view.vdis.by_uuid(source).and_then(|(_, d)| Mark::read(&d.other_config));
+    let waits = format!("mark/{source}/");
+    if on_it.as_ref().is_none_or(|mark| mark.cluster == lens.cluster) {
+        lens.pool.memory().waits_over(&waits);
+    }
     match on_it {
         None => MarkSight::None,
         Some(mark) if Some(&mark) == wanted => MarkSight::Ours,
         Some(mark) if mark.cluster != lens.cluster => {
-            let since = lens.pool.memory().since(&format!("mark/{source}/{mark}"), true, lens.now);
-            let long = since.is_some_and(|t| lens.now.duration_since(t) >= lens.pace.patience);
+            let long = lens.waits_long(&format!("{waits}{mark}"));
             MarkSight::Foreign { mark, long }
         }
         Some(mark) if lens.is_at_work(&mark) => MarkSight::Held,

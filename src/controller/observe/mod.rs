@@ -7,6 +7,7 @@ mod bases;
 pub mod flights;
 pub mod objects;
 mod records;
+mod storage;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 pub use self::bases::base_lineage;
 use self::bases::{bases, copies, idle_bases, stray_marks};
 use self::records::{estate, owned, recorded, records, repository, subject, unseen};
+use self::storage::{Scan, attached, elsewhere, scan_state};
 
 use super::census::Census;
 use super::context::GuestProgram;
@@ -25,10 +27,10 @@ use super::pool::Pool;
 use crate::api::{Connector, PlatformLayer};
 use crate::domain::gate::{self, BaseChoice};
 use crate::domain::identity::{self, Lineage, Role};
-use crate::domain::observed::{Disk, Machine, Making, Observed, Sight, Storage, Trouble};
+use crate::domain::observed::{Disk, Holder, Machine, Making, Observed, Sight, Trouble};
 use crate::domain::removal::Estate;
 use crate::domain::want::{DeletionPolicy, Want};
-use crate::xapi::model::{TaskStatus, Vdi, Vm};
+use crate::xapi::model::{Vdi, Vm};
 use crate::xapi::view::View;
 use crate::xapi::wire::Ref;
 
@@ -62,6 +64,12 @@ impl Lens<'_> {
             Some(uid) if mark.is_removal() => self.around.with_uid(uid).is_some(),
             Some(_) | None => self.around.is_at(&mark.op),
         }
+    }
+
+    /// Has this stood in the way for longer than patience? Whoever waits for it looks more often than every other rest.
+    fn waits_long(&self, what: &str) -> bool {
+        let since = self.pool.memory().waited_since(what, self.now, self.pace.rest * 2);
+        self.now.duration_since(since) >= self.pace.patience
     }
 }
 
@@ -98,8 +106,13 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         owned.machines.iter().find(|(_, m)| version(&m.other_config) || recorded(&records.machine, &m.uuid)).copied();
     let machine_ref = vm.map(|(r, _)| r.clone());
     let disk = |vdi: &Arc<Vdi>| {
-        let leaked = |vbd: &str| leaked(lens, vbd);
+        // On a control domain for longer than patience, without a task of ours.
+        let waits = format!("dom0/{}/", vdi.uuid);
+        let leaked = |vbd: &str| lens.waits_long(&format!("{waits}{vbd}"));
         let mut disk = objects::disk(view, lens.cluster, vdi, machine_ref.as_ref(), &leaked);
+        if !disk.attachments.iter().any(|a| matches!(a.holder, Holder::ControlDomain { .. })) {
+            lens.pool.memory().waits_over(&waits);
+        }
         disk.left_paused = left_paused(lens, &disk);
         disk
     };
@@ -131,9 +144,23 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         }
     };
     let work_recorded = records.disk.as_ref().is_some_and(|d| d.version == subject);
-    let unseen = unseen(lens, &records, &agent_start);
+    let (elsewhere, scans) = elsewhere(lens, &records, &owned, &storage.uuid, &agent_start);
+    let here = records.pool.as_deref() == Some(pool_uuid.as_str());
+    let repository = |uuid: Option<&str>| match uuid {
+        Some(uuid) if uuid != storage.uuid => elsewhere.iter().find(|s| s.uuid == uuid),
+        Some(_) | None => Some(&storage),
+    };
+    let in_sight = |uuid: Option<&str>| {
+        here && repository(uuid)
+            .filter(|s| s.scanned())
+            .and_then(|s| view.srs.by_uuid(&s.uuid))
+            .is_some_and(|(sr, _)| attached(view, sr))
+    };
+    let unseen = unseen(lens, &records, &agent_start, &|sr| lens.live && in_sight(sr));
+    // Gone, as the mirror has it: a live look says whether it is lost.
+    let doubted = !lens.deleting && unseen.iter().any(|u| u.version.is_some() && !u.lost && in_sight(u.sr.as_deref()));
     // To be removed, and out of sight: its record goes only when a scan has not brought it back.
-    let hidden = !storage.scanned() && records.disk.as_ref().is_some_and(|d| unseen.contains(&d.uuid));
+    let hidden = !storage.scanned() && records.disk.as_ref().is_some_and(|d| unseen.iter().any(|u| u.uuid == d.uuid));
     let work = match sight(w.map(|(_, d)| disk(d)), work_recorded && !done) {
         Sight::Absent if work_recorded && hidden => Sight::CannotLook,
         seen => seen,
@@ -168,7 +195,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     let others = estate.frozen.iter().filter(|d| f.is_none_or(|(_, f)| f.uuid != d.uuid));
     let untagged = others.filter(|d| !d.keyed || !d.tagged).map(|d| d.uuid.clone()).collect();
     let unclaimed = copies(lens, &subject);
-    let idle_bases = idle_bases(lens, &sr, &subject).into_iter().map(|d| disk(&d)).collect();
+    let idle_bases = idle_bases(lens, &subject).into_iter().map(|d| disk(&d)).collect();
     let mut observed = Observed {
         subject,
         cluster: lens.cluster.to_owned(),
@@ -190,6 +217,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         stray_marks: Vec::new(),
         unclaimed,
         unseen,
+        elsewhere,
         untagged,
         idle_bases,
         slot: lens.slot.clone(),
@@ -211,7 +239,9 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
             format!("the pool names disk '{}' without a uuid", d.name),
         ));
     }
-    let soon = [soon, seen.soon, matches!(scan, Scan::Ended).then_some(Duration::ZERO)].into_iter().flatten().min();
+    let ended = matches!(scan, Scan::Ended) || scans.iter().any(|scan| matches!(scan, Scan::Ended));
+    let doubt = doubt || doubted || scans.iter().any(|scan| matches!(scan, Scan::Unseen));
+    let soon = [soon, seen.soon, ended.then_some(Duration::ZERO)].into_iter().flatten().min();
     // What it is being cloned from is what counts; the spec may name another base by now.
     let cloned = observed.records.operation.as_ref().filter(|i| i.step == Making::CloneDisk).map(|i| i.source.clone());
     let version = |uuid: &String| observed.records.versions.iter().any(|v| v.disk == *uuid);
@@ -230,51 +260,6 @@ fn left_paused(lens: &Lens<'_>, disk: &Disk) -> bool {
 /// The lineage of this layer's object of this role and version.
 pub fn lineage(cluster: &str, layer: &str, version: &str, role: Role) -> Lineage {
     Lineage::Layer { cluster: cluster.to_owned(), layer: layer.to_owned(), version: version.to_owned(), role }
-}
-
-fn attached(view: &View, sr: &Ref) -> bool {
-    view.pbds.iter().any(|(_, p)| p.sr == *sr && p.currently_attached)
-}
-
-/// What became of the scan that was sent last.
-enum Scan {
-    /// None was, it is at work, or it was known to be over.
-    Known,
-    /// Ended since the last pass. It counts from the next one: what this view shows of the disks may be older than its end.
-    Ended,
-    /// The mirror does not show its task: too early, or collected since.
-    Unseen,
-}
-
-fn scan_state(lens: &Lens<'_>, storage: &mut Storage, agent_start: &str) -> Scan {
-    let mut memory = lens.pool.memory();
-    let (done, due) = memory.scans(&storage.uuid, agent_start, lens.now, lens.pace.in_flight);
-    let task = memory.scan_task(&storage.uuid, agent_start);
-    let state = match task.as_ref().map(|task| lens.view.tasks.get(task).map(|t| &t.status)) {
-        None | Some(Some(TaskStatus::Pending | TaskStatus::Cancelling)) => Scan::Known,
-        Some(Some(TaskStatus::Success)) => {
-            memory.scan_done(&storage.uuid, agent_start, lens.now);
-            Scan::Ended
-        }
-        Some(None) if !lens.live => Scan::Unseen,
-        // A live look that does not show it either has lost it, and it is made again.
-        Some(None | Some(TaskStatus::Failure | TaskStatus::Cancelled | TaskStatus::Other)) => {
-            memory.scan_started(&storage.uuid, agent_start, None);
-            Scan::Known
-        }
-    };
-    let ended = matches!(state, Scan::Ended);
-    storage.scans = done;
-    storage.doubted = ended || memory.is_doubted(&storage.uuid);
-    storage.scanning = ended || memory.scan_task(&storage.uuid, agent_start).is_some();
-    storage.scan_due = due && !storage.scanning;
-    state
-}
-
-/// On a control domain for longer than patience, without a task of ours.
-fn leaked(lens: &Lens<'_>, vbd: &str) -> bool {
-    let since = lens.pool.memory().since(&format!("dom0/{vbd}"), true, lens.now);
-    since.is_some_and(|t| lens.now.duration_since(t) >= lens.pace.patience)
 }
 
 fn machine_source(lens: &Lens<'_>, sr: &Ref) -> Result<(), Trouble> {

@@ -9,7 +9,9 @@ use super::{Lens, objects, see_machine};
 use crate::api::layer_status::PlatformLayerStatus;
 use crate::api::reason::Reason;
 use crate::domain::identity::{self, Proof, Role, prove};
-use crate::domain::observed::{Disk, DiskRecord, Intent, MachineRecord, Making, Records, Trouble, VersionRecord};
+use crate::domain::observed::{
+    Disk, DiskRecord, Intent, MachineRecord, Making, Records, Trouble, Unseen, VersionRecord,
+};
 use crate::domain::removal::Estate;
 use crate::domain::want::Want;
 use crate::xapi::model::{Vdi, Vm};
@@ -46,6 +48,7 @@ pub(super) fn records(status: Option<&PlatformLayerStatus>) -> Records {
                 base: v.base.as_ref().map(|b| b.uuid.clone()).unwrap_or_default(),
                 os_version: v.os_version.clone(),
                 sr: v.storage_repository_uuid.clone(),
+                lost: v.lost,
             })
             .collect(),
         operation: s.operation.as_ref().and_then(|o| {
@@ -126,11 +129,15 @@ pub(super) fn owned<'a>(lens: &Lens<'a>, records: &Records) -> Owned<'a> {
     }
 }
 
-/// Where the subject's disk is, whatever the Connector names by now; nothing yet: the Connector's.
+/// Where the subject's disk is, or what was begun is made of, whatever the Connector names by now; nothing yet: the Connector's.
 pub(super) fn repository(lens: &Lens<'_>, records: &Records, subject: &str) -> Result<Ref, Trouble> {
     let (named, record) = inspect::storage(lens.view, &lens.connector.spec.storage_repository)?;
     let version = records.versions.iter().find(|v| v.version == subject).and_then(|v| v.sr.as_ref());
     let recorded = version.or(records.disk.as_ref().filter(|d| d.version == subject).and_then(|d| d.sr.as_ref()));
+    let begun = records.operation.as_ref().and_then(|i| lens.view.vdis.by_uuid(&i.source));
+    if let (None, Some((_, source))) = (recorded, begun) {
+        return Ok(source.sr.clone());
+    }
     let Some(uuid) = recorded.filter(|uuid| **uuid != record.uuid) else { return Ok(named) };
     lens.view.srs.by_uuid(uuid).map(|(r, _)| r.clone()).ok_or_else(|| {
         Trouble::new(
@@ -142,13 +149,25 @@ pub(super) fn repository(lens: &Lens<'_>, records: &Records, subject: &str) -> R
     })
 }
 
-/// See [`Observed::unseen`].
-pub(super) fn unseen(lens: &Lens<'_>, records: &Records, agent_start: &str) -> Vec<String> {
-    let work = records.disk.iter().chain(&records.config).map(|d| &d.uuid);
-    let disks = work.chain(records.versions.iter().map(|v| &v.disk));
-    let lost = disks.filter(|uuid| lens.view.vdis.by_uuid(uuid).is_none());
-    let memory = lens.pool.memory();
-    lost.filter(|uuid| !memory.was_removed(uuid, agent_start)).cloned().collect()
+/// See [`Observed::unseen`]. `lost`: would a disk that does not show in the repository of this uuid (none: the subject's) be lost?
+pub(super) fn unseen(
+    lens: &Lens<'_>,
+    records: &Records,
+    agent_start: &str,
+    lost: &dyn Fn(Option<&str>) -> bool,
+) -> Vec<Unseen> {
+    let hidden =
+        |uuid: &str| lens.view.vdis.by_uuid(uuid).is_none() && !lens.pool.memory().was_removed(uuid, agent_start);
+    let unseen = |uuid: &str, version: Option<&str>, sr: Option<&str>, lost: bool| {
+        let owned = |s: Option<&str>| s.map(str::to_owned);
+        hidden(uuid).then(|| Unseen { uuid: uuid.to_owned(), version: owned(version), sr: owned(sr), lost })
+    };
+    let made = records.disk.iter().chain(&records.config);
+    let work = made.filter_map(|d| unseen(&d.uuid, None, d.sr.as_deref(), false));
+    // What a removal took is not lost, though another process may have done it.
+    let gone = |v: &VersionRecord| v.lost || !lens.deleting && lost(v.sr.as_deref());
+    let frozen = records.versions.iter().filter_map(|v| unseen(&v.disk, Some(&v.version), v.sr.as_deref(), gone(v)));
+    work.chain(frozen).collect()
 }
 
 /// All that is a layer's, whatever version it is of.

@@ -24,6 +24,7 @@ fn making(making: Making) -> Flight {
         making,
         opid: Opid("op".into()),
         source: "m".into(),
+        sr: "sr".into(),
         wanted_mark: None,
         mark: MarkSight::None,
         intent: None,

@@ -213,12 +213,17 @@ pub(super) fn with_disk(want: &Want, seen: &Observed, w: &Disk) -> Verdict {
 }
 
 /// Recorded under another start of xapi: its row may be one of those that were never written out.
-pub(super) fn machine_forgotten(seen: &Observed) -> bool {
+fn machine_forgotten(seen: &Observed) -> bool {
     seen.records.machine.as_ref().is_some_and(|m| m.agent_start.as_deref() != Some(seen.agent_start.as_str()))
 }
 
 pub(super) fn w_worked(seen: &Observed) -> bool {
     seen.records.disk.as_ref().is_some_and(|d| d.worked)
+}
+
+/// Status knows of a run that the machine's keys do not: a pool that died has forgotten it.
+pub fn boot_forgotten(seen: &Observed) -> bool {
+    w_worked(seen) && machine_forgotten(seen)
 }
 
 fn make_machine(seen: &Observed) -> Verdict {

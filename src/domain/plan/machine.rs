@@ -7,7 +7,7 @@ use super::super::making;
 use super::super::observed::{Disk, Dvd, Flight, Holder, Machine, Making, Observed, Power, Sent, TaskSight, Trouble};
 use super::super::want::Want;
 use super::config::{at_stream, config_disk, end_config, read_back};
-use super::disk::{machine_forgotten, w_worked};
+use super::disk::boot_forgotten;
 use super::words::instruction;
 use super::{Next, Say, Step, Verdict, advance, finish_operations, held, ran};
 use crate::api::reason::Reason;
@@ -77,16 +77,19 @@ pub(super) fn with_machine(want: &Want, seen: &Observed, w: &Disk, m: &Machine) 
 /// Rows 4 to 7: everything that must stand before the first start.
 fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     let act = |step, message: &str| Verdict::act(step, Reason::SettingUpMachine, message);
+    let under_way = seen.flight(Making::StartMachine).is_some_and(|f| f.intent.is_some());
+    // Status remembers a boot that xapi forgot: another one is a person's to ask for.
+    let forgotten = boot_forgotten(seen) && !under_way;
+    let freezing = seen.flight(Making::FreezeDisk).is_some_and(|f| f.intent.is_some());
+    if forgotten && (freezing || m.start_blocked || new_token(want, seen, m).is_none()) {
+        let why = gate::boot_forgotten(want, seen, m);
+        if m.busy {
+            return Verdict { next: Next::Task, ..Verdict::trouble(why) };
+        }
+        return take_back_freeze(seen, m, why);
+    }
     if m.busy {
         return Verdict::wait(Next::Task, Reason::SettingUpMachine, "the packaging machine is being set up");
-    }
-    let under_way = seen.flight(Making::StartMachine).is_some_and(|f| f.intent.is_some());
-    if w_worked(seen) && machine_forgotten(seen) && !under_way {
-        // Status remembers a boot that xapi forgot: another one is a person's to ask for.
-        let freezing = seen.flight(Making::FreezeDisk).is_some_and(|f| f.intent.is_some());
-        if freezing || m.start_blocked || new_token(want, seen, m).is_none() {
-            return take_back_freeze(seen, m, boot_forgotten(want, m));
-        }
     }
     if !m.drift.is_empty() {
         return act(
@@ -137,18 +140,6 @@ fn use_token(want: &Want, seen: &Observed, m: &Machine) -> Option<Verdict> {
         Reason::StartingMachine,
         "using the restart token",
     ))
-}
-
-fn boot_forgotten(want: &Want, m: &Machine) -> Trouble {
-    Trouble::new(
-        Reason::FixIntegrity,
-        format!(
-            "machine '{}' has run, but the pool forgot its last boot when its management daemon died, so no report counts: start it again and \
-             run the check once more: {}",
-            m.name,
-            want.restart_command()
-        ),
-    )
 }
 
 /// A start, with its own gates. `VM.start` tells nothing when no host can do it, so the hosts are asked first.
@@ -234,6 +225,14 @@ fn halted(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
         .and_then(|()| gate::same_boot(seen, m));
     if let Err(t) = may {
         return take_back_freeze(seen, m, t);
+    }
+    // By its boot a machine that runs in the middle of its freeze is told from one that rests.
+    if !freezing && m.key(BOOT).is_none() {
+        return Verdict::act(
+            Step::NoteBoot { machine: m.uuid.clone(), boot: m.boot_id() },
+            Reason::FreezingDisk,
+            "noting the boot that is frozen",
+        );
     }
     if !freezing && w.busy {
         return Verdict::wait(Next::Task, Reason::FreezingDisk, "an operation is at work on the packaging disk");

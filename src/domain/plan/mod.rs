@@ -19,7 +19,7 @@ mod tidy;
 mod words;
 
 pub(in crate::domain) use self::config::remove_config;
-pub use self::disk::description;
+pub use self::disk::{boot_forgotten, description};
 pub(super) use self::step::Verdict;
 pub use self::step::{Next, Plan, Say, Step};
 pub(super) use self::tidy::only_copy;
@@ -28,7 +28,7 @@ pub(super) use self::words::{told, working_reason};
 
 use super::identity::{BOOT, START_BEFORE};
 use super::making;
-use super::observed::{Disk, Flight, Holder, Machine, Making, MarkSight, Observed, Power, Sight, TaskSight};
+use super::observed::{Disk, Flight, Holder, Machine, Making, MarkSight, Observed, Power, Sight, Storage, TaskSight};
 use super::want::Want;
 use crate::api::Phase;
 use crate::api::reason::Reason;
@@ -160,15 +160,23 @@ pub(in crate::domain) fn take_stray_mark(seen: &Observed) -> Option<Verdict> {
 
 /// Not to be told from loss or absence yet: a scan of the storage repository decides, where one can be had.
 pub(in crate::domain) fn cannot_tell(seen: &Observed, what: &str) -> Verdict {
+    cannot_tell_in(&seen.storage, what)
+}
+
+pub(in crate::domain) fn cannot_tell_in(storage: &Storage, what: &str) -> Verdict {
     let message = format!(
         "{what} cannot be told from a lost one yet: nothing is made until storage repository '{}' was scanned. If this stays, check its connection to the hosts",
-        seen.storage.name
+        storage.name
     );
-    if seen.storage.scanned() || seen.storage.scanning {
+    if storage.scanned() || storage.scanning {
         Verdict::wait(Next::Capacity, Reason::WaitingForStorage, message)
     } else {
-        Verdict::act(Step::ScanStorage, Reason::WaitingForStorage, message)
+        Verdict::act(scan(storage), Reason::WaitingForStorage, message)
     }
+}
+
+fn scan(storage: &Storage) -> Step {
+    Step::ScanStorage { sr: storage.uuid.clone() }
 }
 
 /// A row whose disk is gone, that a restart of xapi brought back, cannot be destroyed: a scan takes it away.
@@ -176,9 +184,10 @@ pub(in crate::domain) fn destroy_disk(seen: &Observed, disk: &Disk, step: Step, 
     if let Some(verdict) = held(disk) {
         return verdict;
     }
-    match (disk.busy || seen.storage.scanning, seen.storage.doubted) {
+    let storage = seen.storage_of(disk.sr.as_deref()).unwrap_or(&seen.storage);
+    match (disk.busy || storage.scanning, storage.doubted) {
         (true, _) => Verdict::wait(Next::Task, why, what),
-        (false, true) => Verdict::act(Step::ScanStorage, why, what),
+        (false, true) => Verdict::act(scan(storage), why, what),
         (false, false) => Verdict::act(step, why, what),
     }
 }

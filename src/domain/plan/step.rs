@@ -44,7 +44,10 @@ pub enum Step {
     DestroyHalfMade {
         machine: String,
     },
-    ScanStorage,
+    /// `sr`: uuid of the storage repository.
+    ScanStorage {
+        sr: String,
+    },
     /// Keys and tag of a recorded object that lost them.
     TagAgain {
         uuid: String,
@@ -195,7 +198,7 @@ impl Step {
             | Self::Mark { .. }
             | Self::Settle { .. }
             | Self::CancelTasks { .. }
-            | Self::ScanStorage
+            | Self::ScanStorage { .. }
             | Self::TagAgain { .. }
             | Self::NameDisk { .. }
             | Self::DescribeDisk { .. }
@@ -307,7 +310,14 @@ impl Verdict {
                 Next::Capacity,
                 Reason::WaitingForMark,
                 format!(
-                    "{what}: the disk bears another operation's mark, and this layer goes on when that is off; told anew after 10 minutes"
+                    "{what}: another layer's operation is at work on the same disk, and this one goes on when its mark is off"
+                ),
+            ),
+            Move::Wait(Waiting::ForeignMark) => Self::wait(
+                Next::Capacity,
+                Reason::WaitingForMark,
+                format!(
+                    "{what}: the disk bears the mark of another cluster, and this layer goes on when that is off; if it stays for 10 minutes, what to do is told"
                 ),
             ),
             Move::Stop(trouble) => Self::trouble(trouble),

@@ -8,6 +8,7 @@ use crate::api::reason::Reason as R;
 use crate::domain::gate;
 use crate::domain::identity::{Keys, Mark, Opid};
 use crate::domain::observed::*;
+use crate::domain::removal::{Estate, decide_removal};
 use crate::domain::want::Want;
 
 pub(super) fn want(more: serde_json::Value) -> Want {
@@ -101,6 +102,7 @@ fn entered() -> Observed {
         stray_marks: Vec::new(),
         unclaimed: Vec::new(),
         unseen: Vec::new(),
+        elsewhere: Vec::new(),
         untagged: Vec::new(),
         idle_bases: Vec::new(),
         slot: Ok(()),
@@ -263,4 +265,90 @@ fn a_freeze_waits_for_a_machine_at_rest() {
     let (seen, m) = (made(machine()), Machine { busy: true, ..machine() });
     let why = gate::freeze(&seen, &m).expect_err("not at rest");
     assert_eq!(why.reason, R::WaitingForMachine);
+}
+
+/// Skip asks for no report; still the freeze is of one boot's end, and that must be known by a name.
+#[test]
+fn a_boot_that_nobody_noted_is_noted_before_it_is_frozen() {
+    let w = want(json!({"integrity": "Skip", "finalize": {"approved": "1"}}));
+    let halted = |keys: &[(&str, &str)]| Machine {
+        keys: keys.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        start_time: "later".into(),
+        ..machine()
+    };
+    let mut seen = made(halted(&[(START_BEFORE, "never")]));
+    assert_eq!(decide(&w, &seen).step, Step::NoteBoot { machine: "m".into(), boot: "-1@later".into() });
+    seen = made(halted(&[(START_BEFORE, "never"), (BOOT, "-1@later")]));
+    assert_eq!(decide(&w, &seen).step, Step::BlockStart { machine: "m".into() });
+    // Begun without one, it is nobody's to say that the machine rested since.
+    seen = made(halted(&[(START_BEFORE, "never")]));
+    seen.flights = vec![flight(Making::FreezeDisk)];
+    let m = seen.machine.found().expect("M");
+    assert_eq!(gate::same_boot(&seen, m).expect_err("another boot").reason, R::WaitingForMachine);
+}
+
+/// An older version's disk is in another repository than the newest one's.
+#[test]
+fn a_removal_asks_the_repository_that_each_disk_is_in() {
+    let there = |scans| Storage { uuid: "there".into(), name: "slow".into(), scans, ..Storage::default() };
+    let seen = |elsewhere: Vec<Storage>| {
+        let mut seen = entered();
+        seen.elsewhere = elsewhere;
+        let (version, sr) = (Some("0".into()), Some("there".into()));
+        seen.unseen = vec![Unseen { uuid: "f0".into(), version, sr, lost: false }];
+        seen
+    };
+    let step = |policy: &str, seen: &Observed| {
+        let plan = decide_removal(&want(json!({"deletionPolicy": policy})), seen, &Estate::default());
+        (plan.step, format!("{:?}", plan.say))
+    };
+    let (scan, words) = step("Delete", &seen(vec![there(0)]));
+    assert_eq!(scan, Step::ScanStorage { sr: "there".into() });
+    assert!(words.contains("'slow'"), "{words}");
+    assert_eq!(step("Delete", &seen(vec![there(1)])).0, Step::LetGo);
+    // The pool has the repository no more: what is to be removed cannot be, what is to stay stays.
+    let (nothing, words) = step("Delete", &seen(Vec::new()));
+    assert_eq!(nothing, Step::Nothing);
+    assert!(words.contains("there") && words.contains("f0") && words.contains("Orphan"), "{words}");
+    assert_eq!(step("Retain", &seen(Vec::new())).0, Step::LetGo);
+}
+
+fn flight(making: Making) -> Flight {
+    Flight {
+        making,
+        opid: Opid("op".into()),
+        source: "s".into(),
+        sr: "sr".into(),
+        wanted_mark: None,
+        mark: MarkSight::None,
+        intent: Some(intent(making)),
+        sent: Sent::Never,
+        task: TaskSight::None,
+        children: Vec::new(),
+        quiet: Quiet::No,
+        restarted: false,
+        scans: 0,
+        scan_due: false,
+        turn: true,
+        ahead: None,
+        refused: None,
+    }
+}
+
+/// xapi died and forgot that the machine had run: what is wrong, what it means and what to do, from the first word on.
+#[test]
+fn a_forgotten_boot_is_told_as_that_and_not_as_a_machine_in_the_making() {
+    let w = want(json!({}));
+    for busy in [false, true] {
+        let mut seen = made(Machine { busy, ..machine() });
+        seen.agent_start = "1".into();
+        seen.records.disk.as_mut().expect("a record").worked = true;
+        let (reason, message) = told(&w, &seen);
+        assert_eq!(reason, R::FixIntegrity, "busy: {busy}, {message}");
+        for word in
+            ["'pvs 1 packaging' (m)", "forgot", "still on its disk", "version '1' cannot be frozen", "restartToken"]
+        {
+            assert!(message.contains(word), "{word:?} is not in {message:?}");
+        }
+    }
 }

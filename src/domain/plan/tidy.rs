@@ -4,7 +4,8 @@ use super::super::observed::{Disk, Observed, Sight};
 use super::super::removal;
 use super::super::want::Want;
 use super::{
-    Next, Say, Step, Verdict, cannot_tell, destroy_disk, finalized, finish_operations, remove_config, removing,
+    Next, Say, Step, Verdict, cannot_tell, cannot_tell_in, destroy_disk, finalized, finish_operations, remove_config,
+    removing,
 };
 use crate::api::reason::Reason;
 
@@ -20,7 +21,9 @@ pub(super) fn tidy(want: &Want, seen: &Observed) -> Verdict {
 }
 
 fn said_finalized(want: &Want, seen: &Observed) -> Say {
-    Say::Finalized(finalized(&want.version, seen.finalized(&want.version).map(|v| v.disk.as_str())))
+    let lost = seen.unseen.iter().filter(|u| u.lost);
+    let lost = lost.filter_map(|u| Some((u.version.as_deref().filter(|v| *v != want.version)?, u.uuid.as_str())));
+    Say::Finalized(finalized(&want.version, seen.finalized(&want.version).map(|v| v.disk.as_str()), lost))
 }
 
 /// W may be all that is left of a finalized version: it goes only beside its frozen disk, and with proof that that is its snapshot.
@@ -104,6 +107,10 @@ fn tidying(want: &Want, seen: &Observed) -> Verdict {
         }
         Sight::CannotLook => return cannot_tell(seen, "the frozen disk"),
         Sight::Found(_) | Sight::Absent => {}
+    }
+    let hidden = seen.unseen.iter().filter(|u| u.version.is_some() && !u.lost);
+    if let Some(storage) = hidden.filter_map(|u| seen.storage_of(u.sr.as_deref())).find(|s| !s.scanned()) {
+        return cannot_tell_in(storage, "the frozen disk of another version");
     }
     if seen.subject == want.version {
         return Verdict::rest(said_finalized(want, seen));

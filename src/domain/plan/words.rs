@@ -123,11 +123,20 @@ fn words(want: &Want, seen: &Observed, stage: Reason) -> Option<String> {
     })
 }
 
-/// What a version is that is done. `disk`: its uuid.
-pub fn finalized(version: &str, disk: Option<&str>) -> String {
+/// What a version is that is done. `disk`: its uuid; `lost`: other versions and the uuids of their disks, which are gone.
+pub fn finalized<'a>(version: &str, disk: Option<&str>, lost: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     let disk = disk
         .map_or(String::new(), |disk| format!(": it is disk {disk}, a snapshot. Clone or copy that to build images"));
-    format!("version '{version}' is finalized{disk}")
+    let lost: Vec<_> = lost.map(|(version, disk)| format!("'{version}' ({disk})")).collect();
+    let lost = match lost.as_slice() {
+        [] => String::new(),
+        lost => format!(
+            ". Gone from the pool are the disks of other versions: {}. Nothing can be made from these any more, and nothing is made in their \
+             place; restore them if they are needed",
+            lost.join(", ")
+        ),
+    };
+    format!("version '{version}' is finalized{disk}{lost}")
 }
 
 /// A machine that is not claimed yet bears the name of its operation.

@@ -4,19 +4,24 @@
 //!
 //! Longer than 350 lines: the enumeration, its order and its tally are one thing.
 //!
-//! `cargo test` strikes every kind of call, then goes on over calls and over the faults of [`Fault::OF_CI`] evenly, by a seed, for eight
-//! minutes, which two quiet cores need for all of these. Everything: `LAMINA_CRASH=all cargo test --test lamina crash:: -- --nocapture`.
-//! Some of it: `LAMINA_CRASH=Happy/Call/7/XapiDies,Second/*Late`. `killed` does ten with the real binary.
+//! `cargo test` strikes every call by each of [`Fault::OF_CI`], then all else evenly by a seed, as far as eight minutes reach; then what was
+//! called in recoveries alone. Everything: `cargo test --test crash -- --all`. Some of it: `cargo test --test crash --
+//! 'Happy/Call/7/XapiDies' 'Second/*Late'`. `killed` does ten with the real binary meanwhile, which mostly wait.
 
+#[path = "../common/mod.rs"]
+#[expect(dead_code, reason = "shared with the other test binary, which uses more of it")]
+mod common;
 mod invariants;
 mod killed;
 mod lives;
+mod options;
 mod report;
 mod seam;
 mod sights;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
+use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -35,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::invariants::Lived;
 use self::lives::{Deeds, End, Life, Person};
+use self::options::Options;
 use self::report::{Counts, Report};
 use self::seam::{Death, Seam};
 use self::sights::{Row, Sights};
@@ -68,6 +74,8 @@ pub enum Fault {
     MidJson,
     XapiDies,
     BothDie,
+    /// The reply to a call is lost that is only made in a recovery from another fault.
+    InRecovery,
 }
 
 impl Fault {
@@ -97,6 +105,7 @@ impl Fault {
             Self::MidJson => "mid-JSON",
             Self::XapiDies => "xapi dies",
             Self::BothDie => "both die",
+            Self::InRecovery => "in recovery",
         }
     }
 
@@ -116,11 +125,13 @@ enum At {
     Write(u64),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Case {
     life: Life,
     at: At,
     fault: Fault,
+    /// Besides, the reply to the first call of this name is lost.
+    also: Option<String>,
 }
 
 impl Case {
@@ -129,7 +140,8 @@ impl Case {
             At::Call(n) => ("Call", n),
             At::Write(n) => ("Write", n),
         };
-        format!("{:?}/{kind}/{n}/{:?}", self.life, self.fault)
+        let also = self.also.as_ref().map(|method| format!("+{method}")).unwrap_or_default();
+        format!("{:?}/{kind}/{n}/{:?}{also}", self.life, self.fault)
     }
 }
 
@@ -145,92 +157,150 @@ struct Run {
     struck: bool,
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_call_and_every_write_may_be_the_last() {
+fn main() -> ExitCode {
+    let options = Options::parse(std::env::args().skip(1));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let failed = runtime.block_on(async {
+        let enumerated = async { if options.enumerates() { enumerate(&options).await } else { Vec::new() } };
+        let killed = async { if options.kills() { killed::all().await } else { Vec::new() } };
+        let (enumerated, killed) = tokio::join!(enumerated, killed);
+        enumerated.into_iter().chain(killed).collect::<Vec<_>>()
+    });
+    failed.iter().for_each(|failure| println!("FAILED {failure}"));
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Lives all cases asked for. Returns what is wrong.
+async fn enumerate(options: &Options) -> Vec<String> {
     let began = Instant::now();
-    let asked = std::env::var("LAMINA_CRASH").unwrap_or_default();
-    let mut report = Report::default();
-    let (mut cases, mut calls, mut records) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
+    let mut tested = Tested::default();
+    let mut cases = Vec::new();
     for life in Life::ALL {
         let from = Instant::now();
         let run = lived(life, None).await;
-        assert_eq!((&run.end, &run.broken), (&End::Done, &Vec::new()), "the recorded life {life:?}");
-        println!(
-            "{life:?}: {} calls, {} status writes, {} ms",
-            run.calls.len(),
-            run.writes,
-            from.elapsed().as_millis()
-        );
-        if std::env::var("LAMINA_CRASH_CALLS").is_ok() {
+        if run.end != End::Done || !run.broken.is_empty() {
+            return vec![format!("the recorded life {life:?}: {:?} {:?}", run.end, run.broken)];
+        }
+        let (calls, writes) = (run.calls.len() as u64, run.writes);
+        println!("{life:?}: {calls} calls, {writes} status writes, {} ms", from.elapsed().as_millis());
+        if options.calls {
             run.calls.iter().for_each(|e| println!("{:?} {} {:?}", e.number, e.method, e.params.get(1)));
         }
-        calls.extend(run.calls.iter().map(|e| e.method.clone()));
-        let numbers = (1..=run.calls.len() as u64).map(At::Call).map(|at| (at, Fault::OF_CALLS.as_slice()));
-        let writes = (1..=run.writes).map(At::Write).map(|at| (at, Fault::OF_WRITES.as_slice()));
-        cases.extend(
-            numbers
-                .chain(writes)
-                .flat_map(|(at, faults)| faults.iter().map(move |fault| Case { life, at, fault: *fault })),
-        );
-        records.insert(life, run);
+        let calls = (1..=calls).map(At::Call).map(|at| (at, Fault::OF_CALLS.as_slice()));
+        let writes = (1..=writes).map(At::Write).map(|at| (at, Fault::OF_WRITES.as_slice()));
+        let case = |at, fault: &Fault| Case { life, at, fault: *fault, also: None };
+        cases.extend(calls.chain(writes).flat_map(|(at, faults)| faults.iter().map(move |fault| case(at, fault))));
+        tested.records.insert(life, run);
     }
     let everything = cases.len();
-    let all = asked == "all";
-    match asked.as_str() {
-        "all" => {}
-        "" => rotate(&mut cases, &records),
-        some => cases.retain(|c| some.split(',').any(|s| s.split('*').all(|part| c.name().contains(part)))),
+    let sampled = !options.all && options.cases.is_empty();
+    if !options.cases.is_empty() {
+        cases.retain(|case| options.wants(&case.name()));
+    } else if sampled {
+        rotate(&mut cases, &tested.records);
     }
-    println!("{} cases in all, seed {SEED:#x}{}", everything, if all { "" } else { ", a sample that fits the time" });
-    let mut failures = Vec::new();
-    let mut done = 0;
-    let deadline = (asked.is_empty()).then_some(began + BUDGET);
-    let runs = cases.into_iter().take_while(|_| deadline.is_none_or(|d| Instant::now() < d));
-    let mut runs = futures::stream::iter(runs)
-        .map(|case| async move { (case, AssertUnwindSafe(lived(case.life, Some(case))).catch_unwind().await) })
-        .buffer_unordered(AT_ONCE);
-    while let Some((case, run)) = runs.next().await {
-        done += 1;
-        if done % 20 == 0 {
-            println!("{done} cases, {} s, {} failed", began.elapsed().as_secs(), failures.len());
-        }
-        let run = match run {
-            Ok(run) => run,
-            // What it said is above.
-            Err(_panic) => {
-                failures.push(format!("{}: panicked", case.name()));
-                continue;
+    let first = cases.iter().filter(|case| is_first(case, &tested.records)).count();
+    println!("{everything} cases in all, {} to be lived, seed {SEED:#x}", cases.len());
+    let deadline = sampled.then_some(began + BUDGET);
+    let within = move |_: &Case| deadline.is_none_or(|d| Instant::now() < d);
+    tested.live(cases.into_iter().take_while(within), began).await;
+    let done = tested.done;
+    let recoveries = tested.recoveries();
+    println!("{} calls are made in recoveries alone", recoveries.len());
+    tested.live(recoveries.into_iter(), began).await;
+    println!(
+        "{}\n{done} of {everything} cases and {} of recoveries, {} s",
+        tested.report,
+        tested.done - done,
+        began.elapsed().as_secs()
+    );
+    if sampled {
+        println!("of the {first} cases that come first, {} were lived", first.min(done));
+    }
+    if options.cases.is_empty() {
+        tested.failures.extend(tested.report.gaps(&tested.calls()));
+    }
+    tested.failures
+}
+
+/// What the cases came to so far.
+#[derive(Default)]
+struct Tested {
+    records: BTreeMap<Life, Run>,
+    report: Report,
+    failures: Vec<String>,
+    done: usize,
+    /// Calls that no recorded life makes, each with the case that made it first.
+    recovering: BTreeMap<String, Case>,
+}
+
+impl Tested {
+    async fn live(&mut self, cases: impl Iterator<Item = Case>, began: Instant) {
+        let mut runs = futures::stream::iter(cases)
+            .map(|case| async move {
+                let run = AssertUnwindSafe(lived(case.life, Some(case.clone()))).catch_unwind().await;
+                (case, run)
+            })
+            .buffer_unordered(AT_ONCE);
+        while let Some((case, run)) = runs.next().await {
+            self.done += 1;
+            if self.done.is_multiple_of(50) {
+                println!("{} cases, {} s, {} failed", self.done, began.elapsed().as_secs(), self.failures.len());
             }
-        };
-        let mut wrong = run.broken.clone();
-        match &run.end {
-            End::Done => {}
-            End::Rests(_) if case.fault.kills_xapi() => {}
-            other => wrong.push(format!("I14 {other:?}")),
+            let Ok(run) = run else {
+                // What it said is above.
+                self.failures.push(format!("{}: panicked", case.name()));
+                continue;
+            };
+            let mut wrong = run.broken.clone();
+            match &run.end {
+                End::Done => {}
+                End::Rests(_) if case.fault.kills_xapi() => {}
+                other => wrong.push(format!("I14 {other:?}")),
+            }
+            if !wrong.is_empty() {
+                println!("FAILED {}: {wrong:#?}", case.name());
+                self.failures.push(format!("{}: {wrong:?}", case.name()));
+            }
+            let known = self.recorded();
+            for entry in run.calls.iter().filter(|entry| !known.contains(&entry.method)) {
+                self.recovering.entry(entry.method.clone()).or_insert_with(|| case.clone());
+            }
+            tally(&mut self.report, &case, &run, self.records.get(&case.life));
         }
-        if !wrong.is_empty() {
-            println!("FAILED {}: {wrong:#?}", case.name());
-            failures.push(format!("{}: {wrong:?}", case.name()));
-        }
-        tally(&mut report, &case, &run, records.get(&case.life));
     }
-    drop(runs);
-    println!("{report}\n{done} of {everything} cases, {} s", began.elapsed().as_secs());
-    assert_eq!(failures, Vec::<String>::new());
-    if all || asked.is_empty() {
-        assert_eq!(report.gaps(&calls), Vec::<String>::new());
+
+    fn recorded(&self) -> BTreeSet<String> {
+        self.records.values().flat_map(|run| &run.calls).map(|entry| entry.method.clone()).collect()
+    }
+
+    /// Every changing call that any case made.
+    fn calls(&self) -> BTreeSet<String> {
+        self.recorded().into_iter().chain(self.recovering.keys().cloned()).collect()
+    }
+
+    /// The cases that lead to a call of a recovery, once more, with that call struck.
+    fn recoveries(&self) -> Vec<Case> {
+        self.recovering.iter().map(|(method, case)| Case { also: Some(method.clone()), ..case.clone() }).collect()
     }
 }
 
-/// Puts the cases in an order whose every beginning goes evenly over calls by name and faults, those that `cargo test` is asked for first.
+fn method<'a>(case: &Case, records: &'a BTreeMap<Life, Run>) -> Option<&'a Entry> {
+    let At::Call(n) = case.at else { return None };
+    records.get(&case.life)?.calls.get(usize::try_from(n - 1).ok()?)
+}
+
+/// Does it belong to every call × [`Fault::OF_CI`]? A life without hands is the happy one besides its config disk: its other calls come later.
+fn is_first(case: &Case, records: &BTreeMap<Life, Run>) -> bool {
+    let happy =
+        |entry: &Entry| records.get(&Life::Happy).is_some_and(|r| r.calls.iter().any(|e| kind(e) == kind(entry)));
+    let known = case.life == Life::Steps && method(case, records).is_some_and(happy);
+    Fault::OF_CI.contains(&case.fault) && matches!(case.at, At::Call(_)) && !known
+}
+
+/// Puts the cases in an order whose every beginning goes evenly over calls by name and faults, those that come first before all else.
 fn rotate(cases: &mut Vec<Case>, records: &BTreeMap<Life, Run>) {
-    let name = |c: &Case| match c.at {
-        At::Call(n) => {
-            let index = usize::try_from(n - 1).unwrap_or(0);
-            records.get(&c.life).and_then(|r| r.calls.get(index)).map_or("", |e| e.method.as_str())
-        }
-        At::Write(_) => "status",
-    };
+    let name = |case: &Case| method(case, records).map_or("status", |entry| entry.method.as_str());
     let die = |c: &Case| {
         let seeded = format!("{SEED}/{}", c.name());
         seeded.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
@@ -242,10 +312,9 @@ fn rotate(cases: &mut Vec<Case>, records: &BTreeMap<Life, Run>) {
     for case in cases.drain(..) {
         let count = met.entry((name(&case).to_owned(), case.fault)).or_default();
         *count += 1;
-        let later = !Fault::OF_CI.contains(&case.fault) || matches!(case.at, At::Write(_));
         // Every call has a row, however slow the machine.
         let known = !names.insert(name(&case).to_owned());
-        turns.push((known, *count, later, case));
+        turns.push((known, *count, !is_first(&case, records), case));
     }
     turns.sort_by_key(|(known, turn, later, _)| (*known, *later, *turn));
     cases.extend(turns.into_iter().map(|(_, _, _, case)| case));
@@ -254,6 +323,14 @@ fn rotate(cases: &mut Vec<Case>, records: &BTreeMap<Life, Run>) {
 /// Found, repeated, waited for: by what became of the struck call in comparison with the recorded life.
 fn tally(report: &mut Report, case: &Case, run: &Run, record: Option<&Run>) {
     report.end(case.fault, run.end.clone());
+    if let Some(method) = &case.also {
+        let made = run.calls.iter().filter(|e| e.method == *method);
+        let Some(_struck) = made.clone().find(|e| e.fault.is_some()) else { return report.miss() };
+        let repeated = made.count() > 1;
+        let counts =
+            Counts { found: u32::from(!repeated), repeated: u32::from(repeated), waited: u32::from(run.waited) };
+        return report.add(method, Fault::InRecovery, counts);
+    }
     if !run.struck {
         return report.miss();
     }
@@ -325,6 +402,7 @@ async fn lived(life: Life, case: Option<Case>) -> Run {
     quiet(&sim.pool, 4).await;
     let (base, writes) = (sim.pool.log.number(), seam.writes());
     let told = seam.history().len();
+    let case = case.as_ref();
     arm(case, &sim.pool, &seam, base, writes);
     let living = person.live(life);
     let striking = async {
@@ -370,7 +448,7 @@ async fn lived(life: Life, case: Option<Case>) -> Run {
 }
 
 /// Sets the trap.
-fn arm(case: Option<Case>, pool: &Pool, seam: &Seam, base: u64, writes: u64) {
+fn arm(case: Option<&Case>, pool: &Pool, seam: &Seam, base: u64, writes: u64) {
     let Some(case) = case else { return };
     let fault = |target, effect, times| pool.faults.add(faults::Fault { target, effect, times });
     match case.at {
@@ -390,17 +468,26 @@ fn arm(case: Option<Case>, pool: &Pool, seam: &Seam, base: u64, writes: u64) {
                 Fault::ReplyLost => Some(Effect::CutReply),
                 Fault::Late | Fault::DiesLate => Some(Effect::ExecuteLate(LATE)),
                 Fault::MidJson => Some(Effect::TruncateReply),
-                Fault::DiesBefore | Fault::DiesAfter | Fault::XapiDies | Fault::BothDie => None,
+                Fault::DiesBefore | Fault::DiesAfter | Fault::XapiDies | Fault::BothDie | Fault::InRecovery => None,
             };
             if let Some(effect) = effect {
                 fault(Target::Number(n), effect, Some(1));
             }
         }
     }
+    if !case.fault.kills_controller() {
+        strike_also(case, pool);
+    }
+}
+
+fn strike_also(case: &Case, pool: &Pool) {
+    if let Some(method) = case.also.clone() {
+        pool.faults.add(faults::Fault { target: Target::Method(method), effect: Effect::CutReply, times: Some(1) });
+    }
 }
 
 /// Waits for the moment, and lets the dead rise again.
-async fn strike(case: Case, person: &Person, controller: &mut Controller, base: u64) {
+async fn strike(case: &Case, person: &Person, controller: &mut Controller, base: u64) {
     let (pool, seam) = (&person.rig.sim.pool, &person.seam);
     let mut dead = seam.dead.subscribe();
     match case.at {
@@ -415,6 +502,7 @@ async fn strike(case: Case, person: &Person, controller: &mut Controller, base: 
     }
     if case.fault.kills_controller() {
         pool.faults.clear();
+        strike_also(case, pool);
         seam.arm(None);
         *controller = Controller::start(&person.rig, seam).await;
     }

@@ -1,0 +1,76 @@
+//! Two who write on the same layer: whoever has not seen the other's word does not overwrite it, and looks again.
+
+use std::time::Duration;
+
+use kube::ResourceExt;
+use kube::api::{Patch, PatchParams};
+use lamina::api::{FINALIZER, Phase};
+use lamina::controller::Settings;
+use lamina::controller::lease::{Candidate, Terms};
+use lamina::controller::write;
+use serde_json::json;
+
+use crate::common::rig::{PACE, Rig, quick, status};
+
+/// A leader that slept while another one led holds what it had read before.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_decided_on_an_older_status_is_not_written() {
+    let rig = Rig::new().await;
+    rig.layer("slept", json!({})).await;
+    let read = rig.layers().get("slept").await.expect("a layer");
+    let said = |pool: &str| {
+        let mut said = status(&read);
+        said.pool = Some(pool.to_owned());
+        said
+    };
+    write::publish(&rig.layers(), &PACE, &read, &said("newer")).await.expect("the first word");
+    assert!(write::publish(&rig.layers(), &PACE, &read, &said("older")).await.is_err());
+    assert!(write::set_finalizer(&rig.layers(), &PACE, &read, true).await.is_err());
+    let now = rig.layers().get("slept").await.expect("a layer");
+    assert_eq!((status(&now).pool.as_deref(), now.finalizers()), (Some("newer"), [].as_slice()));
+    write::set_finalizer(&rig.layers(), &PACE, &now, true).await.expect("who has read it may");
+    let now = rig.layers().get("slept").await.expect("a layer");
+    assert_eq!((status(&now).pool.as_deref(), now.finalizers()), (Some("newer"), [FINALIZER.to_owned()].as_slice()));
+}
+
+/// Somebody writes on the layer all the time: the controller decides anew as often, and neither gives up nor tells of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_others_write_on_is_finalized_all_the_same() {
+    let rig = Rig::new().await;
+    rig.guest("busy", quick());
+    let controller = rig.run().await;
+    rig.layer("busy", json!({"finalize": {"policy": "OnShutdown"}})).await;
+    let layers = rig.layers();
+    let others = tokio::spawn(async move {
+        for n in 0_u64.. {
+            let patch = Patch::Merge(json!({"metadata": {"annotations": {"example.com/n": n.to_string()}}}));
+            layers.patch("busy", &PatchParams::default(), &patch).await.expect("a patch");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    rig.until_finalized("busy", "1").await;
+    others.abort();
+    assert_eq!(controller.metric("lamina_faults_total{kind=\"retry\"}"), 0);
+    rig.hands.assert_tidy().await;
+}
+
+/// Whoever does not lead any more leaves the telling to the one that does.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_lead_writes_nothing() {
+    let rig = Rig::new().await;
+    let short = Duration::from_millis(100);
+    let terms = Terms { duration: short, renew: short, retry: short, call: short };
+    let leader = Candidate::new(rig.client.clone(), &rig.namespace, "lost".to_owned(), terms).acquire(|| ()).await;
+    let led = Settings { deadline: leader.deadline(), ..rig.settings() };
+    let deadline = leader.deadline();
+    crate::common::eventually("the lease is over", async || (!deadline.holds()).then_some(())).await;
+    rig.layer("left", json!({})).await;
+    let before = rig.layers().get("left").await.expect("a layer");
+    let controller = rig.run_with(led).await;
+    let passes = || controller.metric("lamina_reconciles_total{kind=\"layer\"}");
+    crate::common::eventually("some passes", async || (passes() > 3).then_some(())).await;
+    assert_eq!(rig.layers().get("left").await.expect("a layer"), before);
+    drop(controller);
+    let _leads = rig.run().await;
+    rig.until_phase("left", Phase::DiskCreated).await;
+}
