@@ -2,7 +2,7 @@
 
 use super::super::gate::{self, BaseChoice};
 use super::super::making;
-use super::super::observed::{Disk, Making, Observed, OsDisk, Sight, Trouble};
+use super::super::observed::{Disk, Making, MarkSight, Observed, OsDisk, Sight, Trouble};
 use super::super::want::Want;
 use super::machine::with_machine;
 use super::{Next, Say, Step, Verdict, advance, cannot_tell, destroy_disk, finish_operations};
@@ -85,7 +85,9 @@ fn clone_from(want: &Want, seen: &Observed, source: &Disk) -> Verdict {
             "the base was left paused when the pool's daemon died",
         );
     }
-    if source.paused {
+    // A copy that another layer makes pauses it too, and has its mark on it, which is waited for below.
+    let copied = seen.flight(Making::CloneDisk).is_some_and(|f| f.mark == MarkSight::Held);
+    if source.paused && !copied {
         return Verdict::wait(
             Next::Capacity,
             Reason::WaitingForStorage,
@@ -102,7 +104,8 @@ fn from_os_layer(want: &Want, seen: &Observed) -> Verdict {
     match &seen.base {
         Sight::Found(base) if !base.keyed || !base.tagged => Verdict::act(
             Step::TagAgain { uuid: base.uuid.clone() },
-            Reason::TaggingAgain,
+            // Tags follow keys: another layer may be in the middle of its claim.
+            if base.keyed { Reason::FreezingOSDisk } else { Reason::TaggingAgain },
             "the base snapshot lost its keys and gets them back",
         ),
         Sight::Found(base) => clone_from(want, seen, base),
