@@ -218,3 +218,18 @@ async fn a_restart_token_is_a_first_start_too() {
     rig.until_reason("off", "ApproveFinalize").await;
     assert_eq!(rig.calls("Async.VM.start"), 1);
 }
+
+/// The pool may tell of a task at its end before it tells of what the task made: who looks right then must not take that for nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_told_at_its_end_before_its_child_leads_to_no_second_one() {
+    let rig = Rig::new().await;
+    rig.guest("early", quick());
+    rig.sim.pool.faults.set_reading(std::time::Duration::from_millis(400));
+    let _controller = rig.run().await;
+    rig.layer("early", json!({"finalize": {"policy": "OnShutdown"}})).await;
+    rig.until_finalized("early", "1").await;
+    let made =
+        ["Async.VDI.snapshot", "Async.VDI.clone", "Async.VM.clone", "Async.VM.start"].map(|call| rig.calls(call));
+    assert_eq!(made, [2, 1, 1, 1], "the base and the version, and one of each else");
+    rig.hands.assert_tidy().await;
+}

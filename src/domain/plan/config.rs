@@ -6,7 +6,7 @@ use super::super::identity::BOOT;
 use super::super::observed::{Attachment, Disk, Holder, Machine, Making, Observed, Sight};
 use super::super::want::Want;
 use super::disk::w_worked;
-use super::{Next, Step, Verdict, advance, cannot_tell, destroy_disk, finish_operations};
+use super::{Next, Step, Verdict, advance, cannot_tell, destroy_disk, finish_operations, held};
 use crate::api::reason::Reason;
 
 /// The config disk: made, named, recorded, filled and attached before the first start. A machine that takes a lost one's place, on a disk
@@ -99,11 +99,15 @@ pub(in crate::domain) fn remove_config(seen: &Observed, c: &Disk, why: Reason, w
     stream(seen, c, step, why, what)
 }
 
-/// Nobody but our own streams is at this disk: that the pool still shows one that is over is the same stage, and no news.
 fn stream(seen: &Observed, c: &Disk, step: Step, why: Reason, what: &str) -> Verdict {
-    let of_a_stream = |a: &Attachment| matches!(a.holder, Holder::ControlDomain { leaked: false });
-    if c.attachments.iter().any(of_a_stream) {
-        return Verdict::wait(Next::Capacity, why, what);
+    at_stream(c, why, what).unwrap_or_else(|| destroy_disk(seen, c, step, why, what))
+}
+
+/// Nobody but our own streams is at this disk: that the pool still shows one that is over is the same stage, and no news.
+pub(super) fn at_stream(c: &Disk, why: Reason, what: &str) -> Option<Verdict> {
+    let of_one = |a: &Attachment| matches!(a.holder, Holder::ControlDomain { leaked: false });
+    if c.attachments.iter().any(of_one) {
+        return Some(Verdict::wait(Next::Capacity, why, what));
     }
-    destroy_disk(seen, c, step, why, what)
+    held(c)
 }

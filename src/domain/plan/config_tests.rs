@@ -95,6 +95,21 @@ fn no_machine_starts_before_its_config_disk_is_whole() {
         detached(s);
     };
     assert!(matches!(step(&both), Step::WipeConfig { .. }));
+    // A stream that is over and still shows is no news.
+    let dom0 = |leaked| {
+        let holder = Holder::ControlDomain { leaked };
+        Attachment { vbd: "dom0".into(), holder, attached: true, writable: true }
+    };
+    let seen = |leaked: bool| {
+        let mut seen = with_config(&w, machine());
+        c(&mut seen, &|c| {
+            c.keys.remove(FILLED);
+            c.attachments = vec![dom0(leaked)];
+        });
+        decide(&w, &seen)
+    };
+    assert!(matches!(seen(false).say, Say::Working(R::SettingUpMachine, _)), "{:?}", seen(false));
+    assert!(matches!(seen(true).step, Step::FreeFromDom0 { .. }));
     // A new machine on a disk that was worked on: what ran is not run again.
     let worked = |s: &mut Observed| {
         s.config = Sight::Lost;

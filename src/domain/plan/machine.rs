@@ -6,7 +6,7 @@ use super::super::identity::{BOOT, TOKEN};
 use super::super::making;
 use super::super::observed::{Disk, Dvd, Flight, Holder, Machine, Making, Observed, Power, Sent, TaskSight, Trouble};
 use super::super::want::Want;
-use super::config::{config_disk, end_config, read_back};
+use super::config::{at_stream, config_disk, end_config, read_back};
 use super::disk::boot_forgotten;
 use super::words::instruction;
 use super::{Next, Say, Step, Verdict, advance, finish_operations, held, ran};
@@ -160,7 +160,8 @@ fn start(seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
             ),
         ));
     }
-    if let Some(verdict) = held(w).or_else(|| held(config?)) {
+    const WHAT: &str = "starting the packaging machine";
+    if let Some(verdict) = held(w).or_else(|| at_stream(config?, Reason::StartingMachine, WHAT)) {
         return verdict;
     }
     if let Some(c) = config.filter(|_| m.config.is_none()) {
@@ -181,7 +182,7 @@ fn start(seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
             ),
         );
     }
-    advance(seen, Making::StartMachine, "starting the packaging machine")
+    advance(seen, Making::StartMachine, WHAT)
 }
 
 /// What is done to a running machine is done beside a person's turn: what to tell does not wait for it.
