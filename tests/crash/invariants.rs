@@ -1,4 +1,6 @@
 //! The invariants of ARCHITECTURE.md, asserted over one lived case (of I5 and I6 what can be seen from outside): the pool's objects, its log of calls, and what the API server stored.
+//!
+//! Longer than 350 lines: each invariant is a few of them, and they are read against each other.
 
 use std::collections::{BTreeMap, HashSet};
 

@@ -20,8 +20,8 @@ use crate::common::unattended::{files, served, two_steps};
 
 /// A layer rests elsewhere than it should if nothing was written for so long: more than any pause of the tests' pace.
 const STILL: Duration = Duration::from_secs(4);
-/// Nothing takes so long, whatever dies once.
-const TOO_LONG: Duration = Duration::from_secs(40);
+/// Nothing takes so long, whatever dies once: a stream whose answer was lost is given up after 30 seconds.
+const TOO_LONG: Duration = Duration::from_secs(100);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Life {

@@ -299,7 +299,7 @@ fn method<'a>(case: &Case, records: &'a BTreeMap<Life, Run>) -> Option<&'a Entry
     records.get(&case.life)?.calls.get(usize::try_from(n - 1).ok()?)
 }
 
-/// Does it belong to every call × [`Fault::OF_CI`]? A life without hands is the happy one besides its config disk: its other calls come later.
+/// Does it belong to every call × [`Fault::OF_CI`]? A life without hands is the happy one, but for who installs: the calls that both make come later.
 fn is_first(case: &Case, records: &BTreeMap<Life, Run>) -> bool {
     let happy =
         |entry: &Entry| records.get(&Life::Happy).is_some_and(|r| r.calls.iter().any(|e| kind(e) == kind(entry)));

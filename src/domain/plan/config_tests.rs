@@ -222,6 +222,12 @@ fn a_machine_that_runs_its_steps_says_which() {
     assert!(matches!(unheard(false), Say::Working(R::RunningSteps, _)), "Windows takes its time to come up");
     let Say::Person(R::InstallSoftware, words) = unheard(true) else { panic!("nobody else does it") };
     assert!(words.contains("nothing was heard of its steps"), "{words}");
+    assert!(words.contains("copied into the machine"), "there is no program to start: {words}");
+    let mut m = Machine { power: Power::Running, runs_long: true, ..machine() };
+    m.keys.insert(BOOT.into(), m.boot_id());
+    let seen = Observed { program: Some("hash".into()), ..with_config(&w, m) };
+    let Say::Person(_, words) = decide(&w, &seen).say else { panic!("nobody else does it") };
+    assert!(words.contains("lamina-guest.exe on its drive LAMINA"), "{words}");
 }
 
 /// Whatever the guest is to be given is in it.
