@@ -14,6 +14,7 @@ mod machine;
 mod midway;
 mod namespaces;
 mod objects;
+mod refused;
 mod removal;
 pub mod steps;
 mod storage;
