@@ -16,6 +16,7 @@ mod namespaces;
 mod objects;
 mod refused;
 mod removal;
+mod rights;
 pub mod steps;
 mod storage;
 mod told;
