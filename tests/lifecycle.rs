@@ -5,6 +5,7 @@
 
 mod approval;
 mod disks;
+mod garbage;
 mod gates;
 mod happy;
 mod integrity;
