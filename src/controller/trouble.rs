@@ -74,9 +74,16 @@ pub fn of_failure(failure: &Failure) -> Trouble {
         "HA_OPERATION_WOULD_BREAK_FAILOVER_PLAN" => {
             (Reason::WaitingForCapacity, "the pool's high availability plan leaves no room for the machine")
         }
-        "LICENCE_RESTRICTION" | "FEATURE_RESTRICTED" | "SR_OPERATION_NOT_SUPPORTED" | "UNIMPLEMENTED_IN_SM_BACKEND" => {
-            (Reason::FeatureMissing, "the pool cannot do this: version, licence or storage driver")
-        }
+        "LICENCE_RESTRICTION"
+        | "LICENSE_EXPIRED"
+        | "LICENSE_PROCESSING_ERROR"
+        | "LICENSE_CHECKOUT_ERROR"
+        | "FEATURE_RESTRICTED"
+        | "SR_OPERATION_NOT_SUPPORTED"
+        | "UNIMPLEMENTED_IN_SM_BACKEND" => (
+            Reason::FeatureMissing,
+            "the pool cannot do this: renew its licence, or use a pool whose version, edition and storage driver can",
+        ),
         "VDI_IN_USE" | "OTHER_OPERATION_IN_PROGRESS" => {
             (Reason::WaitingForDisk, "a disk or machine is in use by another operation: asked again by itself")
         }
@@ -114,6 +121,7 @@ mod tests {
             ("OPERATION_BLOCKED", R::OperationBlocked),
             ("NO_HOSTS_AVAILABLE", R::WaitingForCapacity),
             ("LICENCE_RESTRICTION", R::FeatureMissing),
+            ("LICENSE_EXPIRED", R::FeatureMissing),
             ("VDI_IN_USE", R::WaitingForDisk),
             ("HOST_STILL_BOOTING", R::WaitingForPool),
             ("INTERNAL_ERROR", R::PoolError),

@@ -32,6 +32,8 @@ pub enum Effect {
     CutBody(u8),
     /// The pool refuses in the call's place, e.g. `TOO_MANY_PENDING_TASKS`.
     Refuse(Failure),
+    /// The call is taken, and its task fails before anything is done, e.g. by `SR_BACKEND_FAILURE_44`. One without a task is refused.
+    FailTask(Failure),
 }
 
 /// Which calls a fault meets.
