@@ -323,11 +323,7 @@ fn come_back(ctx: &Context, layer: &PlatformLayer, seen: Option<(&Scene, &Plan)>
                 Some(ctx.pace.backoff(failures))
             }
         };
-        ctx.metrics.fault(match t.reason.fault() {
-            Some(Fault::Stalled) => "stalled",
-            Some(Fault::Wait) => "wait",
-            Some(Fault::Retry) | None => "retry",
-        });
+        ctx.metrics.fault(t.reason.fault().unwrap_or(Fault::Retry).as_str());
         return Action::requeue(pause.unwrap_or(ctx.pace.task));
     }
     let Some((scene, plan)) = seen else { return Action::requeue(ctx.pace.task) };
