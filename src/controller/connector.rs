@@ -24,7 +24,7 @@ use super::sweep::{Known, Swept, sweep};
 use super::wakes::Wakes;
 use crate::api::condition::{ConditionType as C, find};
 use crate::api::connector::ConnectorStatus;
-use crate::api::reason::{Fault, Reason};
+use crate::api::reason::Reason;
 use crate::api::{Connector, PlatformLayer, REQUESTED_AT};
 use crate::xapi::mirror::Health;
 

@@ -199,3 +199,30 @@ async fn no_session_is_told_of_a_transfer() {
         assert!(!sessions(&sim).iter().any(|session| text.contains(session.as_str())), "{text}");
     }
 }
+
+/// Layers that are applied together want their config disks together.
+#[tokio::test]
+async fn a_third_stream_waits_for_its_turn() {
+    let sim = pool().await;
+    let client = client(&sim);
+    let mut disks = Vec::new();
+    for _ in 0..3 {
+        disks.push(made(&sim, &client, "Shared storage").await.0);
+    }
+    sim.pool.clock.hold("import_raw_vdi");
+    let moving: Vec<_> = disks
+        .into_iter()
+        .map(|disk| {
+            let client = client.clone();
+            tokio::spawn(async move { client.start("op").import_raw_vdi(&disk, &content()).await })
+        })
+        .collect();
+    let under_way = async |n: usize| (transfers(&sim) == n).then_some(());
+    crate::common::eventually("two streams", async || under_way(2).await).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(transfers(&sim), 2, "a control domain has few processors");
+    sim.pool.clock.unhold("import_raw_vdi");
+    for moved in moving {
+        moved.await.unwrap().unwrap();
+    }
+}
