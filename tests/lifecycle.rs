@@ -5,6 +5,7 @@
 
 mod approval;
 mod disks;
+mod garbage;
 mod gates;
 mod happy;
 mod integrity;
@@ -14,7 +15,9 @@ mod machine;
 mod midway;
 mod namespaces;
 mod objects;
+mod refused;
 mod removal;
+mod rights;
 pub mod steps;
 mod storage;
 mod told;

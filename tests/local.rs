@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -77,6 +78,45 @@ async fn the_demo_removes_what_it_made_also_when_it_is_stopped_early() {
         assert!(ended.status.success(), "{}", words(&ended));
         assert_eq!((namespace(&client).await.is_none(), definitions(&client).await), (true, 0));
     }
+}
+
+/// As a user runs it, only faster: it ends by itself with all layers finalized, and leaves nothing and tells no secret.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_walks_to_its_end_and_leaves_nothing() {
+    // Built, if it must be, before the clock runs.
+    cluster().await;
+    let scratch = tempfile::tempdir().expect("a directory");
+    let running = Command::new(env!("CARGO_BIN_EXE_lamina"))
+        .args(["demo", "--speed", "20"])
+        .env("TMPDIR", scratch.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .output();
+    let ended = tokio::time::timeout(Duration::from_secs(180), running).await.expect("it ends").expect("the binary");
+    let (told, errors) = (String::from_utf8_lossy(&ended.stdout), words(&ended));
+    assert_eq!((ended.status.code(), errors.as_str()), (Some(0), ""), "{told}");
+
+    let (way, table) = told.split_once("\nLAYER ").expect("a table");
+    let rows: Vec<Vec<_>> = table.lines().skip(1).map(|row| row.split_whitespace().collect()).collect();
+    assert_eq!(rows.len(), 2, "{table}");
+    for row in &rows {
+        // Name, version, disk, and the time in each phase but the last.
+        let [name, "1", disk, times @ ..] = row.as_slice() else { panic!("{table}") };
+        assert!(uuid::Uuid::parse_str(disk).is_ok() && times.len() == 4 && !times.contains(&"0.0s"), "{table}");
+        let done = |line: &str| line.contains(name) && line.contains("Finalized") && line.contains(disk);
+        assert!(way.lines().any(done), "{way}");
+    }
+    for secret in ["OpaqueRef:", "PRIVATE KEY", "eyJ", "password", "secret"] {
+        assert!(!told.contains(secret), "{secret}: {told}");
+    }
+    assert_eq!(std::fs::read_dir(scratch.path()).expect("a directory").count(), 0, "something is left in it");
+    // All its programs are told where their data is.
+    let scratch = scratch.path().to_string_lossy().into_owned();
+    let processes = std::fs::read_dir("/proc").expect("processes").filter_map(|entry| entry.ok());
+    let commands = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
+    let left: Vec<_> = commands.filter(|c| String::from_utf8_lossy(c).contains(&scratch)).collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 /// Who has no Go reads that, and what else would do.

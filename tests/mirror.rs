@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lamina::sim::faults::{Effect, Fault, Target};
-use lamina::xapi::client::{Client, Credentials};
+use lamina::xapi::client::{Client, Credentials, Options, Timeouts, Tls};
 use lamina::xapi::error::Error;
 use lamina::xapi::mirror::{Batch, Change, Health, Mirror, MirrorOptions};
 use lamina::xapi::model::Host;
@@ -12,7 +12,7 @@ use lamina::xapi::wire::{Failure, Ref};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use crate::client::{PASSWORD, client, evict, network, pool};
+use crate::client::{PASSWORD, client, evict, network, options, pool};
 
 /// A mirror, and the batches it hands on.
 struct Watched {
@@ -326,4 +326,44 @@ async fn a_live_look_fails_on_a_record_that_it_cannot_read() {
     let disk = sim.pool.db().create("VDI", [("name_label", json!(7))]);
     let error = watched.mirror.now().await.unwrap_err();
     assert!(matches!(&error, Error::Unreadable { class: "VDI", reference } if *reference == disk), "{error}");
+}
+
+/// One session ends in the middle of a look: the look logs in again, and nobody hears of it.
+#[tokio::test]
+async fn a_live_look_outlives_the_loss_of_its_session() {
+    let sim = pool().await;
+    let mut watched = Watched::start(client(&sim));
+    watched.synced().await;
+    for n in 0..5 {
+        evict(&sim);
+        let made = network(&sim, &format!("n{n}"));
+        assert!(watched.mirror.now().await.unwrap().networks.get(&made).is_some(), "{n}");
+    }
+}
+
+/// The pool forgets deletions beyond some hundreds: the counts that come with the barrier find them.
+#[tokio::test]
+async fn a_live_look_shows_nothing_whose_deletion_was_lost() {
+    let sim = pool().await;
+    let many: Vec<Ref> = (0..600).map(|n| network(&sim, &format!("n{n}"))).collect();
+    let mut watched = Watched::start(client(&sim));
+    watched.synced().await;
+    {
+        let mut db = sim.pool.db();
+        many.iter().for_each(|network| db.delete("network", network));
+    }
+    assert_eq!(watched.mirror.now().await.unwrap().networks.with("made-by", "test").count(), 0);
+}
+
+/// Who cannot be told how the pool is now is told nothing old.
+#[tokio::test]
+async fn a_live_look_that_gets_no_events_fails_in_time() {
+    let sim = pool().await;
+    let timeouts = Timeouts { call: Duration::from_millis(500), ..Timeouts::default() };
+    let hasty = Options { timeouts, ..options(sim.urls(), Tls::Insecure) };
+    let mut watched = Watched::start(Client::new(hasty).unwrap());
+    watched.synced().await;
+    sim.pool.faults.set_reading(Duration::from_secs(3600));
+    let error = watched.mirror.now().await.unwrap_err();
+    assert!(matches!(error, Error::Behind), "{error}");
 }

@@ -18,6 +18,17 @@ pub enum Fault {
     Stalled,
 }
 
+impl Fault {
+    /// A label for metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Wait => "wait",
+            Self::Stalled => "stalled",
+        }
+    }
+}
+
 macro_rules! reasons {
     ($($name:ident $fault:tt [$($on:ident)*] $meaning:literal, $remedy:literal;)*) => {
         /// Why a condition is as it is, in one word. The table at the head of this file explains each.

@@ -24,7 +24,7 @@ use super::sweep::{Known, Swept, sweep};
 use super::wakes::Wakes;
 use crate::api::condition::{ConditionType as C, find};
 use crate::api::connector::ConnectorStatus;
-use crate::api::reason::{Fault, Reason};
+use crate::api::reason::Reason;
 use crate::api::{Connector, PlatformLayer, REQUESTED_AT};
 use crate::xapi::mirror::Health;
 
@@ -259,8 +259,18 @@ impl Connectors {
     }
 }
 
-/// One look at one Connector.
+/// One look at one Connector. What somebody wrote meanwhile wakes us: it is looked at anew then.
 pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> Result<Action, Error> {
+    match once(guard, &hub).await {
+        Err(outdated @ Error::Outdated(_)) => {
+            tracing::debug!(error = %outdated, "a look came to nothing");
+            Ok(Action::requeue(hub.ctx.pace.task))
+        }
+        ended => ended,
+    }
+}
+
+async fn once(guard: Arc<Guarded<Connector>>, hub: &Connectors) -> Result<Action, Error> {
     hub.ctx.metrics.reconcile("connector");
     let key: ConnectorKey = (guard.namespace().unwrap_or_default(), guard.name_any());
     let (uid, deleting) = (guard.uid().unwrap_or_default(), guard.meta().deletion_timestamp.is_some());
@@ -288,7 +298,7 @@ pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> 
         Err(invalid) => Outcome::invalid(&invalid.error),
     };
     if let Some(fault) = outcome.failure().and_then(Reason::fault) {
-        hub.ctx.metrics.fault(kind(fault));
+        hub.ctx.metrics.fault(fault.as_str());
     }
     let swept = connector.and_then(|connector| hub.sweep(&key, connector, &old));
     let mut users: Vec<_> =
@@ -321,14 +331,6 @@ pub async fn reconcile(guard: Arc<Guarded<Connector>>, hub: Arc<Connectors>) -> 
 /// Has Ready been told of this generation?
 fn told(status: &ConnectorStatus, generation: Option<i64>) -> bool {
     status.observed_generation == generation && find(&status.conditions, C::Ready).is_some()
-}
-
-fn kind(fault: Fault) -> &'static str {
-    match fault {
-        Fault::Retry => "retry",
-        Fault::Wait => "wait",
-        Fault::Stalled => "stalled",
-    }
 }
 
 fn label((namespace, name): &ConnectorKey) -> String {

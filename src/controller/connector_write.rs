@@ -19,6 +19,8 @@ const LONGEST_NOTE: usize = 1000;
 pub enum Error {
     #[error("the Kubernetes API refused to write Connector {0}")]
     Write(String, #[source] kube::Error),
+    #[error("somebody has written on Connector {0} since it was read, or this process does not lead any more")]
+    Outdated(String),
     #[error("the Kubernetes API did not answer a write of Connector {0} in time")]
     Slow(String),
 }
@@ -28,7 +30,7 @@ pub async fn publish(ctx: &Context, guard: &Guarded<Connector>, status: &Connect
     if guard.0.as_ref().is_ok_and(|connector| connector.status.as_ref() == Some(status)) {
         return Ok(());
     }
-    apply(ctx, guard, Some("status"), json!({ "metadata": { "uid": guard.meta().uid }, "status": status })).await?;
+    apply(ctx, guard, Some("status"), json!({ "metadata": identity(guard), "status": status })).await?;
     ctx.metrics.status_write("connector");
     Ok(())
 }
@@ -39,12 +41,22 @@ pub async fn set_finalizer(ctx: &Context, guard: &Guarded<Connector>, held: bool
         return Ok(());
     }
     let finalizers: &[&str] = if held { &[FINALIZER] } else { &[] };
-    apply(ctx, guard, None, json!({ "metadata": { "uid": guard.meta().uid, "finalizers": finalizers } })).await
+    let mut metadata = identity(guard);
+    metadata["finalizers"] = json!(finalizers);
+    apply(ctx, guard, None, json!({ "metadata": metadata })).await
 }
 
-/// One server-side apply. `part` names the uid, so that this object is changed and never another one made of its name.
+/// With the uid an apply can change this object, and never make another of its name; with the version, nothing that was not read.
+fn identity(guard: &Guarded<Connector>) -> Value {
+    json!({ "uid": guard.meta().uid, "resourceVersion": guard.meta().resource_version })
+}
+
+/// One server-side apply, by whoever leads. A refused one wakes nobody by itself: what it is older than does.
 async fn apply(ctx: &Context, guard: &Guarded<Connector>, subresource: Option<&str>, part: Value) -> Result<(), Error> {
     let name = guard.name_any();
+    if !ctx.deadline.holds() {
+        return Err(Error::Outdated(name));
+    }
     let api: Api<Guarded<Connector>> = Api::namespaced(ctx.client.clone(), &guard.namespace().unwrap_or_default());
     let mut body = json!({ "apiVersion": Connector::api_version(&()), "kind": Connector::kind(&()) });
     if let (Some(body), Value::Object(part)) = (body.as_object_mut(), part) {
@@ -59,8 +71,9 @@ async fn apply(ctx: &Context, guard: &Guarded<Connector>, subresource: Option<&s
     };
     match tokio::time::timeout(ctx.pace.write, write).await {
         Ok(Ok(_)) => Ok(()),
-        // Gone, or another one of that name: nothing is left to write on.
-        Ok(Err(kube::Error::Api(refusal))) if [404, 409].contains(&refusal.code) => Ok(()),
+        // Gone: nothing is left to write on.
+        Ok(Err(kube::Error::Api(refusal))) if refusal.code == 404 => Ok(()),
+        Ok(Err(kube::Error::Api(refusal))) if refusal.code == 409 => Err(Error::Outdated(name)),
         Ok(Err(error)) => Err(Error::Write(name, error)),
         Err(_elapsed) => Err(Error::Slow(name)),
     }

@@ -264,7 +264,13 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
     let layer = entered.as_ref().unwrap_or(layer);
     // Taken again: what it was refused with stands until it is done.
     let told = failed.as_ref().or(refusal.as_ref().map(|r| &r.trouble));
-    let action = report(ctx, layer, want, None, Some((&scene, &plan)), told).await?;
+    let reported = report(ctx, layer, want, None, Some((&scene, &plan)), told).await;
+    // An intent that was not written holds nobody up.
+    if reported.is_err() && matches!(plan.step, Step::RecordIntent(_)) {
+        let next = pool.memory().leave_sources(&uid);
+        wake_next(ctx, &next);
+    }
+    let action = reported?;
     if failed.is_none() {
         act::after_status(lens, &scene, &plan.step);
         if plan.step == Step::DropIntent {
@@ -317,11 +323,7 @@ fn come_back(ctx: &Context, layer: &PlatformLayer, seen: Option<(&Scene, &Plan)>
                 Some(ctx.pace.backoff(failures))
             }
         };
-        ctx.metrics.fault(match t.reason.fault() {
-            Some(Fault::Stalled) => "stalled",
-            Some(Fault::Wait) => "wait",
-            Some(Fault::Retry) | None => "retry",
-        });
+        ctx.metrics.fault(t.reason.fault().unwrap_or(Fault::Retry).as_str());
         return Action::requeue(pause.unwrap_or(ctx.pace.task));
     }
     let Some((scene, plan)) = seen else { return Action::requeue(ctx.pace.task) };

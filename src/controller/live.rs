@@ -4,25 +4,45 @@
 
 use super::pool::Pool;
 use crate::api::PlatformLayer;
+use crate::domain::identity::TASK_TAG;
 use crate::xapi::error::Error;
-use crate::xapi::model::{Class, Vdi, Vm};
+use crate::xapi::model::{Class, TaskStatus, Vdi, Vm, VmMetrics};
 use crate::xapi::view::View;
-use crate::xapi::wire::Ref;
+use crate::xapi::wire::{Ref, task_result};
 
 /// The pool as it is now. What the layer records and the view does not show is asked for by its uuid besides: only the pool's own
 /// `UUID_INVALID` calls it gone.
 pub async fn look_at(pool: &Pool, layer: &PlatformLayer) -> Result<View, Error> {
-    let view = pool.mirror.now().await?;
+    let mut view = pool.mirror.now().await?;
     let Some(status) = &layer.status else { return Ok(view) };
+    // XAPI chooses what it tells of under a lock and reads the records after it: a task may be told at its end, and the child that came
+    // before that end not be told yet. What is asked for after it was seen to end has both.
+    if status.operation.as_ref().and_then(|o| o.opid.as_deref()).is_some_and(|opid| is_childless(&view, opid)) {
+        view = pool.mirror.now().await?;
+    }
     let disks = status.disk.iter().map(|d| &d.uuid).chain(status.config_disk.iter().map(|d| &d.uuid));
     let disks = disks.chain(status.versions.iter().map(|v| &v.disk));
     for uuid in disks.filter(|uuid| view.vdis.by_uuid(uuid).is_none()) {
         gone::<Vdi>(pool, uuid).await?;
     }
-    if let Some(machine) = status.machine.as_ref().filter(|m| view.vms.by_uuid(&m.uuid).is_none()) {
-        gone::<Vm>(pool, &machine.uuid).await?;
+    if let Some(machine) = &status.machine {
+        match view.vms.by_uuid(&machine.uuid) {
+            None => gone::<Vm>(pool, &machine.uuid).await?,
+            // Without it nobody knows whether the machine ran.
+            Some((_, vm)) if view.vm_metrics.get(&vm.metrics).is_none() => {
+                return Err(Error::Unreadable { class: VmMetrics::NAME, reference: vm.metrics.clone() });
+            }
+            Some(_) => {}
+        }
     }
     Ok(view)
+}
+
+/// Did a task of this operation succeed whose result is not in the view?
+fn is_childless(view: &View, opid: &str) -> bool {
+    let ended = view.tasks.with(TASK_TAG, opid).filter(|(_, task)| task.status == TaskStatus::Success);
+    let mut children = ended.map(|(_, task)| Ref(task_result(&task.result))).filter(|child| !child.is_null());
+    children.any(|child| view.vdis.get(&child).is_none() && view.vms.get(&child).is_none())
 }
 
 async fn gone<T: Class>(pool: &Pool, uuid: &str) -> Result<(), Error> {

@@ -14,16 +14,29 @@ pub fn of(error: &Error) -> Trouble {
             Reason::WaitingForPool,
             "other layers' config disks are being moved, two at a time in a pool: asked again by itself",
         ),
-        Error::ConnectionLost { .. }
-        | Error::Unreadable { .. }
-        | Error::Behind
-        | Error::Garbage { .. }
-        | Error::Status { .. }
-        | Error::Stream { .. } => Trouble::new(
+        Error::Unreadable { class, reference } => Trouble::new(
             Reason::ReplyLost,
-            "the pool's reply to a call was lost or garbled; the pool is looked at before anything is repeated",
+            format!(
+                "the pool's {class} {reference} cannot be read, and may be what is looked for: nothing is made or removed before it can; see the controller's log"
+            ),
         ),
-        Error::NotConnected { .. } | Error::Tls { .. } | Error::NoCoordinator { .. } | Error::Config(_) => {
+        Error::Behind => Trouble::new(
+            Reason::WaitingForPool,
+            "the pool's events do not come in time, so nobody knows how it is now: asked again by itself",
+        ),
+        Error::Tls { endpoint, problem } => Trouble::new(
+            Reason::ConnectorNotReady,
+            format!(
+                "the certificate of {endpoint} was refused: {problem}; correct spec.tls of the Connector, which is for every host of the pool"
+            ),
+        ),
+        Error::ConnectionLost { .. } | Error::Garbage { .. } | Error::Status { .. } | Error::Stream { .. } => {
+            Trouble::new(
+                Reason::ReplyLost,
+                "the pool's reply to a call was lost or garbled; the pool is looked at before anything is repeated",
+            )
+        }
+        Error::NotConnected { .. } | Error::NoCoordinator { .. } | Error::Config(_) => {
             Trouble::new(Reason::ConnectorNotReady, "the pool cannot be reached: see the Connector's conditions")
         }
         Error::NotLeading => Trouble::new(
@@ -61,9 +74,16 @@ pub fn of_failure(failure: &Failure) -> Trouble {
         "HA_OPERATION_WOULD_BREAK_FAILOVER_PLAN" => {
             (Reason::WaitingForCapacity, "the pool's high availability plan leaves no room for the machine")
         }
-        "LICENCE_RESTRICTION" | "FEATURE_RESTRICTED" | "SR_OPERATION_NOT_SUPPORTED" | "UNIMPLEMENTED_IN_SM_BACKEND" => {
-            (Reason::FeatureMissing, "the pool cannot do this: version, licence or storage driver")
-        }
+        "LICENCE_RESTRICTION"
+        | "LICENSE_EXPIRED"
+        | "LICENSE_PROCESSING_ERROR"
+        | "LICENSE_CHECKOUT_ERROR"
+        | "FEATURE_RESTRICTED"
+        | "SR_OPERATION_NOT_SUPPORTED"
+        | "UNIMPLEMENTED_IN_SM_BACKEND" => (
+            Reason::FeatureMissing,
+            "the pool cannot do this: renew its licence, or use a pool whose version, edition and storage driver can",
+        ),
         "VDI_IN_USE" | "OTHER_OPERATION_IN_PROGRESS" => {
             (Reason::WaitingForDisk, "a disk or machine is in use by another operation: asked again by itself")
         }
@@ -101,6 +121,7 @@ mod tests {
             ("OPERATION_BLOCKED", R::OperationBlocked),
             ("NO_HOSTS_AVAILABLE", R::WaitingForCapacity),
             ("LICENCE_RESTRICTION", R::FeatureMissing),
+            ("LICENSE_EXPIRED", R::FeatureMissing),
             ("VDI_IN_USE", R::WaitingForDisk),
             ("HOST_STILL_BOOTING", R::WaitingForPool),
             ("INTERNAL_ERROR", R::PoolError),

@@ -10,7 +10,7 @@ use kube::ResourceExt;
 
 use super::slots;
 use crate::api::{Phase, PlatformLayer};
-use crate::domain::identity::{Keys, LAYER, Mark, OS, PREFIX, TASK_TAG};
+use crate::domain::identity::{Keys, LAYER, Mark, OS, PREFIX};
 use crate::xapi::mirror::{Change, Diff};
 use crate::xapi::model::{Sr, Vbd, Vdi, Vm};
 use crate::xapi::view::View;
@@ -105,7 +105,7 @@ impl Wakes {
                 }
             }
             Change::Task(diff) => {
-                let tags = both(diff).filter_map(|task| task.other_config.get(TASK_TAG));
+                let tags = both(diff).filter_map(|task| task.op());
                 self.operations.extend(tags.filter_map(|tag| tag.split('.').next()).map(str::to_owned));
             }
         }

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::controller::inspect::tests::{r, table, vdi};
+use crate::domain::identity::TASK_TAG;
 use crate::xapi::model::{Map, Pbd, PowerState, Task, Vif};
 
 fn layer(uid: &str, status: serde_json::Value) -> PlatformLayer {

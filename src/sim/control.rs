@@ -124,6 +124,8 @@ pub enum What {
     ExecuteLate(f64),
     /// Code and parameters.
     Refuse(Vec<String>),
+    /// Code and parameters.
+    FailTask(Vec<String>),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -263,6 +265,7 @@ impl What {
             Self::CutBody(percent) => Effect::CutBody(percent),
             Self::ExecuteLate(after) => Effect::ExecuteLate(seconds(after)?),
             Self::Refuse(list) => Effect::Refuse(Failure::from_list(&list).ok_or(Refused::Code)?),
+            Self::FailTask(list) => Effect::FailTask(Failure::from_list(&list).ok_or(Refused::Code)?),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! `event.from` and its kin (xapi.md 5, 14).
 //!
-//! Level-triggered: what comes is each object's newest state since a token, not its history. Deletions are remembered for a while
+//! Level-triggered: what comes is each object's newest state since a token, not its history. Which objects are told of is chosen at one
+//! moment, their records are read at a later one (xapi's xapi_event.ml): a task may be told at its end, and what it made only by the next answer. Deletions are remembered for a while
 //! only, and nobody says that one was lost. Waiting is done in real time, for a client's own deadline is real.
 
 use std::collections::{BTreeSet, HashMap};
@@ -66,61 +67,68 @@ async fn from(pool: &Pool, call: &Call) -> Answer {
     let filters = call.value(0).as_array().map(Vec::as_slice).unwrap_or_default();
     let filters =
         filters.iter().map(|f| Filter::parse(f.as_str().unwrap_or_default())).collect::<Result<Vec<_>, _>>()?;
-    let token = call.text(1);
-    let since = parse_token(token)?;
+    let since = parse_token(call.text(1))?;
     let timeout = call.value(2).as_f64().filter(|t| (0.0..=DAY).contains(t)).unwrap_or(DAY);
     let deadline = tokio::time::Instant::now() + Duration::from_secs_f64(timeout);
     loop {
-        let mut changed = {
+        let (news, counts, next, mut changed) = {
             let db = pool.db();
             if db.find("session", &call.session).is_none() {
                 return Err(Failure::new("SESSION_INVALID", [call.session.as_str()]));
             }
-            let events = gather(&db, &filters, since);
-            if !events.is_empty() || tokio::time::Instant::now() >= deadline {
-                return Ok(batch(&db, events));
-            }
-            db.watch()
+            (News::since(&db, &filters, since), counts(&db), token(db.generation()), db.watch())
         };
+        if !news.0.is_empty() || tokio::time::Instant::now() >= deadline {
+            tokio::time::sleep(pool.faults.reading()).await;
+            return Ok(json!({"events": news.told(&pool.db()), "valid_ref_counts": counts, "token": next}));
+        }
         // The sender lives as long as the pool; at the deadline the loop answers with what there is.
         let _ = tokio::time::timeout_at(deadline, changed.changed()).await;
         tokio::time::sleep(BATCH).await;
     }
 }
 
-/// `since` is `None` for the initial dump.
-fn gather(db: &Db, filters: &[Filter], since: Option<u64>) -> Vec<Value> {
-    let wants = |class: &str, reference: &Ref| {
-        class != "session" && filters.iter().any(|f| f.wants(&class.to_lowercase(), reference))
-    };
-    let last = since.unwrap_or_default();
-    let event = |class: &str, operation: &str, at: u64, reference: &Ref| {
-        let mut event = Map::new();
-        event.insert("id".into(), json!(at.to_string()));
-        event.insert("timestamp".into(), json!("0.0"));
-        event.insert("class".into(), json!(class.to_lowercase()));
-        event.insert("operation".into(), json!(operation));
-        event.insert("ref".into(), json!(reference));
-        event
-    };
-    let changes = db.changes_since(last).filter(|c| wants(c.class, c.reference)).map(|change| {
-        let operation = if change.created > last { "add" } else { "mod" };
-        let mut event = event(change.class, operation, change.modified, change.reference);
-        event.insert("snapshot".into(), Value::Object((**change.record).clone()));
-        event
-    });
-    // A first answer carries deletions from before it, too (xapi.md 14, Events); made and gone within a gap is not told.
-    let gone = db.deletions().filter(|(class, d)| {
-        wants(class, &d.reference) && since.is_none_or(|last| d.deleted > last && d.created <= last)
-    });
-    let gone = gone.map(|(class, d)| event(class, "del", d.deleted, &d.reference));
-    changes.chain(gone).map(Value::Object).collect()
+/// What is to be told of: class, operation, generation and object.
+struct News(Vec<(&'static str, &'static str, u64, Ref)>);
+
+impl News {
+    /// `since` is `None` for the initial dump.
+    fn since(db: &Db, filters: &[Filter], since: Option<u64>) -> Self {
+        let wants = |class: &str, reference: &Ref| {
+            class != "session" && filters.iter().any(|f| f.wants(&class.to_lowercase(), reference))
+        };
+        let last = since.unwrap_or_default();
+        let changes = db.changes_since(last).filter(|c| wants(c.class, c.reference)).map(|c| {
+            let operation = if c.created > last { "add" } else { "mod" };
+            (c.class, operation, c.modified, c.reference.clone())
+        });
+        // A first answer carries deletions from before it, too (xapi.md 14, Events); made and gone within a gap is not told.
+        let gone = db.deletions().filter(|(class, d)| {
+            wants(class, &d.reference) && since.is_none_or(|last| d.deleted > last && d.created <= last)
+        });
+        Self(changes.chain(gone.map(|(class, d)| (class, "del", d.deleted, d.reference.clone()))).collect())
+    }
+
+    /// With the records as they are now. What has gone meanwhile is told by the next answer.
+    fn told(&self, db: &Db) -> Vec<Value> {
+        let event = |(class, operation, at, reference): &(&'static str, &str, u64, Ref)| {
+            let mut event = Map::new();
+            event.insert("id".into(), json!(at.to_string()));
+            event.insert("timestamp".into(), json!("0.0"));
+            event.insert("class".into(), json!(class.to_lowercase()));
+            event.insert("operation".into(), json!(operation));
+            event.insert("ref".into(), json!(reference));
+            if *operation != "del" {
+                event.insert("snapshot".into(), Value::Object(db.find(class, reference)?.clone()));
+            }
+            Some(Value::Object(event))
+        };
+        self.0.iter().filter_map(event).collect()
+    }
 }
 
-fn batch(db: &Db, events: Vec<Value>) -> Value {
-    let counts: Map<String, Value> =
-        schema().tables.iter().map(|class| (class.to_lowercase(), json!(db.count(class)))).collect();
-    json!({"events": events, "valid_ref_counts": counts, "token": token(db.generation())})
+fn counts(db: &Db) -> Map<String, Value> {
+    schema().tables.iter().map(|class| (class.to_lowercase(), json!(db.count(class)))).collect()
 }
 
 /// Generations of the database and of the messages, which the simulator counts together.
@@ -194,9 +202,9 @@ async fn next(pool: &Pool, call: &Call) -> Answer {
                 return Err(Failure::new::<String>("EVENTS_LOST", []));
             }
             let filters = classes.iter().map(|class| Filter::parse(class)).collect::<Result<Vec<_>, _>>()?;
-            let events = gather(&db, &filters, Some(since));
-            if !events.is_empty() {
-                return Ok(Value::Array(events));
+            let news = News::since(&db, &filters, Some(since));
+            if !news.0.is_empty() {
+                return Ok(Value::Array(news.told(&db)));
             }
             db.watch()
         };
@@ -207,7 +215,8 @@ async fn next(pool: &Pool, call: &Call) -> Answer {
 
 /// Touches an object; the token is later than everything before it: a barrier.
 fn inject(pool: &Pool, call: &Call) -> Answer {
-    let class = schema().class_in_any_case(call.text(0)).map_or(call.text(0), |c| c.name.as_str());
+    // By the table's own name: `vm` is none.
+    let class = call.text(0);
     let mut db = pool.db();
     let before = db.generation();
     db.touch(class, &call.reference(1))?;

@@ -32,6 +32,8 @@ pub enum Effect {
     CutBody(u8),
     /// The pool refuses in the call's place, e.g. `TOO_MANY_PENDING_TASKS`.
     Refuse(Failure),
+    /// The call is taken, and its task fails before anything is done, e.g. by `SR_BACKEND_FAILURE_44`. One without a task is refused.
+    FailTask(Failure),
 }
 
 /// Which calls a fault meets.
@@ -59,6 +61,7 @@ pub struct Fault {
 struct State {
     faults: Vec<Fault>,
     booting: Option<Failure>,
+    reading: Duration,
 }
 
 #[derive(Default)]
@@ -80,6 +83,15 @@ impl Faults {
     /// Every call is refused before dispatch with this failure, e.g. `HOST_STILL_BOOTING` (xapi.md 1.2); `None` ends it.
     pub fn set_booting(&self, failure: Option<Failure>) {
         self.state().booting = failure;
+    }
+
+    /// `event.from` takes so long from choosing what to tell of until it reads the records; moments, on an idle pool.
+    pub fn set_reading(&self, time: Duration) {
+        self.state().reading = time;
+    }
+
+    pub(super) fn reading(&self) -> Duration {
+        self.state().reading
     }
 
     pub(super) fn booting(&self) -> Option<Failure> {

@@ -181,7 +181,8 @@ async fn carry_out(pool: &Arc<Pool>, request: Request, target: &Target, call: Ca
         outcome,
     });
     let asynchronous = target.asynchronous;
-    let run = Run { pool: Arc::clone(pool), number, method, tags, call, asynchronous, kind: kind.clone() };
+    let mut run =
+        Run { pool: Arc::clone(pool), number, method, tags, call, asynchronous, kind: kind.clone(), fails: None };
     let run_has_task = target.message.has_async(run.call.class);
     match fault {
         None => answer(pool, run, run_has_task).await.map_or(Verdict::Cut, |(a, k)| Verdict::Reply(a, k)),
@@ -202,6 +203,10 @@ async fn carry_out(pool: &Arc<Pool>, request: Request, target: &Target, call: Ca
             Verdict::Cut
         }
         Some(Effect::Refuse(failure)) => Verdict::Reply(Err(failure), Type::Void),
+        Some(Effect::FailTask(failure)) => {
+            run.fails = Some(failure);
+            answer(pool, run, run_has_task).await.map_or(Verdict::Cut, |(a, k)| Verdict::Reply(a, k))
+        }
     }
 }
 
@@ -213,12 +218,14 @@ struct Run {
     call: Call,
     asynchronous: bool,
     kind: Type,
+    /// What it comes to in place of being carried out.
+    fails: Option<Failure>,
 }
 
 /// Runs a call to its answer, apart from the connection: it goes on when the caller hangs up (xapi.md 14). `None` where the
 /// daemon died over it.
 async fn answer(pool: &Arc<Pool>, run: Run, has_task: bool) -> Option<(Answer, Type)> {
-    let Run { pool: inner, number, method, tags, mut call, asynchronous, kind } = run;
+    let Run { pool: inner, number, method, tags, mut call, asynchronous, kind, fails } = run;
     if has_task {
         call.task = task::begin(pool, &method, &tags, None);
     }
@@ -227,7 +234,10 @@ async fn answer(pool: &Arc<Pool>, run: Run, has_task: bool) -> Option<(Answer, T
     let result = kind.clone();
     let ended = task.clone();
     pool.spawn(async move {
-        let answer = dispatch(&inner, &call).await;
+        let answer = match fails {
+            Some(failure) => Err(failure),
+            None => dispatch(&inner, &call).await,
+        };
         if let Some(number) = number {
             inner.log.ended(number, &call.task, &answer);
         }

@@ -10,8 +10,9 @@
 //! ```
 //!
 //! [`Mirror::now`] is the live look before something is created, started or destroyed: it asks the pool for a place in its stream of
-//! events that is later than all that has happened, and waits until the view has come past it (xapi.md 5, "barrier"). What a list of every
-//! class would show is then in the view, at the cost of one small call.
+//! events that is later than all that has happened, and waits until the view has come past it (xapi.md 5, "barrier"). All that the
+//! pool did before it was asked is then in the view, at the cost of one small call. Of what it does meanwhile a part may be: records are
+//! read after it was chosen which to tell of.
 //!
 //! Never changes the pool and decides nothing. Events may be lost (xapi forgets old deletions and does not say so):
 //! that costs time, never truth, since counts are compared after each batch and everything is listed anew now and then.
@@ -28,7 +29,7 @@ pub use super::change::{Change, Diff};
 use super::client::Client;
 use super::error::Error;
 use super::model::{Class, GuestMetrics, Host, Network, Pbd, Pool, Sm, Sr, Task, Vbd, Vdi, Vif, Vm, VmMetrics};
-use super::session::Token;
+use super::session::{Token, session_is_over};
 use super::view::{Table, View};
 use super::wire::{Event, EventBatch};
 
@@ -127,7 +128,11 @@ impl Mirror {
         loop {
             shown.mark_unchanged();
             let Some(pool) = self.view().pool().map(|(pool, _)| pool.clone()) else { return Err(Error::Behind) };
-            let barrier = self.client.barrier(Pool::NAME, &pool).await?;
+            let barrier = match self.client.barrier(Pool::NAME, &pool).await {
+                // Nothing was executed; the next one logs in.
+                Err(error) if session_is_over(&error) => self.client.barrier(Pool::NAME, &pool).await?,
+                asked => asked?,
+            };
             loop {
                 // In this order: what is shown is in the view before it is told.
                 let past = shown.borrow_and_update().is_past(&barrier);
@@ -276,7 +281,11 @@ impl Watcher {
     async fn recount_class<T: Mirrored>(&mut self, counts: &HashMap<String, i64>) -> Result<(), Error> {
         let Some(theirs) = counts.get(&T::NAME.to_ascii_lowercase()).copied() else { return Ok(()) };
         let ours = self.count::<T>();
-        if i64::try_from(ours) == Ok(theirs) || self.disputed.get(T::NAME) == Some(&(theirs, ours)) {
+        if i64::try_from(ours) == Ok(theirs) {
+            self.disputed.remove(T::NAME);
+            return Ok(());
+        }
+        if self.disputed.get(T::NAME) == Some(&(theirs, ours)) {
             return Ok(());
         }
         tracing::info!(class = T::NAME, theirs, ours, "events were lost: listing anew");

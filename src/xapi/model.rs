@@ -285,6 +285,7 @@ pub enum TaskStatus {
 pub struct Task {
     pub uuid: String,
     pub name_label: String,
+    pub name_description: String,
     pub status: TaskStatus,
     /// 0 to 1.
     pub progress: f64,

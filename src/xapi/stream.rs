@@ -24,7 +24,10 @@ use super::model::{Task, TaskStatus};
 use super::session::{Session, without_session};
 use super::tls;
 use super::wire::{Failure, Ref};
+use crate::domain::identity::TASK_TAG;
 
+/// The name of a stream's task. Its description is the operation.
+const LABEL: &str = "Lamina config disk";
 /// Bytes of a disk that is moved through memory; larger ones are refused.
 const LARGEST: usize = 256 << 20;
 /// Bytes of an answer's head.
@@ -72,6 +75,13 @@ struct Answer {
     encoded: bool,
 }
 
+impl Task {
+    /// The operation that it is at work for.
+    pub fn op(&self) -> Option<&String> {
+        self.other_config.get(TASK_TAG).or_else(|| (self.name_label == LABEL).then_some(&self.name_description))
+    }
+}
+
 impl Client {
     /// Replaces the first bytes of a detached disk.
     pub(super) async fn send_in(&self, vdi: &Ref, bytes: &[u8], op: &str) -> Result<(), Error> {
@@ -104,9 +114,11 @@ impl Client {
         let Ok(Ok(_slot)) = timeout(TURN, self.0.transfers.acquire()).await else {
             return Err(self.problem(None, StreamProblem::Busy));
         };
-        let task = self.write().task_create("Lamina config disk", op).await?;
+        let task = self.write().task_create(LABEL, op).await?;
         let until = Instant::now() + self.0.timeouts.transfer;
-        let moved = match self.write().task_add_to_other_config(&task, "http:lamina-op", op).await {
+        let tagged = self.write().task_add_to_other_config(&task, TASK_TAG, op).await;
+        // Only a pool-operator may: to others the description tells.
+        let moved = match tagged.or_else(|e| if e.is_code("RBAC_PERMISSION_DENIED") { Ok(()) } else { Err(e) }) {
             Ok(()) => match timeout(self.0.timeouts.transfer, self.moved(way, vdi, &task)).await {
                 Ok(moved) => moved,
                 Err(_) => Err(self.problem(None, StreamProblem::TimedOut)),

@@ -40,3 +40,18 @@ fn an_export_is_as_long_as_its_disk_and_no_second_answer() {
     let second = b"HTTP/1.1 500 Internal Server Error\r\n\r\n";
     assert_eq!(fault_in(second, second.len()), Some(StreamProblem::SecondAnswer));
 }
+
+/// Who may not tag the task of a stream finds it all the same; whatever else is described is no operation.
+#[test]
+fn the_operation_of_a_task_is_its_tag_or_what_a_stream_describes() {
+    let task = |tag: Option<&str>, name: &str| Task {
+        name_label: name.to_owned(),
+        name_description: "op.fill".to_owned(),
+        other_config: tag.map(|tag| (TASK_TAG.to_owned(), tag.to_owned())).into_iter().collect(),
+        ..Task::default()
+    };
+    let op = |task: Task| task.op().cloned();
+    assert_eq!(op(task(Some("tagged"), "Async.VDI.clone")).as_deref(), Some("tagged"));
+    assert_eq!(op(task(None, LABEL)).as_deref(), Some("op.fill"));
+    assert_eq!(op(task(None, "Async.VDI.clone")), None);
+}

@@ -4,7 +4,7 @@
 //!
 //! Longer than 350 lines: the enumeration, its order and its tally are one thing.
 //!
-//! `cargo test` strikes every call by each of [`Fault::OF_CI`], then all else evenly by a seed, as far as eight minutes reach; then what was
+//! `cargo test` strikes every call by each of [`Fault::OF_CI`], then all else evenly by a seed, until eight minutes are over; then what was
 //! called in recoveries alone. Everything: `cargo test --test crash -- --all`. Some of it: `cargo test --test crash --
 //! 'Happy/Call/7/XapiDies' 'Second/*Late'`. `killed` does ten with the real binary meanwhile, which mostly wait.
 
@@ -56,6 +56,9 @@ const SEED: u64 = 0x1A_417A;
 /// A late call is carried out so long after its connection died, in the pool's time; less than the two looks of an in-flight test
 /// are apart.
 const LATE: Duration = Duration::from_secs(20);
+
+/// What a pool that died uncleanly may leave to a person: what it forgot, nobody can prove.
+const FORGOTTEN: [&str; 4] = ["SnapshotUnproven", "FixIntegrity", "SourcePaused", "StepsUnknown"];
 
 fn pace() -> Pace {
     Pace { rest: Duration::from_millis(1500), resync: Duration::from_millis(1500), ..PACE }
@@ -159,6 +162,10 @@ struct Run {
 
 fn main() -> ExitCode {
     let options = Options::parse(std::env::args().skip(1));
+    if let Some(answer) = &options.answer {
+        println!("{answer}");
+        return ExitCode::SUCCESS;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let failed = runtime.block_on(async {
         let enumerated = async { if options.enumerates() { enumerate(&options).await } else { Vec::new() } };
@@ -200,10 +207,15 @@ async fn enumerate(options: &Options) -> Vec<String> {
         rotate(&mut cases, &tested.records);
     }
     let first = cases.iter().filter(|case| is_first(case, &tested.records)).count();
-    println!("{everything} cases in all, {} to be lived, seed {SEED:#x}", cases.len());
-    let deadline = sampled.then_some(began + BUDGET);
-    let within = move |_: &Case| deadline.is_none_or(|d| Instant::now() < d);
-    tested.live(cases.into_iter().take_while(within), began).await;
+    println!("{everything} cases in all, {first} of every call × the five faults, seed {SEED:#x}");
+    if cases.is_empty() {
+        return vec![format!("no case is called {:?}", options.cases)];
+    }
+    // What is promised is lived however slow the machine is; the rest as far as the time goes.
+    let rest = cases.split_off(if sampled { first } else { cases.len() });
+    tested.live(cases.into_iter(), began).await;
+    let within = |_: &Case| began.elapsed() < BUDGET;
+    tested.live(rest.into_iter().take_while(within), began).await;
     let done = tested.done;
     let recoveries = tested.recoveries();
     println!("{} calls are made in recoveries alone", recoveries.len());
@@ -214,9 +226,6 @@ async fn enumerate(options: &Options) -> Vec<String> {
         tested.done - done,
         began.elapsed().as_secs()
     );
-    if sampled {
-        println!("of the {first} cases that come first, {} were lived", first.min(done));
-    }
     if options.cases.is_empty() {
         tested.failures.extend(tested.report.gaps(&tested.calls()));
     }
@@ -255,7 +264,7 @@ impl Tested {
             let mut wrong = run.broken.clone();
             match &run.end {
                 End::Done => {}
-                End::Rests(_) if case.fault.kills_xapi() => {}
+                End::Rests(reason) if case.fault.kills_xapi() && FORGOTTEN.contains(&reason.as_str()) => {}
                 other => wrong.push(format!("I14 {other:?}")),
             }
             if !wrong.is_empty() {
@@ -307,29 +316,28 @@ fn rotate(cases: &mut Vec<Case>, records: &BTreeMap<Life, Run>) {
     };
     cases.sort_by_key(die);
     let mut met: BTreeMap<(String, Fault), usize> = BTreeMap::new();
-    let mut names = BTreeSet::new();
     let mut turns = Vec::new();
     for case in cases.drain(..) {
         let count = met.entry((name(&case).to_owned(), case.fault)).or_default();
         *count += 1;
-        // Every call has a row, however slow the machine.
-        let known = !names.insert(name(&case).to_owned());
-        turns.push((known, *count, !is_first(&case, records), case));
+        turns.push((!is_first(&case, records), *count, case));
     }
-    turns.sort_by_key(|(known, turn, later, _)| (*known, *later, *turn));
-    cases.extend(turns.into_iter().map(|(_, _, _, case)| case));
+    turns.sort_by_key(|(later, turn, _)| (*later, *turn));
+    cases.extend(turns.into_iter().map(|(_, _, case)| case));
 }
 
 /// Found, repeated, waited for: by what became of the struck call in comparison with the recorded life.
 fn tally(report: &mut Report, case: &Case, run: &Run, record: Option<&Run>) {
     report.end(case.fault, run.end.clone());
+    let counts = |repeated: bool| Counts {
+        found: u32::from(run.end == End::Done && !repeated),
+        repeated: u32::from(repeated),
+        waited: u32::from(run.waited),
+    };
     if let Some(method) = &case.also {
         let made = run.calls.iter().filter(|e| e.method == *method);
         let Some(_struck) = made.clone().find(|e| e.fault.is_some()) else { return report.miss() };
-        let repeated = made.count() > 1;
-        let counts =
-            Counts { found: u32::from(!repeated), repeated: u32::from(repeated), waited: u32::from(run.waited) };
-        return report.add(method, Fault::InRecovery, counts);
+        return report.add(method, Fault::InRecovery, counts(made.count() > 1));
     }
     if !run.struck {
         return report.miss();
@@ -339,9 +347,7 @@ fn tally(report: &mut Report, case: &Case, run: &Run, record: Option<&Run>) {
         return report.miss();
     };
     let count = |run: &Run| run.calls.iter().filter(|e| kind(e) == kind(entry)).count();
-    let repeated = count(run) > count(record);
-    let counts = Counts { found: u32::from(!repeated), repeated: u32::from(repeated), waited: u32::from(run.waited) };
-    report.add(&entry.method, case.fault, counts);
+    report.add(&entry.method, case.fault, counts(count(run) > count(record)));
 }
 
 /// Calls of one kind: the same method for the same purpose, whatever the objects are called in this run.

@@ -1,7 +1,7 @@
 //! The whole way, asserted on the pool's objects and on status.
 
 use lamina::api::layer_status::{BaseKind, IntegritySource};
-use lamina::api::{ConditionType, Phase};
+use lamina::api::{ConditionType, Phase, PlatformLayer};
 use lamina::demo::person;
 use serde_json::json;
 
@@ -22,6 +22,8 @@ async fn a_packaging_layer_walks_all_phases_and_keeps_what_was_done() {
         (Some(IntegritySource::Xenstore), "RebootPending")
     );
     assert_eq!(status(&found).disk.expect("a disk").utilisation, None, "it moves while the machine writes");
+    let at_work = |l: &PlatformLayer| says(l, ConditionType::GuestToolsReady) == "True/ToolsRunning";
+    rig.until("walk", "its tools seen", at_work).await;
     rig.sim.pool.clock.unhold("guest/reported");
     let halted = rig.until_reason("walk", "ApproveFinalize").await;
     let (work, vm, uid) = (disk(&halted), machine(&halted), uid(&halted));

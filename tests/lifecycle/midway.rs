@@ -1,8 +1,12 @@
 //! What changes while a call is under way: nothing is claimed that is not wanted any more, and nothing is left behind.
 
+use std::time::Duration;
+
+use kube::api::{Patch, PatchParams};
 use lamina::api::Phase;
 use serde_json::json;
 
+use crate::common::eventually;
 use crate::common::rig::{Rig, disk, quick, ready, status, uid};
 
 /// A disk that is attached elsewhere while storage copies it is no version.
@@ -217,4 +221,28 @@ async fn a_restart_token_is_a_first_start_too() {
     assert_eq!(status(&halted).machine.and_then(|m| m.restart_token).as_deref(), Some("go"));
     rig.until_reason("off", "ApproveFinalize").await;
     assert_eq!(rig.calls("Async.VM.start"), 1);
+}
+
+/// The pool may tell of a task at its end before it tells of what the task made: who looks right then must not take that for nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_told_at_its_end_before_its_child_leads_to_no_second_one() {
+    let rig = Rig::new().await;
+    let pool = &rig.sim.pool;
+    rig.guest("early", quick());
+    pool.clock.hold("VDI.clone/");
+    let _controller = rig.run().await;
+    rig.layer("early", json!({"finalize": {"policy": "OnShutdown"}})).await;
+    pool.clock.held("VDI.clone/").await;
+    // A look is asked for: what it is told of is chosen now, and read when the clone is over.
+    let looks = rig.calls("event.inject");
+    pool.faults.set_reading(Duration::from_secs(2));
+    let patch = Patch::Merge(json!({"metadata": {"annotations": {"lamina.dev/requestedAt": "now"}}}));
+    rig.layers().patch("early", &PatchParams::default(), &patch).await.expect("a patch");
+    eventually("a look", async || (rig.calls("event.inject") > looks).then_some(())).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    pool.faults.set_reading(Duration::ZERO);
+    pool.clock.unhold("VDI.clone/");
+    rig.until_finalized("early", "1").await;
+    assert_eq!(rig.calls("Async.VDI.clone"), 1);
+    rig.hands.assert_tidy().await;
 }

@@ -16,6 +16,7 @@ async fn the_younger_of_two_with_one_name_stalls() {
     let named = json!({"layerName": "same", "machine": {"powerOn": false}, "deletionPolicy": "Delete"});
     rig.layer("older", named.clone()).await;
     let older = rig.until_reason("older", "StartMachine").await;
+    let calls = rig.sim.pool.log.number();
     // Ages are told by the second; the uid decides between those of one.
     rig.layer("younger", named).await;
     eventually("one of the two stalls", async || {
@@ -25,6 +26,7 @@ async fn the_younger_of_two_with_one_name_stalls() {
     })
     .await;
     assert_eq!(rig.hands.of_layer(&uid(&older)).await.len(), 3);
+    assert_eq!(rig.sim.pool.log.number(), calls, "nothing is done for either");
     rig.delete("older").await;
     rig.until_gone("older").await;
     rig.until_reason("younger", "StartMachine").await;
@@ -63,6 +65,7 @@ async fn a_connector_that_breaks_and_comes_back_changes_no_phase() {
     rig.layer("going", json!({"machine": {"powerOn": false}})).await;
     rig.until_finalized("done", "1").await;
     let before = rig.until_reason("going", "StartMachine").await;
+    let calls = rig.sim.pool.log.number();
     restart::stop(&rig.sim.pool, true).await;
     let blind = rig
         .until("going", "told that nobody can look", |l| {
@@ -74,6 +77,7 @@ async fn a_connector_that_breaks_and_comes_back_changes_no_phase() {
     let kept =
         rig.until("done", "told too", |l| says(l, ConditionType::ConnectorReady) == "False/ConnectorNotReady").await;
     assert_eq!(says(&kept, ConditionType::Ready), "True/Finalized");
+    assert_eq!(rig.sim.pool.log.number(), calls, "nothing is changed meanwhile");
     restart::start(&rig.sim.pool);
     let back = rig.until_reason("going", "StartMachine").await;
     assert_eq!(says(&back, ConditionType::ConnectorReady), "True/Connected");

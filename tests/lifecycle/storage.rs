@@ -5,7 +5,7 @@ use lamina::api::ConditionType;
 use lamina::sim::clock::Clock;
 use lamina::sim::serve;
 use lamina::xapi::wire::Ref;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::common::rig::{Rig, disk, machine, quick, ready, says, status, uid};
 
@@ -56,11 +56,13 @@ async fn an_unplugged_repository_is_awaited_and_a_finalized_layer_stays_ready() 
     assert_eq!(says(&done, ConditionType::IntegrityVerified), "True/Verified");
     let before = rig.until_reason("making", "StartMachine").await;
     plug(&rig, false).await;
+    let calls = rig.sim.pool.log.number();
     let told =
         rig.until("done", "the Connector told", |l| says(l, ConditionType::ConnectorReady).starts_with("False/"));
     assert_eq!(says(&told.await, ConditionType::Ready), "True/Finalized");
     let held = rig.until("making", "held", |l| ready(l).is_some_and(|(r, _)| r != "StartMachine")).await;
     assert_eq!((status(&held).phase, disk(&held)), (status(&before).phase, disk(&before)));
+    assert_eq!(rig.sim.pool.log.number(), calls, "nothing is changed meanwhile");
     plug(&rig, true).await;
     rig.until_reason("making", "StartMachine").await;
     let back =
@@ -138,11 +140,21 @@ async fn a_packaging_disk_that_another_machine_has_is_not_frozen() {
     let halted = rig.until_reason("shared", "ApproveFinalize").await;
     let w = rig.hands.disk(&disk(&halted)).await.expect("W");
     let (_, vbd) = rig.hands.stranger("thief", &w.r).await;
+    let calls = rig.sim.pool.log.number();
     rig.approve("shared", "1").await;
     let stalled = rig.until_reason("shared", "ForeignDisk").await;
+    assert_eq!(rig.sim.pool.log.number(), calls, "nothing is changed for a freeze that may not be");
     assert!(ready(&stalled).is_some_and(|(_, m)| m.contains("thief")), "{stalled:?}");
     rig.hands.call("VBD.destroy", json!([vbd])).await;
     rig.until_finalized("shared", "1").await;
+}
+
+/// Changing calls after this one that name one of these references.
+fn touching(rig: &Rig, after: u64, objects: &[&str]) -> Vec<String> {
+    let names = |v: &Value| objects.iter().any(|r| v.to_string().contains(r));
+    let entries = rig.sim.pool.log.entries().into_iter();
+    let changing = entries.filter(|e| e.number.is_some_and(|n| n > after) && e.params.iter().any(names));
+    changing.map(|e| format!("{} {:?}", e.method, e.params)).collect()
 }
 
 /// Objects that only look like ours stay as they are, through a whole life and a deletion.
@@ -166,7 +178,7 @@ async fn foreign_objects_with_our_names_are_not_touched() {
         }
         (disk, machine)
     };
-    let before = look().await;
+    let (before, calls) = (look().await, rig.sim.pool.log.number());
     let _controller = rig.run().await;
     rig.layer("twin", json!({"finalize": {"policy": "OnShutdown"}, "deletionPolicy": "Delete"})).await;
     let done = rig.until_finalized("twin", "1").await;
@@ -174,6 +186,7 @@ async fn foreign_objects_with_our_names_are_not_touched() {
     rig.until_gone("twin").await;
     rig.hands.assert_nothing_of(&uid(&done)).await;
     assert_eq!(look().await, before);
+    assert_eq!(touching(&rig, calls, &[foreign.as_str().expect("a disk"), &vm]), Vec::<String>::new());
 }
 
 /// A copy that another tool made of our disk bears our keys, and is not ours.
@@ -186,6 +199,7 @@ async fn a_copy_of_our_disk_is_neither_used_nor_destroyed() {
     let halted = rig.until_reason("copied", "ApproveFinalize").await;
     let w = rig.hands.disk(&disk(&halted)).await.expect("W");
     let copy = rig.hands.call("VDI.clone", json!([w.r])).await;
+    let calls = rig.sim.pool.log.number();
     rig.approve("copied", "1").await;
     rig.until_finalized("copied", "1").await;
     rig.delete("copied").await;
@@ -193,4 +207,5 @@ async fn a_copy_of_our_disk_is_neither_used_nor_destroyed() {
     let left = rig.hands.of_layer(&uid(&halted)).await;
     let [left] = left.as_slice() else { panic!("{left:#?}") };
     assert_eq!(json!(left.r), copy);
+    assert_eq!(touching(&rig, calls, &[&left.r]), Vec::<String>::new());
 }

@@ -114,8 +114,29 @@ async fn an_injected_event_is_a_barrier() {
     assert_eq!(told(&next), [("pool", "mod", pool.as_str())]);
     assert_eq!(
         raw.call("event.inject", json!(["vm", "OpaqueRef:x"])).await,
-        failure(["HANDLE_INVALID", "VM", "OpaqueRef:x"])
+        failure(["HANDLE_INVALID", "vm", "OpaqueRef:x"])
     );
+}
+
+/// What is told of is chosen at one moment and read at a later one: a change in between comes early, a new row comes with the next answer.
+#[tokio::test]
+async fn records_are_read_after_it_was_chosen_which_to_tell_of() {
+    let raw = Raw::new().await;
+    let old = raw.row("VM", "old");
+    let dump = from(&raw, json!(["vm"]), &json!(""), 5.0).await;
+    raw.sim.pool.faults.set_reading(Duration::from_millis(500));
+    raw.sim.pool.db().set("VM", &Ref(old.clone()), "name_label", json!("chosen")).unwrap();
+    let asked = from(&raw, json!(["vm"]), &dump["token"], 5.0);
+    let meanwhile = async {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        raw.sim.pool.db().set("VM", &Ref(old.clone()), "name_label", json!("read")).unwrap();
+        raw.row("VM", "new")
+    };
+    let (first, new) = tokio::join!(asked, meanwhile);
+    assert_eq!(told(&first), [("vm", "mod", old.as_str())]);
+    assert_eq!(first["events"][0]["snapshot"]["name_label"], "read");
+    let next = from(&raw, json!(["vm"]), &first["token"], 5.0).await;
+    assert!(told(&next).contains(&("vm", "add", new.as_str())), "{next}");
 }
 
 /// xapi.md 2.2, 5: a restart takes sessions, tasks and the memory of deletions.

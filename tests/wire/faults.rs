@@ -78,6 +78,27 @@ async fn a_refusal_is_made_in_the_calls_place_as_often_as_counted() {
     raw.call("VM.get_all", json!([])).await.unwrap();
 }
 
+/// Taken, and failed later: what storage, licence and hosts refuse is told by the task.
+#[tokio::test]
+async fn a_task_fails_in_its_calls_place() {
+    let raw = Raw::new().await;
+    let effect = Effect::FailTask(Failure::new("SR_BACKEND_FAILURE_44", ["", "no space", ""]));
+    raw.sim.pool.faults.add(Fault {
+        target: Target::Method("Async.VDI.set_name_label".into()),
+        effect,
+        times: Some(1),
+    });
+    let vdi = raw.row("VDI", "x");
+    let mut changed = raw.sim.pool.db().watch();
+    let task = raw.call("Async.VDI.set_name_label", json!([vdi, "y"])).await.unwrap();
+    while raw.call("task.get_status", json!([task])).await.unwrap() == "pending" {
+        tokio::time::timeout(Duration::from_secs(5), changed.changed()).await.unwrap().unwrap();
+    }
+    let told = raw.call("task.get_error_info", json!([task])).await.unwrap();
+    assert_eq!(told, json!(["SR_BACKEND_FAILURE_44", "", "no space", ""]));
+    assert_eq!(raw.call("VDI.get_name_label", json!([vdi])).await.unwrap(), "x");
+}
+
 /// The same seed strikes the same calls; calls that only look are never met.
 #[tokio::test]
 async fn random_faults_repeat_with_their_seed() {

@@ -17,7 +17,7 @@ use super::{Done, Failed, Hand, already, written};
 use crate::api::reason::Reason;
 use crate::api::steps::StepFile;
 use crate::domain::config::{self, Read};
-use crate::domain::identity::{self, BOOT, CONTENT, FILLED, NONCE, Opid, READ, TASK_TAG, WIPED};
+use crate::domain::identity::{self, BOOT, CONTENT, FILLED, NONCE, Opid, READ, WIPED};
 use crate::domain::observed::{Machine, Trouble};
 use crate::xapi::wire::parse_time;
 
@@ -127,7 +127,7 @@ impl Hand<'_, '_> {
         let op = Opid(keys.get(identity::OP).cloned().unwrap_or_default());
         let left = |tag: &String| op.covers(tag) && identity::is_stream(tag);
         let write = self.lens.pool.client.write();
-        for (task, _) in self.lens.view.tasks.iter().filter(|(_, t)| t.other_config.get(TASK_TAG).is_some_and(left)) {
+        for (task, _) in self.lens.view.tasks.iter().filter(|(_, t)| t.op().is_some_and(left)) {
             // One that has ended in the meantime is as good.
             let _ = write.task_set_status(task, "cancelled").await;
             let _ = write.task_destroy(task).await;

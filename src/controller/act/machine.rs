@@ -3,8 +3,9 @@
 //! Called by `act` alone.
 
 use super::{Done, Failed, Hand, already, gone_is_done, written};
+use crate::api::reason::Reason;
 use crate::domain::identity::{self, Keys, NONCE, Role};
-use crate::domain::observed::Setting;
+use crate::domain::observed::{Setting, Trouble};
 use crate::domain::{plan, report};
 use crate::xapi::calls::{NewVbd, NewVif};
 use crate::xapi::model::{VbdType, Vm};
@@ -55,7 +56,10 @@ impl Hand<'_, '_> {
             Setting::AfterReboot => client.write().vm_set_actions_after_reboot(vm, "restart").await,
             Setting::AfterCrash => client.write().vm_set_actions_after_crash(vm, "preserve").await,
             Setting::NoAutoPowerOn => client.write().vm_remove_from_other_config(vm, "auto_poweron").await,
-            Setting::NoHa => client.write().vm_set_ha_restart_priority(vm, "").await,
+            Setting::NoHa => match client.write().vm_set_ha_restart_priority(vm, "").await {
+                Err(e) if e.is_code("RBAC_PERMISSION_DENIED") => return Err(Failed::Told(ha_stays(record))),
+                done => done,
+            },
             Setting::NoAffinity => client.write().vm_set_affinity(vm, &Ref::null()).await,
             Setting::Blocked(blocked) => {
                 let mut all = record.blocked_operations.clone();
@@ -147,4 +151,16 @@ impl Hand<'_, '_> {
         }
         written(self.lens.pool.client.write().vm_set_other_config(&self.vm(uuid)?, &keys).await)
     }
+}
+
+/// HA would start a machine again that was shut down for finalize, and only a pool-operator may take it off.
+fn ha_stays(vm: &Vm) -> Trouble {
+    Trouble::new(
+        Reason::PermissionDenied,
+        format!(
+            "machine '{}' has an HA restart priority from its template, which the Connector's account may not take off: give it the role \
+             pool-operator, or take it off as an administrator, of the template too: xe vm-param-set uuid={} ha-restart-priority=",
+            vm.name_label, vm.uuid
+        ),
+    )
 }

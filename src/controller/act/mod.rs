@@ -115,6 +115,7 @@ pub async fn act(lens: &Lens<'_>, scene: &Scene, step: &Step) -> Done {
         }
         Step::DestroyWork { disk, after_freeze } => {
             if *after_freeze {
+                hand.is_kept(disk).await?;
                 hand.sync_database().await?;
             }
             hand.destroy_disk(disk, "destroy").await
@@ -224,6 +225,13 @@ impl Hand<'_, '_> {
     /// it the Connector says so, and we go on.
     async fn sync_database(&self) -> Done {
         already(written(self.lens.pool.client.write().pool_sync_database().await), "RBAC_PERMISSION_DENIED")
+    }
+
+    /// The one call that nothing brings back is not made on the word of a mirror: the frozen version itself is asked for.
+    async fn is_kept(&self, work: &str) -> Result<(), Failed> {
+        let frozen = self.scene.observed.frozen.found().ok_or(Failed::Stale)?;
+        let record = self.lens.pool.client.read().get_record::<Vdi>(&self.vdi(&frozen.uuid)?).await?;
+        if record.uuid == frozen.uuid && record.snapshot_of == self.vdi(work)? { Ok(()) } else { Err(Failed::Stale) }
     }
 
     async fn destroy_disk(&self, uuid: &str, what: &str) -> Done {

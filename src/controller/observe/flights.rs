@@ -298,7 +298,7 @@ fn quiet(lens: &Lens<'_>, opid: &str, source: &str, sr: &Ref) -> Quiet {
     }
     let view = lens.view;
     let op = Opid(opid.to_owned());
-    let tag = |t: &Task| t.other_config.get(TASK_TAG).cloned();
+    let tag = |t: &Task| t.op().cloned();
     let at_work = |t: &Task| matches!(t.status, TaskStatus::Pending | TaskStatus::Cancelling);
     let mine = |t: &Task| tag(t).is_some_and(|tag| op.covers(&tag));
     // A sub-task bears no tag of its own: whoever is above it does.

@@ -76,7 +76,7 @@ fn waits_in_a_task(view: &View, keys: &Keys) -> bool {
     let at_work = |t: &Task| matches!(t.status, TaskStatus::Pending | TaskStatus::Cancelling);
     view.tasks.iter().any(|(_, t)| {
         let waits = |tag: &String| *tag != op.0 && op.covers(tag) && !identity::is_stream(tag);
-        at_work(t) && t.other_config.get(identity::TASK_TAG).is_some_and(waits)
+        at_work(t) && t.op().is_some_and(waits)
     })
 }
 

@@ -1,4 +1,5 @@
-//! Decisions that a whole life meets seldom, or too shortly to be read: each told with its reason, its objects and what to do.
+//! Decisions that a whole life meets seldom, or too shortly to be read: each told with its reason, its objects and what to do. Longer than other
+//! files: one case after another.
 
 use serde_json::json;
 

@@ -119,7 +119,7 @@ impl Transfer {
                 });
                 End::Cut
             }
-            Some(Effect::Refuse(failure)) => {
+            Some(Effect::Refuse(failure) | Effect::FailTask(failure)) => {
                 let head = self.accepted();
                 let text = if self.head.kind == Kind::Export { inner(&failure) } else { String::new() };
                 self.finish(number, &Err(failure));
