@@ -53,6 +53,8 @@ const AT_ONCE: usize = 12;
 /// What `cargo test` may spend here, on two cores.
 const BUDGET: Duration = Duration::from_secs(480);
 const SEED: u64 = 0x1A_417A;
+/// A call of a recovery is brought about again at most so often: it hangs on moments.
+const TURNS: usize = 6;
 /// A late call is carried out so long after its connection died, in the pool's time; less than the two looks of an in-flight test
 /// are apart.
 const LATE: Duration = Duration::from_secs(20);
@@ -217,9 +219,11 @@ async fn enumerate(options: &Options) -> Vec<String> {
     let within = |_: &Case| began.elapsed() < BUDGET;
     tested.live(rest.into_iter().take_while(within), began).await;
     let done = tested.done;
-    let recoveries = tested.recoveries();
-    println!("{} calls are made in recoveries alone", recoveries.len());
-    tested.live(recoveries.into_iter(), began).await;
+    println!("made in recoveries alone: {:?}", tested.recovering.keys().collect::<Vec<_>>());
+    for turn in 0..TURNS {
+        let recoveries = tested.recoveries(turn);
+        tested.live(recoveries.into_iter(), began).await;
+    }
     println!(
         "{}\n{done} of {everything} cases and {} of recoveries, {} s",
         tested.report,
@@ -239,8 +243,8 @@ struct Tested {
     report: Report,
     failures: Vec<String>,
     done: usize,
-    /// Calls that no recorded life makes, each with the case that made it first.
-    recovering: BTreeMap<String, Case>,
+    /// Calls that no recorded life makes, each with the first cases that made it.
+    recovering: BTreeMap<String, Vec<Case>>,
 }
 
 impl Tested {
@@ -273,7 +277,10 @@ impl Tested {
             }
             let known = self.recorded();
             for entry in run.calls.iter().filter(|entry| !known.contains(&entry.method)) {
-                self.recovering.entry(entry.method.clone()).or_insert_with(|| case.clone());
+                let cases = self.recovering.entry(entry.method.clone()).or_default();
+                if cases.len() < TURNS && !cases.contains(&case) {
+                    cases.push(case.clone());
+                }
             }
             tally(&mut self.report, &case, &run, self.records.get(&case.life));
         }
@@ -283,14 +290,20 @@ impl Tested {
         self.records.values().flat_map(|run| &run.calls).map(|entry| entry.method.clone()).collect()
     }
 
-    /// Every changing call that any case made.
+    /// Every changing call that any case made, but for what happened once or twice and could not be brought about again.
     fn calls(&self) -> BTreeSet<String> {
-        self.recorded().into_iter().chain(self.recovering.keys().cloned()).collect()
+        let often = self.recovering.iter().filter(|(_, cases)| cases.len() > 2).map(|(method, _)| method.clone());
+        self.recorded().into_iter().chain(often).collect()
     }
 
-    /// The cases that lead to a call of a recovery, once more, with that call struck.
-    fn recoveries(&self) -> Vec<Case> {
-        self.recovering.iter().map(|(method, case)| Case { also: Some(method.clone()), ..case.clone() }).collect()
+    /// A case for each call of a recovery that has no row yet: one that led to it, once more, with that call struck.
+    fn recoveries(&self, turn: usize) -> Vec<Case> {
+        let rowless = self.recovering.iter().filter(|(method, _)| !self.report.has(method));
+        let again = |(method, cases): (&String, &Vec<Case>)| {
+            let case = cases.get(turn % cases.len().max(1))?;
+            Some(Case { also: Some(method.clone()), ..case.clone() })
+        };
+        rowless.filter_map(again).collect()
     }
 }
 

@@ -30,6 +30,10 @@ impl Report {
         counts.waited += struck.waited;
     }
 
+    pub fn has(&self, call: &str) -> bool {
+        self.rows.keys().any(|(row, _)| row == call)
+    }
+
     pub fn end(&mut self, fault: Fault, end: End) {
         *self.ends.entry((fault, end)).or_default() += 1;
     }
