@@ -15,7 +15,7 @@ use lamina::controller::pace::Pace;
 use lamina::sim::clock::Clock;
 use serde_json::json;
 
-use crate::common::rig::{Rig, Running, quick};
+use crate::common::rig::{Rig, Running, quick, ready};
 use crate::{replay, row, title};
 
 const LAYERS: usize = 50;
@@ -58,6 +58,7 @@ pub async fn run(rig: &Rig, pace: Pace) -> Running {
 pub async fn settled(rig: &Rig, layers: usize, phase: Phase) {
     const QUIET: Duration = Duration::from_secs(8);
     let mut there = std::collections::HashSet::new();
+    let mut told = Instant::now();
     let mut events = std::pin::pin!(watcher(rig.layers(), watcher::Config::default()));
     loop {
         match tokio::time::timeout(QUIET, events.next()).await {
@@ -70,7 +71,20 @@ pub async fn settled(rig: &Rig, layers: usize, phase: Phase) {
             Err(_quiet) if there.len() == layers => return,
             Ok(_) | Err(_) => {}
         }
+        if told.elapsed() > Duration::from_secs(15) {
+            told = Instant::now();
+            eprintln!("{} of {layers} are {}; {:?}", there.len(), phase.as_str(), reasons(rig).await);
+        }
     }
+}
+
+/// How many layers say what: for whoever waits.
+async fn reasons(rig: &Rig) -> std::collections::BTreeMap<String, usize> {
+    let mut said = std::collections::BTreeMap::new();
+    for layer in rig.layers().list(&Default::default()).await.expect("layers") {
+        *said.entry(ready(&layer).map(|(reason, _)| reason).unwrap_or_default()).or_default() += 1;
+    }
+    said
 }
 
 async fn finalized(rig: &Rig) -> usize {
