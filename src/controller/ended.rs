@@ -1,11 +1,12 @@
 //! How the task of a layer's last step ended. Steps without an intent (resize, insert, destroy …) are told of by nothing else.
 //!
-//! Called by `layer` before each step.
+//! Called by `layer` before each step, and after one that was refused.
 
 use super::context::Context;
 use super::pool::Pool;
 use super::trouble;
 use crate::domain::plan::Step;
+use crate::xapi::error::Error;
 use crate::xapi::model::TaskStatus;
 use crate::xapi::view::View;
 use crate::xapi::wire::Failure;
@@ -31,10 +32,23 @@ pub async fn settle(ctx: &Context, pool: &Pool, view: &View, layer: &str, sr: &s
     }
 }
 
-/// Uuid of the repository of the disk that a step destroys.
+/// A stream has its answer at once, and no task that `settle` could look at. Remembered alike: a row that came back with a pool that died is
+/// to be scanned for, not streamed to for ever.
+pub fn refused(ctx: &Context, pool: &Pool, view: &View, layer: &str, step: &Step, error: &Error) {
+    let Some(failure) = error.failure().filter(|f| f.code.starts_with("SR_BACKEND_FAILURE_")) else { return };
+    let Some(sr) = sr_of(step, view) else { return };
+    let (mut memory, now) = (pool.memory(), ctx.pace.now());
+    memory.did(layer, step, None, now);
+    memory.ended(layer, Some(trouble::of_failure(failure)), Some(sr), now, |failures| ctx.pace.backoff(failures));
+}
+
+/// Uuid of the repository of the disk that a step destroys, or streams to or from.
 fn sr_of<'a>(step: &Step, view: &'a View) -> Option<&'a str> {
     let (Step::DestroyWork { disk, .. }
     | Step::DestroyConfig { disk }
+    | Step::FillConfig { disk }
+    | Step::ReadConfig { disk, .. }
+    | Step::WipeConfig { disk }
     | Step::DestroyFrozen { disk }
     | Step::DestroyBase { disk }) = step
     else {

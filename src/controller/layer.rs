@@ -249,6 +249,7 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
     let failed = acted.err().map(|f| {
         if let act::Failed::Pool(e) = &f {
             tracing::warn!(layer = %layer.name_any(), step = ?plan.step, error = %crate::telemetry::chain(e), "a step failed");
+            ended::refused(ctx, pool, lens.view, &uid, &plan.step, e);
         }
         f.trouble()
     });
