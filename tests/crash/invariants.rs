@@ -143,17 +143,15 @@ fn no_orphan(lived: &Lived, all: &mut Vec<String>) {
     all.extend(lived.pending.iter().map(|tag| format!("I2 task {tag} outlives its layer")));
 }
 
-/// uuids that the API server had recorded for our layer before this call.
-fn recorded(lived: &Lived, number: u64) -> HashSet<String> {
+/// Had the API server recorded this uuid for our layer before this call?
+fn recorded(lived: &Lived, number: u64, uuid: &str) -> bool {
     let statuses = lived.history.iter().filter(|w| w.at < number).filter_map(|w| w.layer.status.as_ref());
-    let uuids = statuses.flat_map(|s| {
-        let disk =
-            s.disk.iter().flat_map(|d| [Some(d.uuid.clone()), d.base.as_ref().map(|b| b.uuid.clone())]).flatten();
-        let versions = s.versions.iter().map(|v| v.disk.clone());
-        let config = s.config_disk.iter().map(|c| c.uuid.clone());
-        disk.chain(config).chain(s.machine.iter().map(|m| m.uuid.clone())).chain(versions).collect::<Vec<_>>()
-    });
-    uuids.collect()
+    statuses.into_iter().any(|s| {
+        let disk = s.disk.iter().flat_map(|d| [Some(&d.uuid), d.base.as_ref().map(|b| &b.uuid)]).flatten();
+        let versions = s.versions.iter().map(|v| &v.disk);
+        let config = s.config_disk.iter().map(|c| &c.uuid);
+        disk.chain(config).chain(s.machine.iter().map(|m| &m.uuid)).chain(versions).any(|known| known == uuid)
+    })
 }
 
 /// I3, and I10 for the disks that are frozen.
@@ -225,13 +223,12 @@ fn no_foreign(lived: &Lived, all: &mut Vec<String>) {
         let (class, call) = entry.method.trim_start_matches("Async.").split_once('.').unwrap_or_default();
         let ours = |reference: &str| {
             let rows = lived.sights.of(reference);
-            let recorded = recorded(lived, number);
             rows.iter().any(|row| {
                 key(row, "layer") == Some(&uid)
                     || role(row) == Some("base") && claimed(row)
                     || key(row, "making").is_some() && !lived.before.contains_key(reference)
                     || text(row, "name_label").starts_with("lamina-")
-                    || recorded.contains(text(row, "uuid"))
+                    || recorded(lived, number, text(row, "uuid"))
             })
         };
         let proved = match (class, call) {

@@ -1,6 +1,7 @@
 //! The lives that are recorded: what a person does from outside, step by step, and how each ends.
 //!
-//! A life has a prelude, in which nothing is struck, and then the part whose calls and writes are enumerated.
+//! A life has a prelude, in which nothing is struck, and then the part whose calls and writes are enumerated. Two begin where a happy life
+//! ended, which may be struck as well.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -39,6 +40,11 @@ pub enum Life {
 
 impl Life {
     pub const ALL: [Self; 5] = [Self::Happy, Self::Second, Self::Discard, Self::Steps, Self::Deletion];
+
+    /// Begins where a happy life ended.
+    pub fn follows(self) -> bool {
+        matches!(self, Self::Second | Self::Deletion)
+    }
 }
 
 /// How it ended.
@@ -103,36 +109,27 @@ impl Person {
         change(&mut self.deeds.lock().expect("no panic before"));
     }
 
-    /// What happens before anything is struck.
+    /// What happens before anything is struck, upon a happy life where the life follows one.
     pub async fn prelude(&self, life: Life) -> Result<(), End> {
         match life {
-            Life::Happy => {
-                self.guests(finalizes());
-                Ok(())
-            }
-            Life::Second => {
-                self.guests(finalizes());
-                self.finalize_first().await
-            }
+            Life::Happy => self.guests(finalizes()),
+            Life::Second => {}
             Life::Steps => {
                 files(&self.rig).await;
                 self.guests(served());
-                Ok(())
             }
             Life::Discard => {
                 self.guests(stays());
                 self.rig.layer(NAME, json!({"deletionPolicy": "Delete"})).await;
                 self.reach(|l| ready(l).is_some_and(|(r, _)| r == "ToolsRunning" || r == "InstallSoftware")).await?;
-                Ok(())
             }
             Life::Deletion => {
-                self.guests(finalizes());
-                self.finalize_first().await?;
                 self.guests(stays());
                 self.rig.patch(NAME, json!({"version": "2", "base": {"from": "Latest"}})).await;
-                self.reach(|l| phase(l) == Some(Phase::MachineRunning)).await
+                self.reach(|l| phase(l) == Some(Phase::MachineRunning)).await?;
             }
         }
+        Ok(())
     }
 
     async fn finalize_first(&self) -> Result<(), End> {
@@ -306,10 +303,12 @@ pub fn phase(l: &PlatformLayer) -> Option<Phase> {
     l.status.as_ref()?.phase
 }
 
-/// The reason for which nothing goes on by itself.
+/// The reason for which nothing goes on by itself. Where somebody in the machine is asked for something, the guest's script is about to do it.
 fn rests(l: &PlatformLayer) -> Option<String> {
     let conditions = &l.status.as_ref()?.conditions;
     let on = |t| find(conditions, t).filter(|c| c.status == "True").map(|c| c.reason.clone());
     debug_assert_eq!(condition::check_layer(l), Vec::<String>::new());
-    on(ConditionType::Stalled).or_else(|| on(ConditionType::ActionRequired))
+    on(ConditionType::Stalled)
+        .or_else(|| on(ConditionType::ActionRequired))
+        .filter(|reason| reason != "InstallSoftware")
 }

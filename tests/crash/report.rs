@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 
-use super::Fault;
+use super::cases::Fault;
 use super::lives::End;
 
 #[derive(Clone, Copy, Debug, Default)]

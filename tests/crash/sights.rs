@@ -1,10 +1,11 @@
 //! What was to be seen on the pool, change by change: the rows of disks, machines and attachments, each with the number of the last
 //! changing call. Read as any client could read them; nothing of the simulator's inside.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lamina::sim::Pool;
+use lamina::xapi::wire::Ref;
 use serde_json::{Map, Value};
 
 pub type Row = Map<String, Value>;
@@ -12,16 +13,31 @@ pub type Row = Map<String, Value>;
 /// The classes that invariants speak of.
 const CLASSES: [&str; 3] = ["VDI", "VM", "VBD"];
 
-#[derive(Clone)]
-pub struct Sight {
-    pub at: u64,
+struct Sight {
+    at: u64,
     /// `None`: gone.
-    pub row: Option<Arc<Row>>,
+    row: Option<Arc<Row>>,
+}
+
+struct Object {
+    class: &'static str,
+    sights: Vec<Sight>,
+    /// What it is claimed as now.
+    lineage: Option<String>,
+    /// The last look that saw it.
+    seen: u64,
+}
+
+impl Object {
+    fn now(&self) -> Option<&Arc<Row>> {
+        self.sights.last()?.row.as_ref()
+    }
 }
 
 #[derive(Default)]
 struct State {
-    objects: HashMap<String, (&'static str, Vec<Sight>)>,
+    objects: HashMap<Ref, Object>,
+    looks: u64,
     /// Two claimed objects of one lineage at one time.
     doubles: Vec<String>,
 }
@@ -55,60 +71,69 @@ impl Sights {
 
     pub fn look(&self, pool: &Pool) {
         let at = pool.log.number();
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let State { objects, doubles } = &mut *state;
-        let mut there = HashSet::new();
-        {
-            let db = pool.db();
-            for row in db.changes_since(0).filter(|row| CLASSES.contains(&row.class)) {
-                there.insert(row.reference.to_string());
-                let (_, sights) = objects.entry(row.reference.to_string()).or_insert((row.class, Vec::new()));
-                // A changed row is another one in memory.
-                if !sights.last().and_then(|s| s.row.as_ref()).is_some_and(|last| Arc::ptr_eq(last, row.record)) {
-                    sights.push(Sight { at, row: Some(Arc::clone(row.record)) });
-                }
+        let mut state = self.state();
+        let State { objects, looks, doubles } = &mut *state;
+        *looks += 1;
+        let db = pool.db();
+        for change in db.changes_since(0).filter(|row| CLASSES.contains(&row.class)) {
+            let fresh = || Object { class: change.class, sights: Vec::new(), lineage: None, seen: 0 };
+            if !objects.contains_key(change.reference) {
+                objects.insert(change.reference.clone(), fresh());
+            }
+            let Some(object) = objects.get_mut(change.reference) else { continue };
+            object.seen = *looks;
+            // A changed row is another one in memory.
+            if !object.now().is_some_and(|last| Arc::ptr_eq(last, change.record)) {
+                object.lineage = key(change.record, "op").filter(|_| claimed(change.record)).map(str::to_owned);
+                object.sights.push(Sight { at, row: Some(Arc::clone(change.record)) });
             }
         }
-        let mut lineages: HashMap<&str, &str> = HashMap::new();
-        for (reference, (_, sights)) in objects.iter_mut() {
-            if !there.contains(reference) && sights.last().is_some_and(|s| s.row.is_some()) {
-                sights.push(Sight { at, row: None });
+        drop(db);
+        let mut lineages: HashMap<&str, &Ref> = HashMap::new();
+        for (reference, object) in objects.iter_mut() {
+            if object.seen != *looks {
+                if object.now().is_some() {
+                    object.sights.push(Sight { at, row: None });
+                }
+                continue;
             }
-            let Some(row) = sights.last().and_then(|s| s.row.as_deref()) else { continue };
-            let (Some(op), true) = (key(row, "op"), claimed(row)) else { continue };
+            let Some(op) = &object.lineage else { continue };
             if let Some(other) = lineages.insert(op, reference) {
                 doubles.push(format!("{other} and {reference} are both claimed as {op} at call {at}"));
             }
         }
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// All that was ever seen of an object, oldest first.
-    pub fn of(&self, reference: &str) -> Vec<Row> {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = state.objects.get(reference);
-        found.into_iter().flat_map(|(_, sights)| sights).filter_map(|s| s.row.as_deref().cloned()).collect()
+    pub fn of(&self, reference: &str) -> Vec<Arc<Row>> {
+        let state = self.state();
+        let found = state.objects.get(&Ref(reference.to_owned()));
+        found.into_iter().flat_map(|o| &o.sights).filter_map(|s| s.row.clone()).collect()
     }
 
     /// The same by uuid.
-    pub fn of_uuid(&self, uuid: &str) -> Vec<Row> {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = state.objects.values().flat_map(|(_, sights)| sights).filter_map(|s| s.row.as_deref());
+    pub fn of_uuid(&self, uuid: &str) -> Vec<Arc<Row>> {
+        let state = self.state();
+        let all = state.objects.values().flat_map(|o| &o.sights).filter_map(|s| s.row.as_ref());
         all.filter(|row| text(row, "uuid") == uuid).cloned().collect()
     }
 
     /// The rows of a class as they were when this call arrived.
-    pub fn at(&self, class: &str, number: u64) -> Vec<(String, Row)> {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_class = state.objects.iter().filter(|(_, (c, _))| *c == class);
-        let then = of_class.filter_map(|(r, (_, sights))| {
-            let last = sights.iter().rev().find(|s| s.at < number).or(sights.first())?;
-            Some((r.clone(), last.row.as_deref()?.clone()))
+    pub fn at(&self, class: &str, number: u64) -> Vec<(String, Arc<Row>)> {
+        let state = self.state();
+        let then = state.objects.iter().filter(|(_, o)| o.class == class).filter_map(|(r, o)| {
+            let last = o.sights.iter().rev().find(|s| s.at < number).or(o.sights.first())?;
+            Some((r.to_string(), last.row.clone()?))
         });
         then.collect()
     }
 
     pub fn doubles(&self) -> Vec<String> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner).doubles.clone();
+        let mut all = self.state().doubles.clone();
         all.dedup();
         all
     }

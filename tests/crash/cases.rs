@@ -1,0 +1,176 @@
+//! What strikes whom, when, and in which order. Used by `main`, which lives the jobs, and `stage`, which strikes.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use lamina::sim::faults::Entry;
+use serde_json::Value;
+
+use super::lives::Life;
+use super::stage::Run;
+
+const SEED: u64 = 0x1A_417A;
+
+/// What strikes, at a call or a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Fault {
+    DiesBefore,
+    DiesAfter,
+    /// The controller dies, and its last call is carried out a while later.
+    DiesLate,
+    Dropped,
+    ReplyLost,
+    Late,
+    MidJson,
+    XapiDies,
+    BothDie,
+    /// The reply to a call is lost that is only made in a recovery from another fault.
+    InRecovery,
+}
+
+impl Fault {
+    /// Those that `cargo test` tries first.
+    pub const OF_CI: [Self; 5] = [Self::DiesBefore, Self::DiesAfter, Self::ReplyLost, Self::Late, Self::XapiDies];
+    pub const OF_CALLS: [Self; 9] = [
+        Self::DiesBefore,
+        Self::DiesAfter,
+        Self::ReplyLost,
+        Self::Late,
+        Self::XapiDies,
+        Self::Dropped,
+        Self::DiesLate,
+        Self::MidJson,
+        Self::BothDie,
+    ];
+    pub const OF_WRITES: [Self; 2] = [Self::DiesBefore, Self::DiesAfter];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::DiesBefore => "dies before",
+            Self::DiesAfter => "dies after",
+            Self::DiesLate => "dies, late",
+            Self::Dropped => "dropped",
+            Self::ReplyLost => "reply lost",
+            Self::Late => "late",
+            Self::MidJson => "mid-JSON",
+            Self::XapiDies => "xapi dies",
+            Self::BothDie => "both die",
+            Self::InRecovery => "in recovery",
+        }
+    }
+
+    pub fn kills_controller(self) -> bool {
+        matches!(self, Self::DiesBefore | Self::DiesAfter | Self::DiesLate | Self::BothDie)
+    }
+
+    pub fn kills_xapi(self) -> bool {
+        matches!(self, Self::XapiDies | Self::BothDie)
+    }
+}
+
+/// Counted from the end of the life's prelude, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum At {
+    Call(u64),
+    Write(u64),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Case {
+    pub life: Life,
+    pub at: At,
+    pub fault: Fault,
+    /// Besides, the reply to the first call of this name is lost.
+    pub also: Option<String>,
+}
+
+impl Case {
+    pub fn name(&self) -> String {
+        let (kind, n) = match self.at {
+            At::Call(n) => ("Call", n),
+            At::Write(n) => ("Write", n),
+        };
+        let also = self.also.as_ref().map(|method| format!("+{method}")).unwrap_or_default();
+        format!("{:?}/{kind}/{n}/{:?}{also}", self.life, self.fault)
+    }
+}
+
+fn method<'a>(case: &Case, records: &'a BTreeMap<Life, Run>) -> Option<&'a Entry> {
+    let At::Call(n) = case.at else { return None };
+    records.get(&case.life)?.calls.get(usize::try_from(n - 1).ok()?)
+}
+
+/// Does it belong to every call × [`Fault::OF_CI`]? A life without hands is the happy one, but for who installs: the calls that both make come later.
+pub fn is_first(case: &Case, records: &BTreeMap<Life, Run>) -> bool {
+    let happy =
+        |entry: &Entry| records.get(&Life::Happy).is_some_and(|r| r.calls.iter().any(|e| kind(e) == kind(entry)));
+    let known = case.life == Life::Steps && method(case, records).is_some_and(happy);
+    Fault::OF_CI.contains(&case.fault) && matches!(case.at, At::Call(_)) && !known
+}
+
+/// Puts the cases in an order whose every beginning goes evenly over calls by name and faults, those that come first before all else.
+pub fn rotate(cases: &mut Vec<Case>, records: &BTreeMap<Life, Run>) {
+    let name = |case: &Case| method(case, records).map_or("status", |entry| entry.method.as_str());
+    let die = |c: &Case| {
+        let seeded = format!("{SEED}/{}", c.name());
+        seeded.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+    };
+    cases.sort_by_key(die);
+    let mut met: BTreeMap<(String, Fault), usize> = BTreeMap::new();
+    let mut turns = Vec::new();
+    for case in cases.drain(..) {
+        let count = met.entry((name(&case).to_owned(), case.fault)).or_default();
+        *count += 1;
+        turns.push((!is_first(&case, records), *count, case));
+    }
+    turns.sort_by_key(|(later, turn, _)| (*later, *turn));
+    cases.extend(turns.into_iter().map(|(_, _, case)| case));
+}
+
+/// What is lived on one layer, one after the other.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub life: Life,
+    /// The second version and the deletion follow upon a happy life: it is struck as well, by the same fault.
+    pub first: Option<Case>,
+    /// `None`: the life is recorded.
+    pub case: Option<Case>,
+}
+
+impl Job {
+    pub fn recorded(life: Life) -> Self {
+        Self { life, first: None, case: None }
+    }
+
+    pub fn alone(case: Case) -> Self {
+        Self { life: case.life, first: None, case: Some(case) }
+    }
+
+    pub fn cases(&self) -> impl Iterator<Item = &Case> {
+        self.first.iter().chain(&self.case)
+    }
+
+    pub fn name(&self) -> String {
+        self.cases().map(Case::name).collect::<Vec<_>>().join(" then ")
+    }
+}
+
+/// Puts the cases of the happy life before those that follow upon one. Keeps their order.
+pub fn jobs(cases: Vec<Case>) -> Vec<Job> {
+    let (happy, others): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| case.life == Life::Happy);
+    let mut waiting: BTreeMap<Fault, VecDeque<Case>> = BTreeMap::new();
+    happy.into_iter().for_each(|case| waiting.entry(case.fault).or_default().push_back(case));
+    let mut jobs = Vec::new();
+    for case in others {
+        let first = waiting.get_mut(&case.fault).filter(|_| case.life.follows()).and_then(VecDeque::pop_front);
+        jobs.push(Job { first, ..Job::alone(case) });
+    }
+    jobs.extend(waiting.into_values().flatten().map(Job::alone));
+    jobs
+}
+
+/// Calls of one kind: the same method for the same purpose, whatever the objects are called in this run.
+pub fn kind(entry: &Entry) -> (String, String) {
+    let tag = entry.tags.first().and_then(|(_, v)| v.split_once('.')).map(|(_, what)| what);
+    let key = entry.params.get(1).and_then(Value::as_str).filter(|k| k.starts_with("lamina.dev/"));
+    (entry.method.clone(), tag.or(key).unwrap_or_default().to_owned())
+}
