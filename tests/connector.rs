@@ -264,6 +264,16 @@ async fn each_fault_of_a_template_has_its_reason() {
     patch(&rig, json!({"template": "packaging"})).await;
     ready(&rig).await;
 
+    let template = named(&rig.sim, "VM", "packaging");
+    let drive = json!({
+        "VM": template, "VDI": Ref::null(), "userdevice": "0", "bootable": false, "mode": "RO", "type": "CD", "empty": true,
+        "other_config": {}, "qos_algorithm_type": "", "qos_algorithm_params": {},
+    });
+    let drive = rig.hands.call("VBD.create", json!([drive])).await;
+    fails(&rig, C::TemplateValid, "TemplateHasDisks", &["device 0", "xe vbd-destroy"]).await;
+    rig.hands.call("VBD.destroy", json!([drive])).await;
+    ready(&rig).await;
+
     let other = named(&rig.sim, "VM", "no-network");
     set(&rig.sim, "VM", &other, "name_label", json!("packaging"));
     fails(&rig, C::TemplateValid, "TemplateAmbiguous", &["use the uuid"]).await;

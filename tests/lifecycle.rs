@@ -4,6 +4,7 @@
 //! the wire, by somebody else's session.
 
 mod approval;
+mod attempts;
 mod disks;
 mod garbage;
 mod gates;

@@ -48,7 +48,7 @@ pub struct PlatformLayerStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskStatus>,
 
-    /// The disk that carries spec.steps into the machine, and their results out; absent without steps, and once it was read back and removed.
+    /// The disk that carries spec.steps into the machine, and their results out; absent before it is made, and once it was read back and removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_disk: Option<ConfigDiskStatus>,
 
@@ -286,7 +286,7 @@ pub struct ToolsStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
 
-    /// Whether drivers and agent were seen at work since the version was begun.
+    /// Whether drivers and agent were seen at work in the present boot.
     #[serde(default)]
     pub seen: bool,
 }

@@ -175,6 +175,7 @@ reasons! {
     StorageFull Stalled [Ready Stalled StorageReady] "storage repository <name> has no room", "Free room in it. Nothing is lost.";
     PermissionDenied Stalled [Ready Stalled PermissionsSufficient] "the account may not do <permission>", "Give the account the role vm-power-admin, better pool-operator.";
     OperationBlocked Stalled [Ready Stalled] "somebody has blocked <operation> on <object>", "Take the block off (blocked_operations).";
+    PoolRefused Stalled [Ready Stalled] "the pool refuses a call as things are: <code>", "End what the code names. It is asked again in some minutes.";
     FeatureMissing Stalled [Ready Stalled] "the pool cannot do <what>: version or licence", "Use a pool of a supported version and edition.";
 
     // A Connector's checks.

@@ -11,7 +11,7 @@ use super::observe::objects::{depth, format};
 use crate::api::layer::DiskRef;
 use crate::api::reason::Reason;
 use crate::domain::observed::{OsDisk, Storage, Trouble};
-use crate::xapi::model::{Network, PowerState, Sm, Sr, VbdType, Vdi, Vm};
+use crate::xapi::model::{Network, PowerState, Sm, Sr, Vbd, VbdType, Vdi, Vm};
 use crate::xapi::view::{Row, View};
 use crate::xapi::wire::Ref;
 
@@ -55,6 +55,17 @@ pub fn template(view: &View, wanted: &str) -> Result<(Ref, Arc<Vm>), Trouble> {
             format!(
                 "template '{}' has a disk, and every machine would get a copy of it: remove the template's disks",
                 vm.name_label
+            ),
+        ));
+    }
+    // Where Windows boots from, and where the config disk goes; a DVD drive may be anywhere else.
+    let taken = |vbd: &&Arc<Vbd>| matches!(vbd.userdevice.as_str(), "0" | "1");
+    if let Some(drive) = vm.vbds.iter().filter_map(|vbd| view.vbds.get(vbd)).find(taken) {
+        return Err(Trouble::new(
+            Reason::TemplateHasDisks,
+            format!(
+                "template '{}' has a drive as device {}, where disks go: move it (xe vbd-destroy uuid={}, then xe vm-cd-add vm={} device=3)",
+                vm.name_label, drive.userdevice, drive.uuid, vm.uuid
             ),
         ));
     }

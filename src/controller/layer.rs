@@ -107,6 +107,7 @@ pub fn forget(ctx: &Context, uid: &str, connector: Option<&ConnectorKey>) {
     ctx.looked.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     ctx.metrics.forget_layer(uid);
     if let Some(pool) = connector.and_then(|key| ctx.pools.get(key)) {
+        pool.memory().forget(uid);
         let next = pool.memory().leave_sources(uid);
         wake_next(ctx, &next);
     }
@@ -136,7 +137,13 @@ async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -
     let want = Want::of(&fresh);
     let view = match live::look_at(&site.pool, &fresh).await {
         Ok(view) => view,
-        Err(e) => return report(ctx, &fresh, &want, None, Some((&scene, &plan)), Some(&trouble::of(&e))).await,
+        // Told of the object that was read: what it records beyond the other one was not looked for there, and would be dropped.
+        Err(e) => match decide(ctx, &fresh, &want, site, &mirror, false) {
+            Ok((_, scene, plan)) => {
+                return report(ctx, &fresh, &want, None, Some((&scene, &plan)), Some(&trouble::of(&e))).await;
+            }
+            Err(t) => return report(ctx, &fresh, &want, Some(&t), None, None).await,
+        },
     };
     if let (Some(uid), Some(value)) = (fresh.uid(), fresh.annotations().get(REQUESTED_AT)) {
         ctx.looked.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, value.clone());
@@ -243,6 +250,9 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
         let result = audit::scope(layer, &scene.observed.subject, lens.view, act(lens, &scene, &plan.step)).await;
         if let Ok(task) = &result {
             pool.memory().did(&uid, &plan.step, task.clone(), ctx.pace.now());
+        }
+        if let Ok(None) = result {
+            ended::done(ctx, pool, &uid);
         }
         result
     };

@@ -4,7 +4,7 @@
 
 use super::pool::Pool;
 use crate::api::PlatformLayer;
-use crate::domain::identity::TASK_TAG;
+use crate::domain::identity::{MAKING, SELF, TASK_TAG};
 use crate::xapi::error::Error;
 use crate::xapi::model::{Class, TaskStatus, Vdi, Vm, VmMetrics};
 use crate::xapi::view::View;
@@ -38,11 +38,12 @@ pub async fn look_at(pool: &Pool, layer: &PlatformLayer) -> Result<View, Error> 
     Ok(view)
 }
 
-/// Did a task of this operation succeed whose result is not in the view?
+/// Did a task of this operation succeed whose result is not in the view, or not with what it inherits?
 fn is_childless(view: &View, opid: &str) -> bool {
     let ended = view.tasks.with(TASK_TAG, opid).filter(|(_, task)| task.status == TaskStatus::Success);
     let mut children = ended.map(|(_, task)| Ref(task_result(&task.result))).filter(|child| !child.is_null());
-    children.any(|child| view.vdis.get(&child).is_none() && view.vms.get(&child).is_none())
+    let whole = |d: &Vdi| d.other_config.contains_key(MAKING) || d.other_config.contains_key(SELF);
+    children.any(|child| !view.vdis.get(&child).is_some_and(|d| whole(d)) && view.vms.get(&child).is_none())
 }
 
 async fn gone<T: Class>(pool: &Pool, uuid: &str) -> Result<(), Error> {

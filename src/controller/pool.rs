@@ -144,8 +144,16 @@ impl Memory {
         }
     }
 
+    /// The layer is gone: no step of it will be asked for.
+    pub fn forget(&mut self, layer: &str) {
+        self.last.remove(layer);
+        self.refusals.remove(layer);
+    }
+
     /// This process is about to destroy it.
     pub fn removing(&mut self, uuid: &str, agent_start: &str) {
+        self.removed.retain(|_, start| start == agent_start);
+        self.since.retain(|fact, _| !fact.contains(uuid));
         self.removed.insert(uuid.to_owned(), agent_start.to_owned());
     }
 

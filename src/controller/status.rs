@@ -63,7 +63,10 @@ pub fn compose(o: &Outcome<'_>) -> PlatformLayerStatus {
 /// What is told: the plan's word, or why its step failed.
 fn say(o: &Outcome<'_>, old: &PlatformLayerStatus) -> Say {
     let deleting = o.layer.metadata.deletion_timestamp.is_some();
-    if let Some(t) = o.failed.or(if o.seen.is_none() { o.connector } else { None }) {
+    // What is done beside a person's turn does not take it away.
+    let beside = o.seen.is_some_and(|(_, plan)| matches!(plan.step, Step::EjectDisc { .. }));
+    let failed = o.failed.filter(|_| !beside);
+    if let Some(t) = failed.or(if o.seen.is_none() { o.connector } else { None }) {
         let stuck = t.reason.fault() == Some(Fault::Stalled);
         if deleting {
             let message = format!("{}. If the pool is gone for good: set spec.deletionPolicy to Orphan", t.message);

@@ -69,7 +69,7 @@ pub fn of_failure(failure: &Failure) -> Trouble {
         }
         "NO_HOSTS_AVAILABLE" | "HOST_NOT_ENOUGH_FREE_MEMORY" | "HOST_DISABLED" => (
             Reason::WaitingForCapacity,
-            "no host can start the machine: free memory on one, enable one, or lower spec.machine.memory",
+            "no host can start the machine: free memory on one, enable one, or give the machine less (spec.machine.memory, before it ran)",
         ),
         "HA_OPERATION_WOULD_BREAK_FAILOVER_PLAN" => {
             (Reason::WaitingForCapacity, "the pool's high availability plan leaves no room for the machine")
@@ -84,6 +84,18 @@ pub fn of_failure(failure: &Failure) -> Trouble {
             Reason::FeatureMissing,
             "the pool cannot do this: renew its licence, or use a pool whose version, edition and storage driver can",
         ),
+        "VM_REQUIRES_SR" | "VM_REQUIRES_NETWORK" => (
+            Reason::NoHostCanBoot,
+            "no host sees all that the machine needs: put disk, ISO and networks where one host sees them all",
+        ),
+        "SR_BACKEND_FAILURE_79" => (
+            Reason::PoolRefused,
+            "the storage cannot hold a disk of this size: lower spec.packagingDisk.size, in a new version or after spec.discard",
+        ),
+        "MEMORY_CONSTRAINT_VIOLATION" | "MEMORY_CONSTRAINT_VIOLATION_ORDER" | "MEMORY_CONSTRAINT_VIOLATION_MAXPIN" => (
+            Reason::PoolRefused,
+            "the machine cannot have this much memory, or this little: correct spec.machine.memory, or the template's limits",
+        ),
         "VDI_IN_USE" | "OTHER_OPERATION_IN_PROGRESS" => {
             (Reason::WaitingForDisk, "a disk or machine is in use by another operation: asked again by itself")
         }
@@ -95,7 +107,11 @@ pub fn of_failure(failure: &Failure) -> Trouble {
             Fault::Wait => {
                 (Reason::WaitingForPool, "the pool is busy, starting or being upgraded: asked again by itself")
             }
-            Fault::Retry | Fault::Stalled => (
+            Fault::Stalled => (
+                Reason::PoolRefused,
+                "the pool refuses a call as things are, and is asked again in some minutes: end what the code names",
+            ),
+            Fault::Retry => (
                 Reason::PoolError,
                 "the pool refused a call, and is asked again with growing pauses; if this stays, see xensource.log on the coordinator",
             ),

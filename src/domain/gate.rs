@@ -206,7 +206,7 @@ pub fn choose_base(
         Trouble::new(
             Reason::BaseOnOtherOSLayer,
             format!(
-                "no finalized version stands on OS layer '{}' version '{}' in the Connector's storage repository: set base.from: OSLayer and install again",
+                "no finalized version stands on OS layer '{}' version '{}' in the Connector's storage repository, or somebody destroyed the base that they stood on: set base.from: OSLayer and install again",
                 want.os_name, want.os_version
             ),
         )

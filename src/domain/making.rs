@@ -43,7 +43,14 @@ pub enum Waiting {
 /// The next move towards the child of `f`.
 pub fn advance(f: &Flight) -> Move {
     if f.intent.is_none() {
-        return if f.turn { Move::Do(Step::RecordIntent(f.making)) } else { others_turn(f) };
+        if !f.turn {
+            return others_turn(f);
+        }
+        // Whoever marked it before this process began holds no turn, and would wait for ours.
+        if f.mark == MarkSight::Held {
+            return Move::Wait(Waiting::Mark { ahead: f.ahead.clone() });
+        }
+        return Move::Do(Step::RecordIntent(f.making));
     }
     match &f.task {
         TaskSight::Pending { progress } => return Move::Wait(Waiting::Task { progress: *progress }),
@@ -172,9 +179,11 @@ pub fn abandon(f: &Flight) -> Option<Move> {
     if unknown && f.quiet != Quiet::Twice {
         return Some(Move::Wait(Waiting::InFlight));
     }
+    // Once its task has told, a disk that bears our mark is another tool's copy of the source.
+    let silent = matches!(f.task, TaskSight::None);
     if let [child] = f.children.as_slice()
         && may_have_children(f)
-        && (ours && child.shaped || f.making == Making::CloneMachine)
+        && (ours && silent && child.shaped || f.making == Making::CloneMachine)
     {
         return Some(Move::Do(Step::DestroyUnclaimed { making: f.making, child: child.uuid.clone() }));
     }
@@ -235,6 +244,25 @@ mod tests {
             assert!(matches!(advance(&f), Move::Do(Step::Claim { .. })), "{:?}", advance(&f));
             assert!(matches!(abandon(&f), Some(Move::Do(Step::DestroyUnclaimed { .. }))), "{:?}", abandon(&f));
         }
+    }
+
+    /// Another tool copied the source while our call waited there, which was then cancelled.
+    #[test]
+    fn a_copy_beside_a_call_that_has_ended_is_not_destroyed() {
+        let cancelled = TaskSight::Failed(Trouble::new(Reason::PoolError, "cancelled"));
+        for task in [cancelled, TaskSight::Succeeded { child: None }] {
+            let f = Flight { task, ..flight(Sent::Once) };
+            assert!(matches!(abandon(&f), Some(Move::Do(Step::Unmark { .. }))), "{:?}", abandon(&f));
+        }
+    }
+
+    /// A process that begins anew holds no turns, and knows those who had one by their marks alone.
+    #[test]
+    fn nothing_is_begun_on_a_source_that_another_holds() {
+        let free = Flight { intent: None, mark: MarkSight::None, children: Vec::new(), ..flight(Sent::Unknown) };
+        assert_eq!(advance(&free), Move::Do(Step::RecordIntent(Making::CloneDisk)));
+        let held = Flight { mark: MarkSight::Held, ..free };
+        assert_eq!(advance(&held), Move::Wait(Waiting::Mark { ahead: None }));
     }
 
     /// What the pool refused is told, its source is free meanwhile, and it is asked again once its pause is over.

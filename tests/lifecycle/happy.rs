@@ -32,6 +32,8 @@ async fn a_packaging_layer_walks_all_phases_and_keeps_what_was_done() {
     assert_eq!(status(&halted).disk.expect("a disk").utilisation, w.row["physical_utilisation"].as_i64());
     assert_eq!((w.text("name_label"), w.row["virtual_size"].as_i64()), ("walk.vhd", Some(120 << 30)));
     let base = w.key("base").expect("W names S").to_owned();
+    let s = rig.hands.disk(&base).await.expect("S");
+    assert_eq!(s.text("name_description"), "Lamina base of platform layers, do not delete");
     let bytes = rig.sim.pool.digest(&work).expect("W's bytes");
     let m = rig.hands.machine(&vm).await.expect("M");
     assert_eq!(m.text("name_label"), "walk 1 packaging");

@@ -50,7 +50,7 @@ async fn what_a_person_must_end_stalls_with_the_cure() {
         [
             (SNAPSHOT, By::Task, "SR_BACKEND_FAILURE_44", "StorageFull", "free some"),
             (CLONE, By::Answer, "RBAC_PERMISSION_DENIED", "PermissionDenied", "give it the role"),
-            (MACHINE, By::Task, "LICENCE_RESTRICTION", "FeatureMissing", "renew its licence"),
+            (MACHINE, By::Task, "MEMORY_CONSTRAINT_VIOLATION", "PoolRefused", "spec.machine.memory"),
             (CONFIG, By::Task, "SR_FULL", "StorageFull", "free some"),
             (START, By::Answer, "LICENSE_EXPIRED", "FeatureMissing", "renew its licence"),
             (SNAPSHOT, By::Answer, "SR_FULL", "StorageFull", "free some"),

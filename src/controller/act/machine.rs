@@ -135,7 +135,7 @@ impl Hand<'_, '_> {
 
     pub(super) async fn block(&self, machine: &str, change: impl FnOnce(&mut Keys, &String)) -> Done {
         let mut blocked = self.vm_record(machine)?.blocked_operations.clone();
-        change(&mut blocked, &plan::description(self.lens.want));
+        change(&mut blocked, &plan::blocked_for(self.lens.want));
         written(self.lens.pool.client.write().vm_set_blocked_operations(&self.vm(machine)?, &blocked).await)
     }
 

@@ -55,22 +55,28 @@ impl Hand<'_, '_> {
         if making == Making::StartMachine {
             self.sync_database().await?;
         }
-        // Before the call is taken for sent: only its length is wanted, and what is missing for it is told.
+        // Before the call is taken for sent: what is missing for it is told. Of an image only the length is wanted.
         let image = if making == Making::CreateConfig { self.image().await? } else { Vec::new() };
+        let source = match making {
+            Making::SnapshotOsDisk | Making::FreezeDisk | Making::CloneDisk => self.vdi(&f.source)?,
+            Making::CloneMachine => self.template()?,
+            Making::CreateConfig => self.scene.sr.clone(),
+            Making::StartMachine => self.vm(&f.source)?,
+        };
         let start = client.start(&f.opid.0);
         self.lens.pool.memory().set_attempt(&f.opid, Sent::Once, None);
         let sent = match making {
-            Making::SnapshotOsDisk | Making::FreezeDisk => start.vdi_snapshot(&self.vdi(&f.source)?).await,
-            Making::CloneDisk => start.vdi_clone(&self.vdi(&f.source)?).await,
-            Making::CloneMachine => start.vm_clone(&self.template()?, &flights::machine_working_name(&f.opid)).await,
+            Making::SnapshotOsDisk | Making::FreezeDisk => start.vdi_snapshot(&source).await,
+            Making::CloneDisk => start.vdi_clone(&source).await,
+            Making::CloneMachine => start.vm_clone(&source, &flights::machine_working_name(&f.opid)).await,
             Making::CreateConfig => {
                 let name = flights::machine_working_name(&f.opid);
                 let description = plan::description(self.lens.want);
                 let size = i64::try_from(image.len()).unwrap_or(i64::MAX);
-                let new = NewVdi { sr: &self.scene.sr, name: &name, description: &description, size };
+                let new = NewVdi { sr: &source, name: &name, description: &description, size };
                 start.vdi_create(&new).await
             }
-            Making::StartMachine => start.vm_start(&self.vm(&f.source)?).await,
+            Making::StartMachine => start.vm_start(&source).await,
         };
         match sent {
             Ok(task) => {

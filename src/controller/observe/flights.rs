@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use kube::ResourceExt;
 
+use super::super::pool::Attempt;
 use super::{Lens, base_lineage, lineage};
 use crate::api::PlatformLayer;
 use crate::api::condition::{ConditionType, find};
@@ -115,7 +116,7 @@ fn flight(
     } else {
         Vec::new()
     };
-    let task = task_sight(lens, making, &opid, &attempt.sent, attempt.task.as_ref(), doubt);
+    let task = task_sight(lens, making, &opid, &attempt, wanted_mark.as_ref(), doubt);
     let restarted = intent.as_ref().is_some_and(|i| i.agent_start != seen.agent_start);
     let (scans, scan_due) = (seen.storage.scans, seen.storage.scan_due);
     let turn = lens.pool.memory().has_turn(&source, &lens.want.uid);
@@ -194,15 +195,17 @@ fn mark_sight(lens: &Lens<'_>, source: &str, wanted: Option<&Mark>, sr: &Ref) ->
     }
 }
 
-/// Tasks that bear exactly this tag; a sub-task bears none.
+/// Tasks that bear exactly this tag; a sub-task bears none. What one made counts only with the mark on it: a call that was carried out when
+/// the mark was off again was an earlier attempt's, and its copy may lack what was done since.
 fn task_sight(
     lens: &Lens<'_>,
     making: Making,
     opid: &Opid,
-    sent: &Sent,
-    own: Option<&Ref>,
+    attempt: &Attempt,
+    mark: Option<&Mark>,
     doubt: &mut bool,
 ) -> TaskSight {
+    let (sent, own) = (&attempt.sent, attempt.task.as_ref());
     let tagged = || lens.view.tasks.with(TASK_TAG, &opid.0).map(|(_, t)| t.as_ref());
     let named = own.and_then(|r| lens.view.tasks.get(r)).map(AsRef::as_ref);
     if *sent == Sent::Once && named.is_none() {
@@ -224,7 +227,7 @@ fn task_sight(
         let uuid = match making {
             Making::CloneMachine => lens.view.vms.get(&child).map(|vm| vm.uuid.clone()),
             Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk | Making::CreateConfig => {
-                lens.view.vdis.get(&child).map(|d| d.uuid.clone())
+                lens.view.vdis.get(&child).filter(|d| is_marked(d, mark) || is_claimed(d)).map(|d| d.uuid.clone())
             }
             Making::StartMachine => None,
         };
@@ -235,6 +238,15 @@ fn task_sight(
         Some(task) => TaskSight::Failed(failed(task)),
         None => TaskSight::None,
     }
+}
+
+/// Made of a source while this mark was on it; where none is wanted, nothing is inherited.
+fn is_marked(d: &Vdi, mark: Option<&Mark>) -> bool {
+    mark.is_none_or(|mark| d.other_config.get(identity::MAKING) == Some(&mark.to_string()))
+}
+
+fn is_claimed(d: &Vdi) -> bool {
+    d.other_config.get(identity::SELF) == Some(&d.uuid)
 }
 
 /// A child that bears its keys is no child to claim any more.
@@ -278,8 +290,7 @@ fn children(lens: &Lens<'_>, making: Making, opid: &Opid, source: &str, mark: Op
             named.map(|(_, vm)| Child { uuid: vm.uuid.clone(), shaped: true, settled: !vm.is_a_template }).collect()
         }
         (Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk, Some(mark)) => {
-            let is_child =
-                |d: &Vdi| d.uuid != source && d.managed && d.other_config.get(identity::SELF) != Some(&d.uuid);
+            let is_child = |d: &Vdi| d.uuid != source && d.managed && !is_claimed(d);
             let marked = lens.view.vdis.with(identity::MAKING, &mark.to_string()).filter(|(_, d)| is_child(d));
             marked.map(|(_, d)| Child { uuid: d.uuid.clone(), shaped: shaped(d), settled: true }).collect()
         }

@@ -24,9 +24,11 @@ use super::context::GuestProgram;
 use super::inspect;
 use super::pace::Pace;
 use super::pool::Pool;
+use crate::api::condition::{ConditionType, find};
+use crate::api::reason::Reason;
 use crate::api::{Connector, PlatformLayer};
 use crate::domain::gate::{self, BaseChoice};
-use crate::domain::identity::{self, Lineage, Role};
+use crate::domain::identity::{self, BOOT, Lineage, Role};
 use crate::domain::observed::{Disk, Holder, Machine, Making, Observed, Sight, Trouble};
 use crate::domain::removal::Estate;
 use crate::domain::want::{DeletionPolicy, Want};
@@ -295,13 +297,23 @@ fn tools(lens: &Lens<'_>, m: &mut Machine, vm: Option<&Arc<Vm>>) -> Option<Durat
     let since = memory.since(&shows, shown.is_some(), lens.now);
     let booted = memory.since(&boot, running, lens.now);
     let age = |t: Option<Instant>| t.map(|t| lens.now.duration_since(t));
-    m.tools.ready = age(since).is_some_and(|a| a >= lens.pace.settle);
+    // What an earlier process told of this boot holds: it had waited.
+    let told = told_of_tools(lens.layer, m);
+    m.tools.ready = shown.is_some() && (told == Some(Reason::ToolsRunning) || age(since) >= Some(lens.pace.settle));
     m.tools.version = shown.filter(|_| m.tools.ready);
-    m.runs_long = running && age(booted).is_some_and(|a| a >= lens.pace.patience);
+    m.runs_long = running && (told == Some(Reason::ToolsNotSeen) || age(booted) >= Some(lens.pace.patience));
     m.tools.overdue = m.runs_long && !m.tools.ready;
     match age(since) {
         Some(a) if a < lens.pace.settle => Some(lens.pace.settle - a),
         Some(_) if lens.want.steps.is_empty() => None,
         Some(_) | None => age(booted).filter(|a| *a < lens.pace.patience).map(|a| lens.pace.patience - a),
     }
+}
+
+/// What the status says of the tools, if it speaks of the present boot.
+fn told_of_tools(layer: &PlatformLayer, m: &Machine) -> Option<Reason> {
+    let status = layer.status.as_ref()?;
+    let of_this = m.key(BOOT) == Some(m.boot_id().as_str()) && status.machine.as_ref()?.uuid == m.uuid;
+    let condition = find(&status.conditions, ConditionType::GuestToolsReady).filter(|_| of_this)?;
+    Reason::parse(&condition.reason)
 }

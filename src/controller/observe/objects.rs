@@ -144,7 +144,7 @@ pub fn machine(view: &View, layer: &PlatformLayer, want: &Want, vm: &Arc<Vm>, ar
         report: Report::from_xenstore(&vm.xenstore_data),
         guest_boot: vm.xenstore_data.get(&format!("{}boot", report::PREFIX)).cloned(),
         // A block of somebody else's is not ours to take off.
-        start_blocked: START.iter().any(|op| vm.blocked_operations.get(*op) == Some(&plan::description(want))),
+        start_blocked: START.iter().any(|op| vm.blocked_operations.get(*op) == Some(&plan::blocked_for(want))),
         destroy_blocked: vm.blocked_operations.contains_key("destroy"),
         busy: !vm.current_operations.is_empty() || waits_in_a_task(view, &vm.other_config),
         cannot_boot: None,

@@ -108,6 +108,11 @@ fn from_os_layer(want: &Want, seen: &Observed) -> Verdict {
             if base.keyed { Reason::FreezingOSDisk } else { Reason::TaggingAgain },
             "the base snapshot lost its keys and gets them back",
         ),
+        // Other tools list disks that no machine has for deletion.
+        Sight::Found(base) if base.description != BASE_DESCRIPTION && !base.busy && !base.paused => {
+            let step = Step::DescribeDisk { uuid: base.uuid.clone(), description: BASE_DESCRIPTION.to_owned() };
+            Verdict::act(step, Reason::FreezingOSDisk, "describing the base snapshot")
+        }
         Sight::Found(base) => clone_from(want, seen, base),
         Sight::CannotLook | Sight::Lost => cannot_tell(seen, "the base snapshot"),
         Sight::Absent => {
@@ -242,6 +247,14 @@ fn make_machine(seen: &Observed) -> Verdict {
 pub fn description(want: &Want) -> String {
     format!("Lamina layer {}, do not delete", want.layer_name)
 }
+
+/// Why an operation is blocked while a version is frozen, and how our block is known again: nothing in it may change meanwhile.
+pub fn blocked_for(want: &Want) -> String {
+    format!("Lamina freezes a version of layer {}/{}", want.namespace, want.name)
+}
+
+/// On a base, which is no layer's alone.
+const BASE_DESCRIPTION: &str = "Lamina base of platform layers, do not delete";
 
 /// VHD disks grow in steps of 2 MiB.
 fn rounded(size: i64) -> i64 {

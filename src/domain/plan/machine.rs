@@ -173,11 +173,17 @@ fn start(seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
         return Verdict::act(step, Reason::StartingMachine, "attaching the packaging disk again");
     }
     if let Some(why) = &m.cannot_boot {
+        // What a machine that ran is like is its user's, and no longer the manifest's.
+        let less = if ran(seen, m) {
+            format!("give it less: xe vm-memory-set uuid={} memory=…", m.uuid)
+        } else {
+            "lower spec.machine.memory".to_owned()
+        };
         return Verdict::wait(
             Next::Capacity,
             Reason::WaitingForCapacity,
             format!(
-                "no host can start machine '{}' now ({why}): free memory on one that sees its disk, ISO and networks, or lower spec.machine.memory; tried again every minute",
+                "no host can start machine '{}' now ({why}): free memory on one that sees its disk, ISO and networks, or {less}; tried again every minute",
                 m.name
             ),
         );

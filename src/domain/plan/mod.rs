@@ -19,7 +19,7 @@ mod tidy;
 mod words;
 
 pub(in crate::domain) use self::config::remove_config;
-pub use self::disk::{boot_forgotten, description};
+pub use self::disk::{blocked_for, boot_forgotten, description};
 pub(super) use self::step::Verdict;
 pub use self::step::{Next, Plan, Say, Step};
 pub(super) use self::tidy::only_copy;

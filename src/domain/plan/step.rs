@@ -189,6 +189,9 @@ impl Step {
             | Self::EndConfig { .. }
             | Self::WipeConfig { .. }
             | Self::DestroyConfig { .. }
+            | Self::AttachDisk { .. }
+            | Self::AttachConfig { .. }
+            | Self::AddDvd { .. }
             // On a machine that somebody switched on meanwhile it would take the guest its say.
             | Self::SetUp { .. }
             | Self::LetGo => true,
@@ -204,9 +207,6 @@ impl Step {
             | Self::DescribeDisk { .. }
             | Self::ResizeDisk { .. }
             | Self::Record
-            | Self::AttachDisk { .. }
-            | Self::AttachConfig { .. }
-            | Self::AddDvd { .. }
             | Self::EjectDisc { .. }
             | Self::InsertTools { .. }
             | Self::NoteBoot { .. }

@@ -1,0 +1,98 @@
+//! What an attempt or a process must not take for its own: the end of an earlier one, or a fresh beginning.
+
+use std::time::Duration;
+
+use lamina::api::ConditionType;
+use lamina::demo::person::{Check, Deed, person};
+use lamina::sim::faults::{Effect, Fault, Target};
+use lamina::xapi::wire::Failure;
+use serde_json::json;
+
+use crate::common::eventually;
+use crate::common::rig::{Rig, disk, idle, machine, ready, says, status};
+
+const SNAPSHOT: &str = "Async.VDI.snapshot";
+
+fn strike(rig: &Rig, method: &str, effect: Effect, times: Option<u32>) {
+    rig.sim.pool.faults.add(Fault { target: Target::Method(method.to_owned()), effect, times });
+}
+
+/// A freeze is sent, lost and taken back, and carried out after all, beyond what an in-flight test waits for. Then the machine runs again. The
+/// disk of that late call lacks what was done since: it is no version, and nothing is removed for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_freeze_carried_out_after_it_was_taken_back_is_no_version() {
+    let rig = Rig::new().await;
+    let work =
+        |byte| vec![Deed::Install, Deed::Work { block: 3, byte }, Deed::Report(Check::default()), Deed::PowerOff];
+    rig.guest("late", person(vec![work(1), work(2)]));
+    let _controller = rig.run().await;
+    rig.layer("late", json!({})).await;
+    let halted = rig.until_reason("late", "ApproveFinalize").await;
+    let old = rig.sim.pool.digest(&disk(&halted)).expect("W's bytes");
+    let snapshots = rig.calls(SNAPSHOT);
+    // Ten minutes, in the pool's time.
+    strike(&rig, SNAPSHOT, Effect::ExecuteLate(Duration::from_secs(600)), Some(1));
+    rig.approve("late", "1").await;
+    eventually("the freeze is sent", async || (rig.calls(SNAPSHOT) > snapshots).then_some(())).await;
+    rig.patch("late", json!({"finalize": {"approved": null}})).await;
+    rig.until("late", "the freeze taken back", |l| {
+        ready(l).is_some_and(|(r, _)| r == "ApproveFinalize") && status(l).operation.is_none()
+    })
+    .await;
+    let of_w = async || {
+        let all = rig.hands.all("VDI").await;
+        all.into_iter()
+            .find(|d| d.row["is_a_snapshot"] == json!(true) && rig.sim.pool.digest(d.uuid()) == Some(old.clone()))
+    };
+    let late = eventually("the late call is carried out", async || of_w().await).await;
+    assert!(late.key("making").is_none(), "{late:?}");
+    rig.patch("late", json!({"machine": {"restartToken": "again"}})).await;
+    let again = rig
+        .until("late", "halted once more", |l| {
+            let at = ready(l).is_some_and(|(r, _)| r == "ApproveFinalize");
+            at && rig.sim.pool.digest(&disk(l)).is_some_and(|now| now != old)
+        })
+        .await;
+    let new = rig.sim.pool.digest(&disk(&again)).expect("W's bytes");
+    // The next attempt's own task fails: the only one that tells of a success is the late one's.
+    strike(&rig, SNAPSHOT, Effect::FailTask(Failure::new("INTERNAL_ERROR", ["once"])), Some(1));
+    rig.approve("late", "1").await;
+    let done = rig.until_finalized("late", "1").await;
+    let [version] = status(&done).versions.try_into().expect("one version");
+    assert_eq!(rig.sim.pool.digest(&version.disk), Some(new), "the version is what was there at the halt");
+    assert_ne!(version.disk, late.uuid());
+    assert!(rig.hands.disk(late.uuid()).await.is_some(), "told of, never deleted");
+}
+
+/// Whoever begins beside a running machine tells of it as the one before did.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_beside_a_running_machine_changes_no_word() {
+    let rig = Rig::new().await;
+    rig.guest("same", idle());
+    let controller = rig.run().await;
+    rig.layer("same", json!({})).await;
+    let before =
+        rig.until("same", "its tools", |l| says(l, ConditionType::GuestToolsReady) == "True/ToolsRunning").await;
+    drop(controller);
+    let controller = rig.run().await;
+    let looks = || controller.metric("lamina_reconciles_total{kind=\"layer\"}");
+    eventually("some passes", async || (looks() > 2).then_some(())).await;
+    rig.meanwhile().await;
+    let now = rig.layers().get("same").await.expect("a layer");
+    assert_eq!(now.metadata.resource_version, before.metadata.resource_version, "{:#?}", status(&now));
+}
+
+/// The tools disc stays in its drive: the person at the machine is asked for the software all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_eject_takes_nobodys_turn_away() {
+    let rig = Rig::new().await;
+    rig.guest("stuck", idle());
+    strike(&rig, "Async.VBD.eject", Effect::FailTask(Failure::new("VDI_IO_ERROR", ["the ISO's share is gone"])), None);
+    let _controller = rig.run().await;
+    rig.layer("stuck", json!({})).await;
+    eventually("some ejects", async || (rig.calls("Async.VBD.eject") > 2).then_some(())).await;
+    let now = rig.layers().get("stuck").await.expect("a layer");
+    assert_eq!(ready(&now).map(|(r, _)| r).as_deref(), Some("InstallSoftware"), "{:#?}", status(&now));
+    assert_eq!(says(&now, ConditionType::ActionRequired), "True/InstallSoftware");
+    assert!(!machine(&now).is_empty());
+}
