@@ -210,6 +210,7 @@ async fn a_third_stream_waits_for_its_turn() {
         disks.push(made(&sim, &client, "Shared storage").await.0);
     }
     sim.pool.clock.hold("import_raw_vdi");
+    let before = sim.pool.log.entries().len();
     let moving: Vec<_> = disks
         .into_iter()
         .map(|disk| {
@@ -217,12 +218,14 @@ async fn a_third_stream_waits_for_its_turn() {
             tokio::spawn(async move { client.start("op").import_raw_vdi(&disk, &content()).await })
         })
         .collect();
-    let under_way = async |n: usize| (transfers(&sim) == n).then_some(());
-    crate::common::eventually("two streams", async || under_way(2).await).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // Whoever did not wait would have made its task before the others come to their bytes.
+    crate::common::eventually("two streams", async || (sim.pool.clock.waiting().len() == 2).then_some(())).await;
     assert_eq!(transfers(&sim), 2, "a control domain has few processors");
     sim.pool.clock.unhold("import_raw_vdi");
     for moved in moving {
         moved.await.unwrap().unwrap();
     }
+    let sent: Vec<_> = sim.pool.log.entries().into_iter().skip(before).map(|call| call.method).collect();
+    let at = |call: &str, n: usize| sent.iter().enumerate().filter(|(_, sent)| *sent == call).map(|(at, _)| at).nth(n);
+    assert!(at("task.create", 2).expect("a third") > at("task.destroy", 0).expect("an end"), "{sent:?}");
 }

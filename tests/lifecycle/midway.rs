@@ -1,7 +1,5 @@
 //! What changes while a call is under way: nothing is claimed that is not wanted any more, and nothing is left behind.
 
-use std::time::Duration;
-
 use kube::api::{Patch, PatchParams};
 use lamina::api::Phase;
 use serde_json::json;
@@ -234,14 +232,15 @@ async fn a_task_told_at_its_end_before_its_child_leads_to_no_second_one() {
     rig.layer("early", json!({"finalize": {"policy": "OnShutdown"}})).await;
     pool.clock.held("VDI.clone/").await;
     // A look is asked for: what it is told of is chosen now, and read when the clone is over.
-    let looks = rig.calls("event.inject");
-    pool.faults.set_reading(Duration::from_secs(2));
+    pool.clock.hold("event.from/read");
     let patch = Patch::Merge(json!({"metadata": {"annotations": {"lamina.dev/requestedAt": "now"}}}));
     rig.layers().patch("early", &PatchParams::default(), &patch).await.expect("a patch");
-    eventually("a look", async || (rig.calls("event.inject") > looks).then_some(())).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    pool.faults.set_reading(Duration::ZERO);
+    pool.clock.held("event.from/read").await;
     pool.clock.unhold("VDI.clone/");
+    let cloned =
+        || pool.db().all("task").any(|(_, t)| t["name_label"] == "Async.VDI.clone" && t["status"] == "success");
+    eventually("the clone is made", async || cloned().then_some(())).await;
+    pool.clock.unhold("event.from/read");
     rig.until_finalized("early", "1").await;
     assert_eq!(rig.calls("Async.VDI.clone"), 1);
     rig.hands.assert_tidy().await;

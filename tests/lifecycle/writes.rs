@@ -33,7 +33,7 @@ async fn what_was_decided_on_an_older_status_is_not_written() {
     assert_eq!((status(&now).pool.as_deref(), now.finalizers()), (Some("newer"), [FINALIZER.to_owned()].as_slice()));
 }
 
-/// Somebody writes on the layer all the time: the controller decides anew as often, and neither gives up nor tells of it.
+/// Somebody writes on the layer as fast as the API server answers, many times in each pass: that decides nothing, so it holds nothing up.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_that_others_write_on_is_finalized_all_the_same() {
     let rig = Rig::new().await;
@@ -45,7 +45,6 @@ async fn a_layer_that_others_write_on_is_finalized_all_the_same() {
         for n in 0_u64.. {
             let patch = Patch::Merge(json!({"metadata": {"annotations": {"example.com/n": n.to_string()}}}));
             layers.patch("busy", &PatchParams::default(), &patch).await.expect("a patch");
-            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });
     rig.until_finalized("busy", "1").await;
