@@ -1,4 +1,4 @@
-//! The mirror against a simulated pool: what it sees, and what it outlives.
+//! The mirror against a simulated pool: what it sees, and what it outlives. Longer than other files: one way to lose sight after another.
 
 use std::sync::Arc;
 use std::time::Duration;

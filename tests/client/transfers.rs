@@ -177,12 +177,7 @@ async fn who_does_not_lead_moves_nothing_into_a_disk() {
 #[tokio::test]
 async fn no_session_is_told_of_a_transfer() {
     let sim = pool().await;
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let tell = told.clone();
-    let observer = Arc::new(move |record: &lamina::xapi::client::CallRecord<'_>| {
-        tell.lock().unwrap().push(format!("{record:?}"));
-    });
-    let client = Client::new(Options { observer, ..options(sim.urls(), pins(&sim)) }).unwrap();
+    let (client, told) = overheard(&sim);
     let (disk, _) = made(&sim, &client, "Local storage on host2").await;
     client.start("op").import_raw_vdi(&disk, &content()).await.unwrap();
     let echo = Failure::new("INTERNAL_ERROR", sessions(&sim).iter().map(Ref::to_string));

@@ -5,7 +5,7 @@ use lamina::api::Phase;
 use serde_json::json;
 
 use crate::common::eventually;
-use crate::common::rig::{Rig, disk, quick, ready, status, uid};
+use crate::common::rig::{Rig, Running, disk, quick, ready, status, uid};
 
 /// A disk that is attached elsewhere while storage copies it is no version.
 #[tokio::test(flavor = "multi_thread")]
@@ -122,40 +122,37 @@ async fn a_deletion_during_a_call_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_suspended_layer_that_holds_others_up_is_named() {
     let rig = Rig::new().await;
-    rig.sim.pool.clock.hold("VDI.snapshot/");
-    let _controller = rig.run().await;
-    rig.layer("first", json!({"machine": {"powerOn": false}})).await;
-    rig.sim.pool.clock.held("VDI.snapshot/").await;
-    rig.patch("first", json!({"suspend": true})).await;
-    rig.until_reason("first", "Suspended").await;
+    let _controller = suspended_first(&rig).await;
     rig.sim.pool.clock.unhold("VDI.snapshot/");
     rig.layer("second", json!({"machine": {"powerOn": false}})).await;
-    let name = format!("{}/first", rig.namespace);
-    rig.until("second", "who is ahead", |l| {
-        ready(l).is_some_and(|(r, m)| r == "WaitingForMark" && m.contains(&name) && m.contains("spec.suspend"))
-    })
-    .await;
-    rig.patch("first", json!({"suspend": false})).await;
-    rig.until_reason("first", "StartMachine").await;
-    rig.until_reason("second", "StartMachine").await;
-    rig.hands.assert_tidy().await;
+    second_waits_for_it(&rig).await;
 }
 
 /// A base's mark names no layer: who set it is known by its operation, to a process that was not there too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_suspended_layer_is_named_after_a_restart_too() {
     let rig = Rig::new().await;
+    drop(suspended_first(&rig).await);
+    rig.sim.pool.clock.unhold("VDI.snapshot/");
+    let _controller = rig.run().await;
+    // Of the same disk, but another version of it: a mark that is not its own.
+    rig.layer("second", json!({"machine": {"powerOn": false}, "osLayer": {"version": "25H1"}})).await;
+    second_waits_for_it(&rig).await;
+}
+
+/// A controller whose layer `first` is suspended while the snapshot of its OS disk is held.
+async fn suspended_first(rig: &Rig) -> Running {
     rig.sim.pool.clock.hold("VDI.snapshot/");
     let controller = rig.run().await;
     rig.layer("first", json!({"machine": {"powerOn": false}})).await;
     rig.sim.pool.clock.held("VDI.snapshot/").await;
     rig.patch("first", json!({"suspend": true})).await;
     rig.until_reason("first", "Suspended").await;
-    drop(controller);
-    rig.sim.pool.clock.unhold("VDI.snapshot/");
-    let _controller = rig.run().await;
-    // Of the same disk, but another version of it: a mark that is not its own.
-    rig.layer("second", json!({"machine": {"powerOn": false}, "osLayer": {"version": "25H1"}})).await;
+    controller
+}
+
+/// Layer `second` is told who is ahead, and both are made once that goes on.
+async fn second_waits_for_it(rig: &Rig) {
     let name = format!("{}/first", rig.namespace);
     rig.until("second", "who is ahead", |l| {
         ready(l).is_some_and(|(r, m)| r == "WaitingForMark" && m.contains(&name) && m.contains("spec.suspend"))
