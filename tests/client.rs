@@ -8,7 +8,7 @@ use lamina::sim::faults::{Effect, Fault, Target};
 use lamina::sim::serve::{Options as SimOptions, Sim};
 use lamina::sim::session::Account;
 use lamina::xapi::calls::{NewVbd, NewVdi, NewVif};
-use lamina::xapi::client::{Client, Credentials, Options, Timeouts, Tls};
+use lamina::xapi::client::{CallRecord, Client, Credentials, Options, Timeouts, Tls};
 use lamina::xapi::error::{Error, TlsProblem};
 use lamina::xapi::model::{Network, Pool, Task, TaskStatus, VbdType};
 use lamina::xapi::wire::{Failure, Ref};
@@ -50,6 +50,14 @@ pub fn options(endpoints: Vec<String>, tls: Tls) -> Options {
 
 pub fn client(sim: &Sim) -> Client {
     Client::new(options(sim.urls(), pins(sim))).unwrap()
+}
+
+/// A client, and all that its observer was told.
+fn overheard(sim: &Sim) -> (Client, Arc<Mutex<Vec<String>>>) {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = told.clone();
+    let observer = Arc::new(move |record: &CallRecord<'_>| tell.lock().unwrap().push(format!("{record:?}")));
+    (Client::new(Options { observer, ..options(sim.urls(), pins(sim)) }).unwrap(), told)
 }
 
 async fn pools(client: &Client) -> Result<usize, Error> {
@@ -320,12 +328,7 @@ async fn every_call_is_one_that_xapi_knows() {
 #[tokio::test]
 async fn no_secret_is_printed() {
     let sim = pool().await;
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let tell = told.clone();
-    let observer = Arc::new(move |record: &lamina::xapi::client::CallRecord<'_>| {
-        tell.lock().unwrap().push(format!("{record:?}"));
-    });
-    let client = Client::new(Options { observer, ..options(sim.urls(), pins(&sim)) }).unwrap();
+    let (client, told) = overheard(&sim);
     assert!(client.read().is_superuser().await.unwrap());
     client.read().permissions().await.unwrap();
     let first = sessions(&sim);

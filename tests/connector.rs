@@ -160,7 +160,7 @@ async fn a_secret_that_is_missing_incomplete_or_wrong_is_told_and_mended() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotation_needs_no_restart_and_no_storm_of_log_ins() {
     let rig = Rig::new().await;
-    let _controller = rig.run().await;
+    let controller = rig.run().await;
     ready(&rig).await;
     let before = logins(&rig.sim);
     rig.sim.pool.accounts.put(Account { name: "root".into(), password: "rotated".into(), role: None });
@@ -168,7 +168,9 @@ async fn a_rotation_needs_no_restart_and_no_storm_of_log_ins() {
     sessions.iter().for_each(|session| rig.sim.pool.db().delete("session", session));
     fails(&rig, C::Authenticated, "CredentialsRefused", &[]).await;
     // The mirror goes on trying, the Secret is read again and again: the refused pair is not sent for that.
-    tokio::time::sleep(common::rig::PACE.credentials * 8).await;
+    let looks = || controller.metric("lamina_reconciles_total{kind=\"connector\"}");
+    let enough = looks() + 8;
+    common::eventually("some looks at the Secret", async || (looks() >= enough).then_some(())).await;
     assert!(logins(&rig.sim) <= before + 2, "{} log-ins", logins(&rig.sim) - before);
     set_password(&rig, Some("rotated")).await;
     ready(&rig).await;

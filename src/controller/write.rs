@@ -1,14 +1,19 @@
 //! Writes of a layer to the API server: its status, and our finalizer. One field manager, one verb.
 //!
 //! Called by `layer` alone. Each write names the version of the object that it was decided on, and the API server refuses it once that is
-//! not the newest: what is in a status are records, and whoever slept through another's must not put older ones in their place.
+//! not the newest: what is in a status are records, and whoever slept through another's must not put older ones in their place. What other
+//! tools note on a layer moves its version too, and decides nothing: such a write is made on the newest version instead. Otherwise a tool
+//! that writes more often than a pass takes would hold a layer up for ever, and nobody would be told.
 
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
 use super::pace::Pace;
-use crate::api::{FIELD_MANAGER, PlatformLayer, PlatformLayerStatus};
+use crate::api::{FIELD_MANAGER, FINALIZER, PlatformLayer, PlatformLayerStatus, REQUESTED_AT};
+
+/// How often one write is tried on a layer that others keep writing on; after that it is decided anew.
+const TRIES: usize = 8;
 
 /// Why a write to the API server failed.
 #[derive(Debug, thiserror::Error)]
@@ -21,10 +26,6 @@ pub enum WriteError {
     TimedOut,
 }
 
-fn params() -> PatchParams {
-    PatchParams::apply(FIELD_MANAGER).force()
-}
-
 /// Writes a status where it differs; returns whether it did.
 pub async fn publish(
     api: &Api<PlatformLayer>,
@@ -35,13 +36,7 @@ pub async fn publish(
     if layer.status.as_ref() == Some(status) {
         return Ok(false);
     }
-    let document = json!({
-        "apiVersion": PlatformLayer::api_version(&()),
-        "kind": PlatformLayer::kind(&()),
-        "metadata": identity(layer),
-        "status": status,
-    });
-    bounded(pace, api.patch_status(&layer.name_any(), &params(), &Patch::Apply(&document))).await?;
+    apply(api, pace, layer, Some("status"), json!({ "status": status })).await?;
     Ok(true)
 }
 
@@ -52,19 +47,48 @@ pub async fn set_finalizer(
     layer: &PlatformLayer,
     on: bool,
 ) -> Result<PlatformLayer, WriteError> {
-    let mut metadata = identity(layer);
-    metadata["finalizers"] = json!(if on { &[crate::api::FINALIZER][..] } else { &[] });
-    let document = json!({
-        "apiVersion": PlatformLayer::api_version(&()),
-        "kind": PlatformLayer::kind(&()),
-        "metadata": metadata,
-    });
-    bounded(pace, api.patch(&layer.name_any(), &params(), &Patch::Apply(&document))).await
+    let finalizers = if on { &[FINALIZER][..] } else { &[] };
+    apply(api, pace, layer, None, json!({ "metadata": { "finalizers": finalizers } })).await
 }
 
-/// With the uid an apply can change this object, and never make another of its name; with the version, nothing that was not read.
-fn identity(layer: &PlatformLayer) -> Value {
-    json!({ "name": layer.name_any(), "uid": layer.uid(), "resourceVersion": layer.resource_version() })
+/// Writes on `layer`, or on the newest version of it that is the same to us.
+async fn apply(
+    api: &Api<PlatformLayer>,
+    pace: &Pace,
+    layer: &PlatformLayer,
+    subresource: Option<&str>,
+    mut document: Value,
+) -> Result<PlatformLayer, WriteError> {
+    let (name, params) = (layer.name_any(), PatchParams::apply(FIELD_MANAGER).force());
+    document["apiVersion"] = json!(PlatformLayer::api_version(&()));
+    document["kind"] = json!(PlatformLayer::kind(&()));
+    // With the uid an apply can change this object, and never make another of its name; with the version, nothing that was not read.
+    document["metadata"]["name"] = json!(name);
+    document["metadata"]["uid"] = json!(layer.uid());
+    document["metadata"]["resourceVersion"] = json!(layer.resource_version());
+    for _ in 0..TRIES {
+        let patch = Patch::Apply(&document);
+        let written = match subresource {
+            Some(part) => bounded(pace, api.patch_subresource(part, &name, &params, &patch)).await,
+            None => bounded(pace, api.patch(&name, &params, &patch)).await,
+        };
+        let Err(WriteError::Outdated) = written else { return written };
+        let newest = bounded(pace, api.get_opt(&name)).await?;
+        let newest = newest.filter(|now| is_same(now, layer)).ok_or(WriteError::Outdated)?;
+        document["metadata"]["resourceVersion"] = json!(newest.resource_version());
+    }
+    Err(WriteError::Outdated)
+}
+
+/// Is everything of it as it was that a decision looks at?
+fn is_same(now: &PlatformLayer, then: &PlatformLayer) -> bool {
+    let held = |l: &PlatformLayer| l.finalizers().iter().any(|f| f == FINALIZER);
+    now.uid() == then.uid()
+        && now.metadata.generation == then.metadata.generation
+        && now.metadata.deletion_timestamp == then.metadata.deletion_timestamp
+        && held(now) == held(then)
+        && now.annotations().get(REQUESTED_AT) == then.annotations().get(REQUESTED_AT)
+        && now.status == then.status
 }
 
 async fn bounded<T>(pace: &Pace, write: impl Future<Output = Result<T, kube::Error>>) -> Result<T, WriteError> {

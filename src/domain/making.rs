@@ -201,33 +201,22 @@ mod tests {
     use crate::domain::plan::{Say, Verdict};
 
     fn flight(sent: Sent) -> Flight {
-        let opid = Opid("op".into());
         let mark = Mark { cluster: "c".into(), owner: "l".into(), op: "op".into() };
         let intent = Intent {
             step: Making::CloneDisk,
-            opid: opid.clone(),
+            opid: Opid("op".into()),
             source: "s".into(),
             agent_start: "0".into(),
             boot: None,
         };
         Flight {
-            making: Making::CloneDisk,
-            opid,
-            source: "s".into(),
-            sr: "sr".into(),
             wanted_mark: Some(mark),
             mark: MarkSight::Ours,
             intent: Some(intent),
             sent,
-            task: TaskSight::None,
             children: vec![Child { uuid: "child".into(), shaped: true, settled: true }],
             quiet: Quiet::Twice,
-            restarted: false,
-            scans: 0,
-            scan_due: false,
-            turn: true,
-            ahead: None,
-            refused: None,
+            ..Flight::unbegun(Making::CloneDisk)
         }
     }
 

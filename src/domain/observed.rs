@@ -300,6 +300,32 @@ pub struct Flight {
     pub refused: Option<Trouble>,
 }
 
+#[cfg(test)]
+impl Flight {
+    /// Of operation `op` on source `s`, with nothing to be seen of it.
+    pub fn unbegun(making: Making) -> Self {
+        Self {
+            making,
+            opid: Opid("op".into()),
+            source: "s".into(),
+            sr: "sr".into(),
+            wanted_mark: None,
+            mark: MarkSight::None,
+            intent: None,
+            sent: Sent::Never,
+            task: TaskSight::None,
+            children: Vec::new(),
+            quiet: Quiet::No,
+            restarted: false,
+            scans: 0,
+            scan_due: false,
+            turn: true,
+            ahead: None,
+            refused: None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub enum MarkSight {
     None,

@@ -13,6 +13,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::wait::{await_condition, conditions::is_created};
 use kube::{Api, Client, Config};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::child::Child;
 use super::{pki, programs};
@@ -87,11 +88,15 @@ impl ControlPlane {
         pki::write(&plane.root)?;
         let [etcd, peer, port] = free_ports()?;
         plane.port = port;
-        // All three at once: each waits for what it needs.
+        let deadline = Instant::now() + READY_WITHIN;
+        // Both at once: the API server waits for etcd.
         plane.run("etcd", &programs, plane.etcd(etcd, peer))?;
         plane.run("kube-apiserver", &programs, plane.api_server(etcd, options)?)?;
+        let client = Client::try_from(plane.config(Who::Admin).await?)?;
+        plane.until(deadline, answers(&client)).await?;
+        // It ends where the API server is not healthy soon, as on a busy machine.
         plane.run("kube-controller-manager", &programs, plane.controller_manager()?)?;
-        plane.ready().await?;
+        plane.until(deadline, works(&client)).await?;
         Ok(plane)
     }
 
@@ -203,20 +208,8 @@ impl ControlPlane {
         ]))
     }
 
-    async fn ready(&mut self) -> Result<(), Error> {
-        let client = Client::try_from(self.config(Who::Admin).await?)?;
-        let settled = async {
-            while client.request_text(readyz()?).await.is_err() {
-                tokio::time::sleep(POLL).await;
-            }
-            // Both come a moment after /readyz: the namespace whose uid is the cluster's id, and the first thing that the controller
-            // manager makes.
-            let namespaces = Api::<Namespace>::all(client.clone());
-            let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
-            await_condition(namespaces, "kube-system", is_created()).await?;
-            await_condition(accounts, "default", is_created()).await?;
-            Ok(())
-        };
+    /// Waits for one step of the start, as long as all programs run.
+    async fn until(&mut self, deadline: Instant, step: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
         let (root, programs) = (&self.root, &mut self.programs);
         let ended = async {
             loop {
@@ -229,9 +222,9 @@ impl ControlPlane {
             }
         };
         tokio::select! {
-            settled = settled => settled,
+            done = step => done,
             ended = ended => ended,
-            () = tokio::time::sleep(READY_WITHIN) => Err(Error::NotReady(tail(root, "kube-apiserver"))),
+            () = tokio::time::sleep_until(deadline) => Err(Error::NotReady(tail(root, "kube-apiserver"))),
         }
     }
 
@@ -303,6 +296,22 @@ fn free_ports() -> Result<[u16; 3], Error> {
 
 fn flags(pairs: &[(&str, &str)]) -> Vec<String> {
     pairs.iter().map(|(name, value)| format!("--{name}={value}")).collect()
+}
+
+async fn answers(client: &Client) -> Result<(), Error> {
+    while client.request_text(readyz()?).await.is_err() {
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+/// Both come a moment after /readyz: the namespace whose uid is the cluster's id, and the first thing that the controller manager makes.
+async fn works(client: &Client) -> Result<(), Error> {
+    let namespaces = Api::<Namespace>::all(client.clone());
+    let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
+    await_condition(namespaces, "kube-system", is_created()).await?;
+    await_condition(accounts, "default", is_created()).await?;
+    Ok(())
 }
 
 fn readyz() -> Result<axum::http::Request<Vec<u8>>, Error> {

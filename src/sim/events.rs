@@ -79,7 +79,7 @@ async fn from(pool: &Pool, call: &Call) -> Answer {
             (News::since(&db, &filters, since), counts(&db), token(db.generation()), db.watch())
         };
         if !news.0.is_empty() || tokio::time::Instant::now() >= deadline {
-            tokio::time::sleep(pool.faults.reading()).await;
+            pool.clock.stage("event.from/read", Duration::ZERO).await;
             return Ok(json!({"events": news.told(&pool.db()), "valid_ref_counts": counts, "token": next}));
         }
         // The sender lives as long as the pool; at the deadline the loop answers with what there is.

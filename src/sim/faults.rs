@@ -61,7 +61,6 @@ pub struct Fault {
 struct State {
     faults: Vec<Fault>,
     booting: Option<Failure>,
-    reading: Duration,
 }
 
 #[derive(Default)]
@@ -83,15 +82,6 @@ impl Faults {
     /// Every call is refused before dispatch with this failure, e.g. `HOST_STILL_BOOTING` (xapi.md 1.2); `None` ends it.
     pub fn set_booting(&self, failure: Option<Failure>) {
         self.state().booting = failure;
-    }
-
-    /// `event.from` takes so long from choosing what to tell of until it reads the records; moments, on an idle pool.
-    pub fn set_reading(&self, time: Duration) {
-        self.state().reading = time;
-    }
-
-    pub(super) fn reading(&self) -> Duration {
-        self.state().reading
     }
 
     pub(super) fn booting(&self) -> Option<Failure> {

@@ -177,12 +177,7 @@ async fn who_does_not_lead_moves_nothing_into_a_disk() {
 #[tokio::test]
 async fn no_session_is_told_of_a_transfer() {
     let sim = pool().await;
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let tell = told.clone();
-    let observer = Arc::new(move |record: &lamina::xapi::client::CallRecord<'_>| {
-        tell.lock().unwrap().push(format!("{record:?}"));
-    });
-    let client = Client::new(Options { observer, ..options(sim.urls(), pins(&sim)) }).unwrap();
+    let (client, told) = overheard(&sim);
     let (disk, _) = made(&sim, &client, "Local storage on host2").await;
     client.start("op").import_raw_vdi(&disk, &content()).await.unwrap();
     let echo = Failure::new("INTERNAL_ERROR", sessions(&sim).iter().map(Ref::to_string));
@@ -210,6 +205,7 @@ async fn a_third_stream_waits_for_its_turn() {
         disks.push(made(&sim, &client, "Shared storage").await.0);
     }
     sim.pool.clock.hold("import_raw_vdi");
+    let before = sim.pool.log.entries().len();
     let moving: Vec<_> = disks
         .into_iter()
         .map(|disk| {
@@ -217,12 +213,14 @@ async fn a_third_stream_waits_for_its_turn() {
             tokio::spawn(async move { client.start("op").import_raw_vdi(&disk, &content()).await })
         })
         .collect();
-    let under_way = async |n: usize| (transfers(&sim) == n).then_some(());
-    crate::common::eventually("two streams", async || under_way(2).await).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // Whoever did not wait would have made its task before the others come to their bytes.
+    crate::common::eventually("two streams", async || (sim.pool.clock.waiting().len() == 2).then_some(())).await;
     assert_eq!(transfers(&sim), 2, "a control domain has few processors");
     sim.pool.clock.unhold("import_raw_vdi");
     for moved in moving {
         moved.await.unwrap().unwrap();
     }
+    let sent: Vec<_> = sim.pool.log.entries().into_iter().skip(before).map(|call| call.method).collect();
+    let at = |call: &str, n: usize| sent.iter().enumerate().filter(|(_, sent)| *sent == call).map(|(at, _)| at).nth(n);
+    assert!(at("task.create", 2).expect("a third") > at("task.destroy", 0).expect("an end"), "{sent:?}");
 }

@@ -1,13 +1,11 @@
 //! The stream of events and its barrier, cut, garbled and refused while a layer walks. Faults of changing calls are in `crash`.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use lamina::sim::faults::{Effect, Fault, Target};
 use lamina::sim::serve::Sim;
 use lamina::xapi::wire::Failure;
 use serde_json::json;
 
+use crate::common::eventually;
 use crate::common::rig::{Rig, quick, ready, uid};
 
 const STREAM: &str = "event.from";
@@ -20,14 +18,12 @@ fn effects() -> [Effect; 5] {
 }
 
 /// Twice in a row each, so that no first repeat helps, then a few calls in peace.
-async fn weather(sim: Arc<Sim>, call: &'static str) {
+async fn weather(sim: &Sim, call: &str) {
     let seen = || sim.pool.log.counts().get(call).copied().unwrap_or_default();
     for effect in effects().into_iter().cycle() {
         let end = seen() + 5;
         sim.pool.faults.add(Fault { target: Target::Method(call.to_owned()), effect, times: Some(2) });
-        while seen() < end {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        eventually("some calls", async || (seen() >= end).then_some(())).await;
     }
 }
 
@@ -40,21 +36,27 @@ async fn garbled_events_and_barriers_hold_nobody_up_and_make_nothing_twice() {
         let met = |call, effect: &Effect| entries.iter().any(|e| e.method == call && e.fault.as_ref() == Some(effect));
         effects().iter().all(|effect| met(STREAM, effect) && met(BARRIER, effect))
     };
-    let bad = [STREAM, BARRIER].map(|call| tokio::spawn(weather(Arc::clone(&rig.sim), call)));
     let _controller = rig.run().await;
-    let mut lives = 0;
-    while !struck() || lives == 0 {
-        lives += 1;
-        let name = format!("wet-{lives}");
-        rig.guest(&name, quick());
-        rig.layer(&name, json!({"finalize": {"policy": "OnShutdown"}, "deletionPolicy": "Delete"})).await;
-        let done = rig.until_finalized(&name, "1").await;
-        rig.hands.assert_tidy().await;
-        rig.delete(&name).await;
-        rig.until_gone(&name).await;
-        rig.hands.assert_nothing_of(&uid(&done)).await;
-    }
-    bad.iter().for_each(|weather| weather.abort());
+    let whole = async {
+        let mut lives = 0;
+        while !struck() || lives == 0 {
+            lives += 1;
+            let name = format!("wet-{lives}");
+            rig.guest(&name, quick());
+            rig.layer(&name, json!({"finalize": {"policy": "OnShutdown"}, "deletionPolicy": "Delete"})).await;
+            let done = rig.until_finalized(&name, "1").await;
+            rig.hands.assert_tidy().await;
+            rig.delete(&name).await;
+            rig.until_gone(&name).await;
+            rig.hands.assert_nothing_of(&uid(&done)).await;
+        }
+        lives
+    };
+    let lives = tokio::select! {
+        lives = whole => lives,
+        () = weather(&rig.sim, STREAM) => unreachable!("it never ends"),
+        () = weather(&rig.sim, BARRIER) => unreachable!("it never ends"),
+    };
     let calls = ["Async.VDI.snapshot", "Async.VDI.clone", "Async.VM.clone", "Async.VDI.create", "Async.VM.start"];
     assert_eq!(calls.map(|call| rig.calls(call)), [2 * lives, lives, lives, lives, lives]);
     rig.hands.assert_tidy().await;

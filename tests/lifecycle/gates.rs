@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::common::eventually;
-use crate::common::rig::{PACE, Rig, disk, machine, quick, status, uid};
+use crate::common::rig::{Rig, disk, machine, quick, status, uid};
 
 const OFF: &str = "StartMachine";
 
@@ -39,9 +39,10 @@ async fn the_tag_finds_a_call_that_waits_for_its_turn() {
     rig.layer("queued", json!({"machine": {"powerOn": false}})).await;
     rig.sim.pool.clock.held("VDI.clone/queued").await;
     drop(controller);
-    let _controller = rig.run().await;
-    // Longer than both looks of an in-flight test are apart.
-    tokio::time::sleep(PACE.in_flight * 6).await;
+    let controller = rig.run().await;
+    // Where nothing happens they are `PACE.task` apart: longer than an in-flight test lasts.
+    let passes = || controller.metric("lamina_reconciles_total{kind=\"layer\"}");
+    eventually("many passes", async || (passes() > 12).then_some(())).await;
     assert_eq!(rig.calls("Async.VDI.clone"), 1);
     rig.sim.pool.clock.unhold("VDI.clone/queued");
     rig.until_reason("queued", OFF).await;

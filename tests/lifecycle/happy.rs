@@ -11,7 +11,7 @@ use crate::common::rig::{Rig, disk, machine, ready, says, status, uid};
 async fn a_packaging_layer_walks_all_phases_and_keeps_what_was_done() {
     let rig = Rig::new().await;
     rig.guest("walk", person::usual());
-    rig.sim.pool.clock.hold("guest/reported");
+    rig.sim.pool.clock.hold("guest/read");
     let _controller = rig.run().await;
     rig.layer("walk", json!({"comment": "first", "packagingDisk": {"fileName": "walk.vhd", "size": "120Gi"}})).await;
     rig.until_phase("walk", Phase::MachineRunning).await;
@@ -24,7 +24,7 @@ async fn a_packaging_layer_walks_all_phases_and_keeps_what_was_done() {
     assert_eq!(status(&found).disk.expect("a disk").utilisation, None, "it moves while the machine writes");
     let at_work = |l: &PlatformLayer| says(l, ConditionType::GuestToolsReady) == "True/ToolsRunning";
     rig.until("walk", "its tools seen", at_work).await;
-    rig.sim.pool.clock.unhold("guest/reported");
+    rig.sim.pool.clock.unhold("guest/read");
     let halted = rig.until_reason("walk", "ApproveFinalize").await;
     let (work, vm, uid) = (disk(&halted), machine(&halted), uid(&halted));
     assert_eq!(says(&halted, ConditionType::IntegrityVerified), "True/Verified");

@@ -1,6 +1,8 @@
 //! What the law forbids when several things go wrong at once: a freeze that is older than the work, a child that is not ours, a start that
 //! nobody asked for, a disk that a forgetful pool hides from a removal.
 
+use std::time::Instant;
+
 use kube::ResourceExt;
 use lamina::api::Phase;
 use lamina::demo::person::{Check, Deed, person};
@@ -178,11 +180,17 @@ async fn a_removal_that_the_pool_refuses_is_told_and_ends_later() {
     let w = rig.hands.disk(&disk(&made)).await.expect("W");
     let (vm, vbd) = rig.hands.stranger("thief", &w.r).await;
     rig.hands.call("VM.start", json!([vm, false, false])).await;
+    let before = Instant::now();
     rig.delete("held").await;
     rig.until("held", "told what holds it up", |l| ready(l).is_some_and(|(_, m)| m.contains("VDI_IN_USE"))).await;
-    tokio::time::sleep(PACE.task * 10).await;
-    let asked = rig.calls("Async.VDI.destroy");
-    assert!((1..=8).contains(&asked), "asked {asked} times");
+    let asked = || {
+        let entries = rig.sim.pool.log.entries();
+        entries.iter().filter(|e| e.method == "Async.VDI.destroy" && e.params[0] == json!(w.r)).count()
+    };
+    eventually("asked six times", async || (asked() >= 6).then_some(())).await;
+    // Each pause is twice the one before: 1 + 2 + 4 + 8 + 16.
+    let pauses = PACE.backoff.0 * 31;
+    assert!(before.elapsed() >= pauses.mul_f64(1.0 - PACE.jitter), "{:?}", before.elapsed());
     rig.hands.call("VM.hard_shutdown", json!([vm])).await;
     rig.hands.call("VBD.destroy", json!([vbd])).await;
     rig.until_gone("held").await;

@@ -1,13 +1,11 @@
 //! What changes while a call is under way: nothing is claimed that is not wanted any more, and nothing is left behind.
 
-use std::time::Duration;
-
 use kube::api::{Patch, PatchParams};
 use lamina::api::Phase;
 use serde_json::json;
 
 use crate::common::eventually;
-use crate::common::rig::{Rig, disk, quick, ready, status, uid};
+use crate::common::rig::{Rig, Running, disk, quick, ready, status, uid};
 
 /// A disk that is attached elsewhere while storage copies it is no version.
 #[tokio::test(flavor = "multi_thread")]
@@ -124,40 +122,37 @@ async fn a_deletion_during_a_call_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_suspended_layer_that_holds_others_up_is_named() {
     let rig = Rig::new().await;
-    rig.sim.pool.clock.hold("VDI.snapshot/");
-    let _controller = rig.run().await;
-    rig.layer("first", json!({"machine": {"powerOn": false}})).await;
-    rig.sim.pool.clock.held("VDI.snapshot/").await;
-    rig.patch("first", json!({"suspend": true})).await;
-    rig.until_reason("first", "Suspended").await;
+    let _controller = suspended_first(&rig).await;
     rig.sim.pool.clock.unhold("VDI.snapshot/");
     rig.layer("second", json!({"machine": {"powerOn": false}})).await;
-    let name = format!("{}/first", rig.namespace);
-    rig.until("second", "who is ahead", |l| {
-        ready(l).is_some_and(|(r, m)| r == "WaitingForMark" && m.contains(&name) && m.contains("spec.suspend"))
-    })
-    .await;
-    rig.patch("first", json!({"suspend": false})).await;
-    rig.until_reason("first", "StartMachine").await;
-    rig.until_reason("second", "StartMachine").await;
-    rig.hands.assert_tidy().await;
+    second_waits_for_it(&rig).await;
 }
 
 /// A base's mark names no layer: who set it is known by its operation, to a process that was not there too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_suspended_layer_is_named_after_a_restart_too() {
     let rig = Rig::new().await;
+    drop(suspended_first(&rig).await);
+    rig.sim.pool.clock.unhold("VDI.snapshot/");
+    let _controller = rig.run().await;
+    // Of the same disk, but another version of it: a mark that is not its own.
+    rig.layer("second", json!({"machine": {"powerOn": false}, "osLayer": {"version": "25H1"}})).await;
+    second_waits_for_it(&rig).await;
+}
+
+/// A controller whose layer `first` is suspended while the snapshot of its OS disk is held.
+async fn suspended_first(rig: &Rig) -> Running {
     rig.sim.pool.clock.hold("VDI.snapshot/");
     let controller = rig.run().await;
     rig.layer("first", json!({"machine": {"powerOn": false}})).await;
     rig.sim.pool.clock.held("VDI.snapshot/").await;
     rig.patch("first", json!({"suspend": true})).await;
     rig.until_reason("first", "Suspended").await;
-    drop(controller);
-    rig.sim.pool.clock.unhold("VDI.snapshot/");
-    let _controller = rig.run().await;
-    // Of the same disk, but another version of it: a mark that is not its own.
-    rig.layer("second", json!({"machine": {"powerOn": false}, "osLayer": {"version": "25H1"}})).await;
+    controller
+}
+
+/// Layer `second` is told who is ahead, and both are made once that goes on.
+async fn second_waits_for_it(rig: &Rig) {
     let name = format!("{}/first", rig.namespace);
     rig.until("second", "who is ahead", |l| {
         ready(l).is_some_and(|(r, m)| r == "WaitingForMark" && m.contains(&name) && m.contains("spec.suspend"))
@@ -234,14 +229,15 @@ async fn a_task_told_at_its_end_before_its_child_leads_to_no_second_one() {
     rig.layer("early", json!({"finalize": {"policy": "OnShutdown"}})).await;
     pool.clock.held("VDI.clone/").await;
     // A look is asked for: what it is told of is chosen now, and read when the clone is over.
-    let looks = rig.calls("event.inject");
-    pool.faults.set_reading(Duration::from_secs(2));
+    pool.clock.hold("event.from/read");
     let patch = Patch::Merge(json!({"metadata": {"annotations": {"lamina.dev/requestedAt": "now"}}}));
     rig.layers().patch("early", &PatchParams::default(), &patch).await.expect("a patch");
-    eventually("a look", async || (rig.calls("event.inject") > looks).then_some(())).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    pool.faults.set_reading(Duration::ZERO);
+    pool.clock.held("event.from/read").await;
     pool.clock.unhold("VDI.clone/");
+    let cloned =
+        || pool.db().all("task").any(|(_, t)| t["name_label"] == "Async.VDI.clone" && t["status"] == "success");
+    eventually("the clone is made", async || cloned().then_some(())).await;
+    pool.clock.unhold("event.from/read");
     rig.until_finalized("early", "1").await;
     assert_eq!(rig.calls("Async.VDI.clone"), 1);
     rig.hands.assert_tidy().await;

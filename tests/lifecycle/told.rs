@@ -1,15 +1,17 @@
 //! What users read of a layer beside its way: in time, steady, and gone with it.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use lamina::api::{Phase, PlatformLayer};
 use lamina::controller::Settings;
 use lamina::controller::pace::Pace;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::common;
 use crate::common::rig::{PACE, Rig, quick, ready, status};
@@ -86,6 +88,33 @@ async fn a_deletion_keeps_the_phase() {
     assert_eq!(seen, [of("ApproveFinalize"), of("Deleting")]);
 }
 
+/// What Ready says of new layers until it says `last`, by layer, each word once in a row. The pool makes nothing before all are watched:
+/// nobody would see a word that was over by then.
+async fn walks<const N: usize>(rig: &Rig, names: [&str; N], spec: Value, last: &str) -> Vec<Vec<(String, String)>> {
+    const FIRST: &str = "VDI.snapshot/";
+    rig.sim.pool.clock.hold(FIRST);
+    for name in names {
+        rig.layer(name, spec.clone()).await;
+    }
+    let unwatched = AtomicUsize::new(N);
+    let walk = async |name| {
+        let seen = Mutex::new(Vec::new());
+        rig.until(name, last, |l| {
+            let (mut seen, told) = (seen.lock().expect("no panic"), ready(l).unwrap_or_default());
+            if seen.is_empty() && unwatched.fetch_sub(1, Ordering::SeqCst) == 1 {
+                rig.sim.pool.clock.unhold(FIRST);
+            }
+            seen.push(told);
+            seen.last().is_some_and(|(reason, _)| reason == last)
+        })
+        .await;
+        let mut seen = seen.into_inner().expect("no panic");
+        seen.dedup();
+        seen
+    };
+    join_all(names.map(walk)).await
+}
+
 /// A life without trouble: a status rests while a stage lasts, and no stage comes back.
 #[tokio::test(flavor = "multi_thread")]
 async fn reasons_do_not_flicker() {
@@ -94,16 +123,7 @@ async fn reasons_do_not_flicker() {
     let controller = rig.run().await;
     rig.connector_ready().await;
     let writes = || controller.metric("lamina_status_writes_total{kind=\"layer\"}");
-    let seen = Mutex::new(Vec::new());
-    rig.layer("calm", json!({"finalize": {"approved": "1"}})).await;
-    rig.until("calm", "finalized", |l| {
-        let told = ready(l).unwrap_or_default();
-        seen.lock().expect("no panic").push(told.clone());
-        told.0 == "Finalized"
-    })
-    .await;
-    let mut seen = seen.into_inner().expect("no panic");
-    seen.dedup();
+    let seen = walks(&rig, ["calm"], json!({"finalize": {"approved": "1"}}), "Finalized").await.remove(0);
     let at_work =
         |(reason, _): &&(String, String)| !["", "InstallSoftware", "ShutDownGuest"].contains(&reason.as_str());
     let stages: Vec<_> = seen.iter().filter(at_work).map(|(reason, _)| reason.as_str()).collect();
@@ -128,25 +148,11 @@ async fn two_at_once_do_not_flicker_either() {
     let rig = Rig::alone().await;
     let _controller = rig.run().await;
     rig.connector_ready().await;
-    for name in ["one", "two"] {
-        rig.layer(name, json!({"machine": {"powerOn": false}})).await;
-    }
-    let walk = async |name: &str| {
-        let seen = Mutex::new(Vec::new());
-        rig.until(name, "made", |l| {
-            let reason = ready(l).unwrap_or_default().0;
-            seen.lock().expect("no panic").push(reason.clone());
-            reason == "StartMachine"
-        })
-        .await;
-        let mut seen = seen.into_inner().expect("no panic");
-        seen.dedup();
+    let walks = walks(&rig, ["one", "two"], json!({"machine": {"powerOn": false}}), "StartMachine").await;
+    for seen in walks {
+        let mut seen: Vec<_> = seen.into_iter().map(|(reason, _)| reason).collect();
         seen.retain(|reason| reason != "WaitingForMark" && !reason.is_empty());
         seen.dedup();
-        seen
-    };
-    let (one, two) = tokio::join!(walk("one"), walk("two"));
-    for seen in [one, two] {
         let first = seen.iter().position(|reason| reason == "CreatingDisk").expect("a disk");
         assert!(first == 0 || first == 1 && seen[0] == "FreezingOSDisk", "{seen:?}");
         assert_eq!(seen[first..], ["CreatingDisk", "CreatingMachine", "SettingUpMachine", "StartMachine"]);

@@ -1,5 +1,6 @@
 //! Two who write on the same layer: whoever has not seen the other's word does not overwrite it, and looks again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt;
@@ -11,6 +12,9 @@ use lamina::controller::write;
 use serde_json::json;
 
 use crate::common::rig::{PACE, Rig, quick, status};
+
+/// The pool chose what to tell of, and has yet to read it.
+const LOOK: &str = "event.from/read";
 
 /// A leader that slept while another one led holds what it had read before.
 #[tokio::test(flavor = "multi_thread")]
@@ -33,23 +37,26 @@ async fn what_was_decided_on_an_older_status_is_not_written() {
     assert_eq!((status(&now).pool.as_deref(), now.finalizers()), (Some("newer"), [FINALIZER.to_owned()].as_slice()));
 }
 
-/// Somebody writes on the layer all the time: the controller decides anew as often, and neither gives up nor tells of it.
+/// Somebody writes on the layer during each look at the pool: whatever is decided on that is late, and no decision for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_that_others_write_on_is_finalized_all_the_same() {
     let rig = Rig::new().await;
     rig.guest("busy", quick());
-    let controller = rig.run().await;
     rig.layer("busy", json!({"finalize": {"policy": "OnShutdown"}})).await;
-    let layers = rig.layers();
+    let (layers, sim) = (rig.layers(), Arc::clone(&rig.sim));
+    sim.pool.clock.hold(LOOK);
     let others = tokio::spawn(async move {
         for n in 0_u64.. {
+            let look = sim.pool.clock.held(LOOK).await;
             let patch = Patch::Merge(json!({"metadata": {"annotations": {"example.com/n": n.to_string()}}}));
             layers.patch("busy", &PatchParams::default(), &patch).await.expect("a patch");
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            sim.pool.clock.release(look.id);
         }
     });
+    let controller = rig.run().await;
     rig.until_finalized("busy", "1").await;
     others.abort();
+    rig.sim.pool.clock.unhold(LOOK);
     assert_eq!(controller.metric("lamina_faults_total{kind=\"retry\"}"), 0);
     rig.hands.assert_tidy().await;
 }

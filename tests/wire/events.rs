@@ -124,13 +124,15 @@ async fn records_are_read_after_it_was_chosen_which_to_tell_of() {
     let raw = Raw::new().await;
     let old = raw.row("VM", "old");
     let dump = from(&raw, json!(["vm"]), &json!(""), 5.0).await;
-    raw.sim.pool.faults.set_reading(Duration::from_millis(500));
+    raw.sim.pool.clock.hold("event.from/read");
     raw.sim.pool.db().set("VM", &Ref(old.clone()), "name_label", json!("chosen")).unwrap();
     let asked = from(&raw, json!(["vm"]), &dump["token"], 5.0);
     let meanwhile = async {
-        tokio::time::sleep(Duration::from_millis(250)).await;
+        raw.sim.pool.clock.held("event.from/read").await;
         raw.sim.pool.db().set("VM", &Ref(old.clone()), "name_label", json!("read")).unwrap();
-        raw.row("VM", "new")
+        let new = raw.row("VM", "new");
+        raw.sim.pool.clock.unhold("event.from/read");
+        new
     };
     let (first, new) = tokio::join!(asked, meanwhile);
     assert_eq!(told(&first), [("vm", "mod", old.as_str())]);

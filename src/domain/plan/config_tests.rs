@@ -5,7 +5,7 @@ use serde_json::json;
 use super::tests::{disk, machine, made, want};
 use super::*;
 use crate::api::reason::Reason as R;
-use crate::domain::identity::{BOOT, CONTENT, FILLED, NONCE, Opid, WIPED};
+use crate::domain::identity::{BOOT, CONTENT, FILLED, NONCE, WIPED};
 use crate::domain::observed::*;
 
 fn steps() -> Want {
@@ -20,25 +20,7 @@ fn config_disk(want: &Want) -> Disk {
 }
 
 fn making(making: Making) -> Flight {
-    Flight {
-        making,
-        opid: Opid("op".into()),
-        source: "m".into(),
-        sr: "sr".into(),
-        wanted_mark: None,
-        mark: MarkSight::None,
-        intent: None,
-        sent: Sent::Unknown,
-        task: TaskSight::None,
-        children: Vec::new(),
-        quiet: Quiet::No,
-        restarted: false,
-        scans: 0,
-        scan_due: false,
-        turn: true,
-        ahead: None,
-        refused: None,
-    }
+    Flight { source: "m".into(), sent: Sent::Unknown, ..Flight::unbegun(making) }
 }
 
 /// Set up, with the config disk as it should be before the first start.

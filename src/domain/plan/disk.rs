@@ -85,9 +85,11 @@ fn clone_from(want: &Want, seen: &Observed, source: &Disk) -> Verdict {
             "the base was left paused when the pool's daemon died",
         );
     }
-    // A copy that another layer makes pauses it too, and has its mark on it, which is waited for below.
+    let verdict = advance(seen, Making::CloneDisk, "making the packaging disk");
+    // A copy pauses it too, ours no less than another layer's, whose mark is waited for: only what is yet to be sent would meet that.
     let copied = seen.flight(Making::CloneDisk).is_some_and(|f| f.mark == MarkSight::Held);
-    if source.paused && !copied {
+    let begins = matches!(verdict.step, Step::RecordIntent(_) | Step::Mark { .. } | Step::Send(_));
+    if source.paused && begins && !copied {
         return Verdict::wait(
             Next::Capacity,
             Reason::WaitingForStorage,
@@ -97,7 +99,7 @@ fn clone_from(want: &Want, seen: &Observed, source: &Disk) -> Verdict {
             ),
         );
     }
-    advance(seen, Making::CloneDisk, "making the packaging disk")
+    verdict
 }
 
 fn from_os_layer(want: &Want, seen: &Observed) -> Verdict {

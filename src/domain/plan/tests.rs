@@ -311,25 +311,28 @@ fn a_removal_asks_the_repository_that_each_disk_is_in() {
 }
 
 fn flight(making: Making) -> Flight {
-    Flight {
-        making,
-        opid: Opid("op".into()),
-        source: "s".into(),
-        sr: "sr".into(),
-        wanted_mark: None,
-        mark: MarkSight::None,
-        intent: Some(intent(making)),
-        sent: Sent::Never,
-        task: TaskSight::None,
-        children: Vec::new(),
-        quiet: Quiet::No,
-        restarted: false,
-        scans: 0,
-        scan_due: false,
-        turn: true,
-        ahead: None,
-        refused: None,
+    Flight { intent: Some(intent(making)), ..Flight::unbegun(making) }
+}
+
+/// Storage pauses what it copies: our own copy is no reason to wait for storage, and to tell so.
+#[test]
+fn a_base_is_waited_for_only_where_another_keeps_it_paused() {
+    let w = want(json!({}));
+    let paused = |f: Flight| {
+        let base = Sight::Found(Disk { paused: true, ..disk("s") });
+        let operation = f.intent.clone();
+        let records = Records { operation, ..entered().records };
+        told(&w, &Observed { base, records, flights: vec![f], ..entered() }).0
+    };
+    let mark = Mark { cluster: "c".into(), owner: "l".into(), op: "op".into() };
+    let ours = Flight { wanted_mark: Some(mark), ..flight(Making::CloneDisk) };
+    for task in [TaskSight::Pending { progress: 0.5 }, TaskSight::Succeeded { child: Some("w".into()) }] {
+        assert_eq!(paused(Flight { sent: Sent::Once, task, ..ours.clone() }), R::CreatingDisk);
     }
+    assert_eq!(paused(Flight { turn: false, ..ours.clone() }), R::WaitingForMark);
+    assert_eq!(paused(Flight { mark: MarkSight::Held, ..ours.clone() }), R::WaitingForMark);
+    assert_eq!(paused(ours), R::WaitingForStorage);
+    assert_eq!(paused(Flight::unbegun(Making::CloneDisk)), R::WaitingForStorage);
 }
 
 /// xapi died and forgot that the machine had run: what is wrong, what it means and what to do, from the first word on.
