@@ -4,6 +4,7 @@
 //! the wire, by somebody else's session.
 
 mod approval;
+mod damage;
 mod disks;
 mod garbage;
 mod gates;
@@ -18,6 +19,7 @@ mod objects;
 mod refused;
 mod removal;
 mod rights;
+mod step_files;
 pub mod steps;
 mod storage;
 mod told;

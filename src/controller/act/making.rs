@@ -56,7 +56,7 @@ impl Hand<'_, '_> {
             self.sync_database().await?;
         }
         // Before the call is taken for sent: only its length is wanted, and what is missing for it is told.
-        let image = if making == Making::CreateConfig { self.image().await? } else { Vec::new() };
+        let image = if making == Making::CreateConfig { self.image().await?.0 } else { Vec::new() };
         let start = client.start(&f.opid.0);
         self.lens.pool.memory().set_attempt(&f.opid, Sent::Once, None);
         let sent = match making {
