@@ -550,6 +550,10 @@ async fn to_approve_is_a_right_of_its_own() {
         ),
         (json!({"integrity": "Warn"}), "spec.integrity Warn may only be set by somebody with the verb approve"),
         (json!({"integrity": "Skip"}), "spec.integrity Skip may only be set by somebody with the verb approve"),
+        (
+            json!({"finalize": {"answeredBoot": "7@20260101T00:00:00Z"}}),
+            "spec.finalize.answeredBoot may only be changed by somebody with the verb approve",
+        ),
     ]
     .into_iter()
     .enumerate()

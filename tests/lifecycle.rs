@@ -5,6 +5,7 @@
 
 mod approval;
 mod attempts;
+mod damage;
 mod disks;
 mod garbage;
 mod gates;
@@ -19,6 +20,7 @@ mod objects;
 mod refused;
 mod removal;
 mod rights;
+mod step_files;
 pub mod steps;
 mod storage;
 mod told;

@@ -4,7 +4,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Inside a packaging machine: looks for what would spoil the layer, runs the layer's steps, shuts down for finalize.
 ///
-/// Exit codes: 0 nothing found, or done; 1 findings; 2 something could not be looked at or done. Needs an administrator.
+/// Exit codes: 0 nothing found, or done; 1 findings; 2 something could not be looked at or done; of a window, what it showed last. Needs an
+/// administrator.
 #[derive(Debug, Parser)]
 #[command(name = "lamina-guest", version)]
 pub struct Cli {
@@ -21,11 +22,14 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Verify; if nothing is found, remove ghost network cards, rearm where the layer asks for it, report, and turn the machine off
+    /// Remove ghost network cards and verify; report what is found, and leave the machine on; if nothing is, rearm where the layer asks for it,
+    /// report, and turn the machine off in full
+    ///
+    /// Refused while steps of the layer are left. Started from the config disk, it takes service and icon out of this Windows before it looks.
     ShutdownForFinalize(Shutdown),
-    /// Put the program into this Windows: service, and an icon "Shutdown For Finalize" on everybody's desktop
+    /// Put the program into this Windows: service, and an icon "Shutdown For Finalize" on everybody's desktop; once more, to bring them up to date
     Install,
-    /// Take all of that away again
+    /// Take all of that away again; the installed program itself cannot delete its own file, and names it
     Uninstall,
     /// Answer for a step that stopped, and go on with the steps
     Answer {

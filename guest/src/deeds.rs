@@ -28,7 +28,7 @@ pub struct Job {
     pub directory: Option<String>,
     /// After this it is ended with everything that it started.
     pub limit: Duration,
-    /// File to which both its outputs are appended as they come; `None`: thrown away.
+    /// File to which both its outputs are appended, of long ones beginning and end; `None`: thrown away.
     pub log: Option<String>,
 }
 

@@ -158,8 +158,15 @@ fn belongs(machine: &Machine<'_>, bound: &Bound) -> Result<(), Trouble> {
     }
 }
 
-/// Takes away what an earlier check reported, from both channels: at each boot, and before each check.
-pub fn drop_report(machine: &Machine<'_>) {
+/// At each boot: what was reported of earlier ones goes. What was of this one stands, as it may be the only evidence of a rearm.
+pub fn drop_earlier(machine: &Machine<'_>, boot: &str) {
+    if !standing_reports(machine).into_iter().flatten().any(|report| report.boot == boot) {
+        drop_report(machine);
+    }
+}
+
+/// Takes away what an earlier check reported, from both channels.
+fn drop_report(machine: &Machine<'_>) {
     // What cannot be removed now is overwritten later, or never counts: it is of another boot.
     if let Some(store) = machine.store {
         store.remove(XENSTORE.trim_end_matches('/')).unwrap_or_default();

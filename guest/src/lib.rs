@@ -14,6 +14,8 @@ pub mod deeds;
 pub mod disk;
 pub mod facts;
 pub mod finalize;
+#[cfg(any(windows, test))]
+mod log;
 pub mod memory;
 #[cfg(any(windows, test))]
 pub mod page;

@@ -1,7 +1,7 @@
 //! What the guest's service does at each boot: marks it, drops what earlier boots reported, runs the steps, and shuts down for finalize by
 //! itself where that is asked for.
 //!
-//! Called by the Windows service (`boot`), by the command line (`mark`, `answer`) and by simulated guests. It never runs a step that the
+//! Called by the Windows service (`boot`, `is_marked`), by the command line (`mark`, `answer`) and by simulated guests. It never runs a step that the
 //! record on the disk does not call `Running`, never restarts Windows more than [`MOST_REBOOTS`] times for findings, and leaves the machine
 //! on, with its reason told, whenever a person is needed.
 //!
@@ -20,7 +20,7 @@ use crate::channel::{Store, config_disk};
 use crate::deeds::Failed;
 use crate::disk::{Damage, LAYER, Layer, MOST_TEXT_BYTES, RECORDS, STEPS};
 use crate::facts::{Blind, Facts};
-use crate::finalize::{self, Bound, Machine, Next, Order, SURELY_SEEN, drop_report, finalize};
+use crate::finalize::{self, Bound, Machine, Next, Order, SURELY_SEEN, drop_earlier, finalize};
 use crate::report::PREFIX;
 use crate::steps::driver::{Bench, path};
 use crate::steps::engine::{self, Action, Answer, Stop};
@@ -93,11 +93,11 @@ struct Work {
 
 /// One boot, from its mark to its end. `id` is a guid made for it.
 pub fn boot(machine: &Machine<'_>, id: &str) -> End {
-    drop_report(machine);
+    drop_earlier(machine, id);
     let root = match await_disk(machine) {
         Ok(Some(root)) => {
             // What it carries of an earlier boot could not be seen before.
-            drop_report(machine);
+            drop_earlier(machine, id);
             root
         }
         Ok(None) => {
@@ -146,6 +146,14 @@ pub fn mark(machine: &Machine<'_>, id: &str) -> Result<Bound, Why> {
         bound.boot = id.to_owned();
     }
     Ok(bound)
+}
+
+/// Did somebody mark this boot already? Whoever is refused by [`mark`] did not.
+pub fn is_marked(machine: &Machine<'_>, id: &str) -> bool {
+    let disk = config_disk(machine.facts).ok().flatten();
+    let record = disk.and_then(|volume| Work::load(machine.facts, &volume.root).ok()).and_then(|work| work.record.boot);
+    let told = machine.store.and_then(|s| s.read(&format!("{PREFIX}boot")).ok().flatten());
+    record.is_some_and(|here| here.id == id) || told.as_deref() == Some(id)
 }
 
 /// Takes a person's answer about the step that stopped, and goes on.

@@ -15,7 +15,7 @@ use lamina_guest::facts::{Process, View, Volume};
 use lamina_guest::finalize::Machine;
 use lamina_guest::memory::{Deed, Reply, State, Windows};
 use lamina_guest::report::Report;
-use lamina_guest::service::{End, Why, answer, boot, mark};
+use lamina_guest::service::{End, Why, answer, boot, is_marked, mark};
 use lamina_guest::steps::Step;
 use lamina_guest::steps::engine::{Answer, Stop};
 use lamina_guest::steps::progress::{self, Doing};
@@ -237,11 +237,15 @@ fn a_shutdown_before_the_steps_are_done_is_refused() {
     let mut guest = Guest::new(json(), false, Windows::clean());
     guest.start();
     assert_eq!(refused(&guest, "boot-1"), Why::StepsLeft("a".to_owned()), "the service has not come so far");
+    assert!(!is_marked(&guest.machine(), "boot-1"), "so that a service that waited for this goes on");
     assert!(!guest.store().contains_key("vm-data/lamina/boot"));
     assert_eq!(boot(&guest.machine(), "boot-1"), End::Rebooting);
     assert_eq!(refused(&guest, "boot-1"), Why::StepsLeft("a".to_owned()), "its reboot is under way");
     guest.start();
     assert_eq!(mark(&guest.machine(), "boot-2").unwrap().boot, "boot-2", "made, whoever marks the boot");
+    assert!(is_marked(&guest.machine(), "boot-2") && !is_marked(&guest.machine(), "boot-3"));
+    guest.windows.change(|s| s.store = None);
+    assert!(is_marked(&guest.machine(), "boot-2"), "the disk alone says it too");
 
     let mut guest = Guest::new(json(), false, ending(&[("one", 1603)]));
     guest.windows.change(|s| s.put(r"E:\report.json", b"{}"));
@@ -517,7 +521,7 @@ fn a_full_disk_begins_nothing() {
     assert!(guest.ran().is_empty());
 }
 
-/// What a step prints is bounded by the disk alone; then its log gives way to the record, in the slot that could not be written.
+/// A step may fill the disk; then its log gives way to the record, in the slot that could not be written.
 #[test]
 fn a_log_that_fills_the_disk_gives_way_to_the_record() {
     const LOG: &str = r"E:\logs\01-a.log";
@@ -538,6 +542,22 @@ fn a_log_that_fills_the_disk_gives_way_to_the_record() {
     let slots: Vec<_> = guest.windows.snapshot().deeds.into_iter().filter(|d| matches!(d, Deed::Write(_))).collect();
     let slot = |n: u32| Deed::Write(format!(r"E:\record-{n}.txt"));
     assert_eq!(slots, [slot(1), slot(0), slot(1), slot(1)]);
+}
+
+/// A service that comes up again in the same boot leaves the evidence of a rearm where it is, and spends no second one.
+#[test]
+fn a_boot_spends_one_rearm_though_its_service_is_started_anew() {
+    let stuck = Windows::scripted(|_, deed| match deed {
+        Deed::PowerOff => Reply::Fails("a required privilege is not held (1314)".to_owned()),
+        _ => Reply::Usual,
+    });
+    let mut guest = Guest::new(serde_json::json!([]), true, stuck);
+    let before = guest.windows.snapshot().rearms;
+    assert!(matches!(guest.live(), End::Stays(Why::Finalize(_))));
+    assert!(matches!(boot(&guest.machine(), "boot-1"), End::Stays(Why::Finalize(_))));
+    assert_eq!(guest.windows.snapshot().rearms, before - 1);
+    assert!(matches!(guest.live(), End::Stays(Why::Finalize(_))), "another boot");
+    assert_eq!(guest.windows.snapshot().rearms, before - 2);
 }
 
 #[test]

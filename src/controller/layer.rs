@@ -19,6 +19,7 @@ use super::observe::{Lens, Scene, observe};
 use super::report as tell;
 use super::site::{NoSite, Site, site};
 use super::status::{self, Outcome};
+use super::step_files;
 use super::trouble;
 use super::write::{self, WriteError};
 use crate::api::condition::{ConditionType, find};
@@ -126,10 +127,13 @@ fn api(ctx: &Context, layer: &PlatformLayer) -> Api<PlatformLayer> {
 /// Observe and decide on the mirror; once more on the live pool and the live object before anything that cannot be taken back; act.
 async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -> Result<Action, Error> {
     let mirror = site.pool.mirror.view();
-    let (lens, scene, plan) = match decide(ctx, cached, want, site, &mirror, false) {
+    let (lens, mut scene, mut plan) = match decide(ctx, cached, want, site, &mirror, false) {
         Ok(decided) => decided,
         Err(t) => return report(ctx, cached, want, Some(&t), None, None).await,
     };
+    if let Err(t) = step_files::compare(&lens, &mut scene, &mut plan).await {
+        return report(ctx, cached, want, None, Some((&scene, &plan)), Some(&t)).await;
+    }
     if !(plan.step.needs_live_look() || plan.next == Next::InFlight || scene.doubt || is_look_asked_for(ctx, cached)) {
         return carry_out(ctx, &lens, scene, plan).await;
     }
@@ -152,6 +156,9 @@ async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -
         Ok(decided) => decided,
         Err(t) => return report(ctx, &fresh, &want, Some(&t), None, None).await,
     };
+    if let Err(t) = step_files::compare(&lens, &mut scene, &mut plan).await {
+        return report(ctx, &fresh, &want, None, Some((&scene, &plan)), Some(&t)).await;
+    }
     if plan.step == Step::Send(Making::StartMachine)
         && let Err(t) = ask_hosts(site, &view, &want, &mut scene, &mut plan).await
     {

@@ -30,6 +30,7 @@ pub mod roster;
 pub mod site;
 pub mod slots;
 pub mod status;
+mod step_files;
 pub mod sweep;
 pub mod trouble;
 mod unattended;

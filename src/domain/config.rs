@@ -138,9 +138,9 @@ pub fn fits(want: &Want, seen: &Observed, m: &Machine, c: &Disk) -> bool {
         && c.keys.get(CONTENT) == Some(&content(want, seen, nonce))
 }
 
-/// Was the content written, as a whole?
-pub fn filled(c: &Disk) -> bool {
-    c.keys.contains_key(FILLED)
+/// Was the content written, as a whole, and are its files still those, as far as they were asked for?
+pub fn filled(seen: &Observed, c: &Disk) -> bool {
+    c.keys.get(FILLED).is_some_and(|of| seen.files.as_ref().is_none_or(|now| now == of))
 }
 
 /// May there be something on it that is nobody's business?
@@ -170,33 +170,45 @@ pub fn state(state: State) -> StepState {
     }
 }
 
-/// Have all steps come to a good end, as far as the halted machine's disk says? A person may answer for a disk that is lost or damaged; not
-/// for a step that is known to have failed, which is mended in the machine.
+/// Have all steps come to a good end, as far as the halted machine's disk says? A person may answer for a disk that is lost or damaged, by
+/// naming the boot that they looked at: an approval may be older than the loss. Nobody may for a step that is known to have failed, which is
+/// mended in the machine.
 pub fn steps_done(want: &Want, seen: &Observed, m: &Machine) -> Result<(), Trouble> {
     // Said on the machine only after this was asked; another start since then has no steps any more.
     if want.steps.is_empty() || m.config_done {
         return Ok(());
     }
     let read = last_read(m);
+    let disk = match (&seen.config, &seen.records.config) {
+        (Sight::Found(c), _) => format!("its config disk '{}' ({})", c.name, c.uuid),
+        (Sight::CannotLook | Sight::Absent | Sight::Lost, Some(record)) => format!("its config disk ({})", record.uuid),
+        (Sight::CannotLook | Sight::Absent | Sight::Lost, None) => "its config disk".to_owned(),
+    };
     let unknown = match (read.map(|r| r.damage.as_deref()), &seen.config) {
         (Some(None), _) => None,
-        (Some(Some(damage)), _) => Some(format!("its config disk was read back damaged ({damage})")),
-        (None, Sight::Lost | Sight::Absent) => Some("its config disk is gone from the pool".to_owned()),
+        (Some(Some(damage)), _) => Some(format!("{disk} was read back damaged ({damage})")),
+        (None, Sight::Lost | Sight::Absent) => Some(format!("{disk} is gone from the pool")),
         // To be read yet.
         (None, Sight::CannotLook | Sight::Found(_)) => None,
     };
     if let Some(why) = unknown {
-        if want.approved.as_deref() == Some(seen.subject.as_str()) {
+        let boot = m.key(BOOT).map_or_else(|| m.boot_id(), str::to_owned);
+        if want.answered.as_deref() == Some(boot.as_str()) {
             return Ok(());
         }
+        let early = match want.approved.as_deref() == Some(seen.subject.as_str()) {
+            true => " (that the version is approved already says nothing of this)",
+            false => "",
+        };
         return Err(Trouble::new(
             Reason::StepsUnknown,
             format!(
-                "{} is off, and nobody knows what its steps came to: {why}. Nothing is made in its place, for that would run them again. Start it ({}) and look; \
-                 if all is as it should be, answer for it: {}; else throw the version away (spec.discard)",
+                "{} is off, and nobody knows what its steps came to: {why}. Nothing is made in its place, for that would run them again. Start it ({}) and look, then \
+                 shut it down for finalize: each boot needs an answer of its own. If you know that all is as it should be, answer for its last one, '{boot}'{early}: {}; \
+                 else throw the version away (spec.discard)",
                 place(m),
                 want.restart_command(),
-                want.approve_command(&seen.subject)
+                want.answer_command(&seen.subject, &boot)
             ),
         ));
     }

@@ -37,7 +37,7 @@ pub const BOOT: &str = "lamina.dev/boot";
 pub const TOKEN: &str = "lamina.dev/token";
 /// On C: what it was made to hold ([`super::config::content`]).
 pub const CONTENT: &str = "lamina.dev/content";
-/// On C: the content was written, as a whole.
+/// On C: the content was written, as a whole, with files that came from this ([`super::observed::Observed::files`]).
 pub const FILLED: &str = "lamina.dev/filled";
 /// On C: it was overwritten with zeros.
 pub const WIPED: &str = "lamina.dev/wiped";

@@ -512,6 +512,8 @@ pub struct Observed {
     pub machine: Sight<Machine>,
     /// C.
     pub config: Sight<Disk>,
+    /// What the files of the steps come from, as of now; none: nobody asked. See [`super::plan::asks_for_files`].
+    pub files: Option<String>,
     /// A hash of the guest's program, where one is shipped with the controller: every machine gets it then.
     pub program: Option<String>,
     pub frozen: Sight<Disk>,

@@ -31,6 +31,8 @@ pub struct Want {
     pub restart_token: Option<String>,
     pub finalize: FinalizePolicy,
     pub approved: Option<String>,
+    /// The boot after which a person answers for steps that nobody knows of.
+    pub answered: Option<String>,
     pub integrity: IntegrityPolicy,
     pub kms_rearm: bool,
     pub purpose: Purpose,
@@ -66,6 +68,7 @@ impl Want {
             restart_token: spec.machine.restart_token.clone(),
             finalize: spec.finalize.policy,
             approved: spec.finalize.approved.clone(),
+            answered: spec.finalize.answered_boot.clone(),
             integrity: spec.integrity,
             kms_rearm: spec.kms.as_ref().is_some_and(|k| k.rearm),
             purpose: spec.purpose,
@@ -85,6 +88,12 @@ impl Want {
     pub fn approve_command(&self, version: &str) -> String {
         let approved = json!({"spec": {"finalize": {"approved": version}}});
         self.patch_command(" --field-manager lamina-approval", &approved)
+    }
+
+    /// The command that answers for the steps of this boot, and approves the version with it.
+    pub fn answer_command(&self, version: &str, boot: &str) -> String {
+        let answered = json!({"spec": {"finalize": {"approved": version, "answeredBoot": boot}}});
+        self.patch_command(" --field-manager lamina-approval", &answered)
     }
 
     pub fn restart_command(&self) -> String {

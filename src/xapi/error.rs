@@ -63,11 +63,11 @@ pub enum StreamProblem {
     Garbled,
     #[error("it was sent on to where it cannot go")]
     Redirect,
-    #[error("the export is not {wanted} bytes long, as its disk is")]
+    #[error("what the pool exports is not {wanted} bytes long, as it says that the disk is")]
     Length { wanted: usize },
     #[error("a second answer came in the disk's place")]
     SecondAnswer,
-    #[error("{0} bytes are more than are moved through memory")]
+    #[error("it has {0} bytes, more than are moved through memory: somebody made it larger")]
     TooLarge(usize),
     #[error("its task did not end, or is not known any more")]
     NoVerdict,
@@ -87,6 +87,22 @@ pub enum TlsProblem {
     Expired,
     #[error("{0}")]
     Other(String),
+}
+
+impl StreamProblem {
+    /// The pool moved all that it has, and that is not the disk that was asked for: asked again, it is the same.
+    pub fn is_of_the_disk(self) -> bool {
+        match self {
+            Self::Length { .. } | Self::SecondAnswer | Self::TooLarge(_) => true,
+            Self::Busy
+            | Self::NotConnected
+            | Self::Cut
+            | Self::TimedOut
+            | Self::Garbled
+            | Self::Redirect
+            | Self::NoVerdict => false,
+        }
+    }
 }
 
 impl Error {

@@ -8,7 +8,7 @@ pub mod mirror;
 pub mod model;
 mod session;
 mod sharded;
-mod stream;
+pub mod stream;
 mod tls;
 pub mod view;
 pub mod wire;

@@ -29,7 +29,7 @@ use crate::domain::identity::TASK_TAG;
 /// The name of a stream's task. Its description is the operation.
 const LABEL: &str = "Lamina config disk";
 /// Bytes of a disk that is moved through memory; larger ones are refused.
-const LARGEST: usize = 256 << 20;
+pub const LARGEST: usize = 256 << 20;
 /// Bytes of an answer's head.
 const HEAD: usize = 16 << 10;
 /// Hosts that are asked for one transfer.
@@ -140,6 +140,10 @@ impl Client {
         match (verdict?, moved) {
             (Some(Err(failure)), _) => Err(Error::Api(without_session(failure, self.current().as_deref()))),
             (Some(Ok(())), Ok(bytes)) => Ok(bytes),
+            // Of how it looks nothing follows while nobody knows whether it was all.
+            (None, Err(Error::Stream { problem: StreamProblem::Length { .. } | StreamProblem::SecondAnswer, .. })) => {
+                Err(self.problem(None, StreamProblem::NoVerdict))
+            }
             (Some(Ok(())) | None, Err(error)) => Err(error),
             (None, Ok(_)) => Err(self.problem(None, StreamProblem::NoVerdict)),
         }

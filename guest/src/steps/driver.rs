@@ -65,7 +65,7 @@ impl Bench<'_> {
             };
             engine::end(steps, record, n, outcome, self.facts.now());
             if self.save(record).is_err() {
-                // What a step prints has no bound but the disk: a log that filled it gives way.
+                // What a step leaves on the disk is its own affair; its log gives way to the record.
                 self.deeds.remove(&path(self.root, &log_path(n, &step.name)))?;
                 self.save(record)?;
             }

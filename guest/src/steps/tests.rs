@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use proptest::prelude::*;
+use sha2::{Digest, Sha256};
 
 use super::engine::{Action, Answer, MOST_RUNS, Outcome, Stop, answer, begin, boot, end, next};
 use super::record::{Boot, Record, State};
@@ -77,6 +78,26 @@ fn codes_have_windows_32_bits_signed_or_not() {
     let mut record = self::record(&steps);
     run(&steps, &mut record, 0, Outcome::Code(0));
     assert_eq!(record.steps[0].state, State::Failed, "0 is not named");
+}
+
+/// From a guest that keeps to no rule: whoever reads it takes no other number for it.
+#[test]
+fn a_code_that_no_windows_has_is_none() {
+    for (told, code) in
+        [("Failed 4294967296", None), ("Failed one", None), ("Failed -1073741819", Some(-1_073_741_819))]
+    {
+        let store = std::collections::BTreeMap::from([("vm-data/lamina/steps/a".to_owned(), told.to_owned())]);
+        let read = super::progress::read(&store);
+        assert_eq!((read[0].state, read[0].exit_code), (State::Failed, code), "{told}");
+    }
+    let slot = |code: &str| {
+        let whole = serde_json::to_string(&record(&[step("a", serde_json::json!({}))])).expect("JSON");
+        let body = whole.replace("\"exitCode\":null", &format!("\"exitCode\":{code}"));
+        let seal: String = Sha256::digest(&body).iter().map(|b| format!("{b:02x}")).collect();
+        Record::newest([Some(format!("{seal}\n{body}\n").as_bytes()), None]).map(|r| r.steps[0].exit_code)
+    };
+    assert_eq!(slot("7"), Ok(Some(7)));
+    assert_eq!(slot("4294967296"), Err(Damage::Garbled("record-0.txt".to_owned())));
 }
 
 #[test]

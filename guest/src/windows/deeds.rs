@@ -1,11 +1,13 @@
 //! [`Deeds`]: programs, files, and what the other modules do.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::windows::io::AsRawHandle;
 use std::os::windows::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use windows::Win32::Foundation::{HANDLE, WAIT_OBJECT_0, WAIT_TIMEOUT};
@@ -20,9 +22,12 @@ use windows::core::{Error, Owned, PCWSTR};
 
 use super::{Windows, cards, power, wmi};
 use crate::deeds::{Deeds, Done, Ended, Failed, Job};
+use crate::log::Kept;
 
 /// What a program that is ended says of itself to whoever waits for it besides us: `WAIT_TIMEOUT`'s number.
 const ENDED: u32 = 258;
+/// How long what a program printed last is waited for, once it has ended.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 impl Deeds for Windows {
     fn run(&self, job: &Job) -> Done<Ended> {
@@ -81,22 +86,58 @@ pub fn remove(path: &str) -> io::Result<()> {
 }
 
 fn run(job: &Job) -> io::Result<Ended> {
-    let output = || -> io::Result<Stdio> {
-        let Some(log) = &job.log else { return Ok(Stdio::null()) };
-        if let Some(above) = Path::new(log).parent() {
-            fs::create_dir_all(above)?;
-        }
-        Ok(OpenOptions::new().create(true).append(true).open(log)?.into())
-    };
     let mut command = Command::new(&job.program);
-    command.raw_arg(&job.args).stdin(Stdio::null()).stdout(output()?).stderr(output()?);
+    command.raw_arg(&job.args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let log = job.log.as_deref().map(|path| Log::of(path, &mut command)).transpose()?;
     if let Some(directory) = &job.directory {
         command.current_dir(directory);
     }
     // It runs only once it is in its job, so that nothing that it starts can be outside.
     let child = command.creation_flags(CREATE_NO_WINDOW.0 | CREATE_SUSPENDED.0).spawn()?;
+    // Our own ends of its outputs, or they would never end.
+    drop(command);
     let ended = held(child, job.limit);
+    if let Some(log) = log {
+        log.end();
+    }
     ended.map_err(io::Error::from)
+}
+
+/// What a program prints, on its way into a file.
+struct Log {
+    kept: Arc<Mutex<Kept<File>>>,
+    /// Nothing more can come.
+    over: Receiver<()>,
+}
+
+impl Log {
+    /// Takes both outputs of the command.
+    fn of(path: &str, command: &mut Command) -> io::Result<Self> {
+        if let Some(above) = Path::new(path).parent() {
+            fs::create_dir_all(above)?;
+        }
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        let (mut from, to) = io::pipe()?;
+        command.stdout(to.try_clone()?).stderr(to);
+        let kept = Arc::new(Mutex::new(Kept::new(file)));
+        let (tell, over) = channel();
+        let into = Arc::clone(&kept);
+        std::thread::spawn(move || {
+            let mut bytes = [0; 64 << 10];
+            while let Ok(read @ 1..) = from.read(&mut bytes) {
+                into.lock().unwrap_or_else(PoisonError::into_inner).take(bytes.get(..read).unwrap_or_default());
+            }
+            // Whoever started us may have given up on the rest.
+            tell.send(()).unwrap_or_default();
+        });
+        Ok(Self { kept, over })
+    }
+
+    /// Who outlives the step keeps its outputs open, and goes on to be read, so that it is not held up; nothing of that is kept.
+    fn end(self) {
+        self.over.recv_timeout(LAST_WORDS).unwrap_or_default();
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).end();
+    }
 }
 
 /// Runs the suspended program to its end or limit.

@@ -1,6 +1,9 @@
 //! Carries out what the command line says, on this Windows. Called by `main`.
 
 use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use windows::Win32::System::Console::GetConsoleProcessList;
 use windows::Win32::UI::Shell::{IsUserAnAdmin, ShellExecuteW};
@@ -86,12 +89,18 @@ fn in_window(how: Shutdown) -> Outcome {
     } else {
         "Looking at this Windows …\n\nIf nothing is found, the machine is reported as ready and shut down.\n"
     };
-    window::run(meanwhile, move || match shutdown_for_finalize(how) {
-        Ok(outcome) if outcome.verdict.clean() => Page::clean(outcome.off),
-        Ok(outcome) => Page::findings(&outcome.verdict),
-        Err(why) => Page::trouble(&chain(why.as_ref())),
+    let last = Arc::new(AtomicU8::new(BLIND));
+    let told = Arc::clone(&last);
+    window::run(meanwhile, move || {
+        let (page, code) = match shutdown_for_finalize(how) {
+            Ok(outcome) if outcome.verdict.clean() => (Page::clean(outcome.off), CLEAN),
+            Ok(outcome) => (Page::findings(&outcome.verdict), exit_code(&outcome.verdict)),
+            Err(why) => (Page::trouble(&chain(why.as_ref())), BLIND),
+        };
+        told.store(code, Ordering::Relaxed);
+        page
     })?;
-    Ok(CLEAN)
+    Ok(last.load(Ordering::Relaxed))
 }
 
 /// Starts this program once more, with the rights that it needs; Windows asks the person.
@@ -117,19 +126,20 @@ fn as_administrator(how: Shutdown) -> Outcome {
 fn shutdown_for_finalize(how: Shutdown) -> Result<finalize::Outcome, Box<dyn Error>> {
     let _turn = turn()?;
     let windows = Windows::open();
+    let machine = Machine { facts: &windows, deeds: &windows, store: Some(&Xenstore) };
+    // First what may be refused: steps that are left need their service.
+    let bound = mark(&machine, &service::boot_id()?)?;
     if from_config_disk(&windows)? {
         // Nothing of us may stay in the layer.
         install::uninstall()?;
     }
-    let machine = Machine { facts: &windows, deeds: &windows, store: Some(&Xenstore) };
-    let bound = mark(&machine, &service::boot_id()?)?;
     let order = Order { rearm: rearm_wanted(&windows)?, wait_ngen: how.wait_ngen, leave_on: how.leave_on };
     Ok(finalize(&machine, &bound, order)?)
 }
 
-/// Ours, until it is dropped.
+/// Ours, until it is dropped. Nobody is waited for: a person sees what is at work, and tries again.
 fn turn() -> Result<Turn, Box<dyn Error>> {
-    Turn::take()?.ok_or_else(|| {
+    Turn::take(Duration::ZERO)?.ok_or_else(|| {
         "the service, or another copy of this program, is at work, and nothing was done: wait until it is done, then try again".into()
     })
 }

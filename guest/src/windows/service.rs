@@ -21,12 +21,14 @@ use winreg::enums::{HKEY_LOCAL_MACHINE, KEY_READ, KEY_WOW64_64KEY, KEY_WRITE, RE
 use super::system::Turn;
 use super::{Windows, Xenstore};
 use crate::finalize::Machine;
-use crate::service::boot;
+use crate::service::{boot, is_marked};
 
 pub const NAME: &str = "LaminaGuest";
 /// How the program knows that the manager starts it.
 pub const ARGUMENT: &str = "service";
 
+/// How long a person who was faster is waited for; who is refused, as steps are left, is done in a moment.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// `ERROR_BUSY`
 const BUSY: u32 = 170;
 
@@ -66,13 +68,19 @@ fn serve(_: Vec<OsString>) {
     };
     tell(ServiceState::Running, 0);
     let windows = Windows::open();
-    let begun = Turn::take().map_err(io::Error::from).and_then(|turn| Ok((turn, boot_id()?)));
+    let machine = Machine { facts: &windows, deeds: &windows, store: Some(&Xenstore) };
+    let first = Turn::take(Duration::ZERO);
+    let faster = matches!(first, Ok(None));
+    let turn = if faster { Turn::take(PATIENCE) } else { first };
+    let begun = turn.map_err(io::Error::from).and_then(|turn| Ok((turn, boot_id()?)));
     let code = match begun {
-        // Somebody was faster, and looks at this Windows.
+        // Somebody looks at this Windows, and found no step left: else they would be done by now.
         Ok((None, _)) => BUSY,
+        // They may be turning the machine off, on a report that must stand.
+        Ok((Some(_turn), id)) if faster && is_marked(&machine, &id) => BUSY,
         Ok((Some(_turn), id)) => {
             // How it ended stands in the record and in xenstore, where it is read.
-            boot(&Machine { facts: &windows, deeds: &windows, store: Some(&Xenstore) }, &id);
+            boot(&machine, &id);
             0
         }
         Err(e) => e.raw_os_error().and_then(|code| u32::try_from(code).ok()).unwrap_or(1),

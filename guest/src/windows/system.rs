@@ -1,5 +1,7 @@
 //! Processes, services and named mutexes.
 
+use std::time::Duration;
+
 use windows::Win32::Foundation::{
     ERROR_FILE_NOT_FOUND, ERROR_NO_MORE_FILES, HANDLE, WAIT_ABANDONED, WAIT_OBJECT_0, WAIT_TIMEOUT,
 };
@@ -69,12 +71,13 @@ pub struct Turn(Owned<HANDLE>);
 const TURN: PCWSTR = w!(r"Global\LaminaGuest");
 
 impl Turn {
-    /// `None`: another one is at work. Nobody is waited for.
-    pub fn take() -> windows::core::Result<Option<Self>> {
+    /// `None`: another one is at work, and was not done in this time.
+    pub fn take(patience: Duration) -> windows::core::Result<Option<Self>> {
         // SAFETY: the name is static; what it returns is ours to close, which `Owned` does.
         let mutex = unsafe { CreateMutexW(None, false, TURN).map(|h| Owned::new(h)) }?;
-        // SAFETY: the handle is open, and the wait ends at once.
-        match unsafe { WaitForSingleObject(*mutex, 0) } {
+        let patience = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX - 1);
+        // SAFETY: the handle is open, and the wait has an end.
+        match unsafe { WaitForSingleObject(*mutex, patience) } {
             // Abandoned: its holder died, and what it left is told by the record.
             WAIT_OBJECT_0 | WAIT_ABANDONED => Ok(Some(Self(mutex))),
             WAIT_TIMEOUT => Ok(None),

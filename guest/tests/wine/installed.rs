@@ -124,6 +124,8 @@ fn the_service_runs_the_steps_keeps_their_logs_and_ends_what_takes_too_long() {
         step("hello", What::Command(r"echo made > C:\made.txt & echo it is said & exit 3010".to_owned())),
         slow,
         step("fails", What::Command("exit 7".to_owned())),
+        step("asks", What::Command(r"C:\helper.exe ask".to_owned())),
+        step("loud", What::Command(r"C:\helper.exe print 150000".to_owned())),
     ];
     fill(&disk, &layer(false), &steps);
     assert_eq!(wine.lamina(&["install"]).code, 0);
@@ -134,12 +136,21 @@ fn the_service_runs_the_steps_keeps_their_logs_and_ends_what_takes_too_long() {
     let ended: Vec<_> = record.steps.iter().map(|ran| (ran.state, ran.exit_code)).collect();
     assert_eq!(
         ended,
-        [(State::Succeeded, Some(3010)), (State::TimedOut, None), (State::Failed, Some(7))],
+        [
+            (State::Succeeded, Some(3010)),
+            (State::TimedOut, None),
+            (State::Failed, Some(7)),
+            (State::Failed, Some(9)),
+            (State::Succeeded, Some(0)),
+        ],
         "{record:?}"
     );
     assert_eq!(fs::read_to_string(wine.c("made.txt")).expect("what the step made").trim(), "made");
     let log = fs::read_to_string(disk.join(log_path(0, "hello"))).expect("its log");
     assert!(log.contains("it is said"), "{log}");
+    let loud = fs::read_to_string(disk.join(log_path(4, "loud"))).expect("its log");
+    assert!(loud.starts_with("line 1\r\n") && loud.trim_end().ends_with("line 150000"), "both ends");
+    assert!(loud.len() < 1 << 20 && loud.contains("bytes are left out here"), "{} bytes", loud.len());
     assert_eq!(wine.findings(), [""; 0], "mscorsvw.exe is gone with its step");
 
     // Once each: another boot finds nothing to do.
@@ -148,7 +159,24 @@ fn the_service_runs_the_steps_keeps_their_logs_and_ends_what_takes_too_long() {
     wine.run("sc", &["start", "LaminaGuest"]);
     served(&wine);
     let again = self::record(&disk);
-    assert_eq!(again.steps.iter().map(|ran| ran.runs).collect::<Vec<_>>(), [1, 1, 1], "{again:?}");
+    assert_eq!(again.steps.iter().map(|ran| ran.runs).collect::<Vec<_>>(), [1; 5], "{again:?}");
+}
+
+/// Steps that are left need their service: who comes too early is refused, and nothing is taken away.
+#[test]
+#[ignore = "needs wine: run guest/test-wine.sh"]
+fn from_the_config_disk_it_takes_nothing_away_while_steps_are_left() {
+    let wine = Wine::new();
+    let disk = wine.config_disk();
+    fill(&disk, &layer(false), &[step("hello", What::Command("exit 0".to_owned()))]);
+    assert_eq!(wine.lamina(&["install"]).code, 0);
+    fs::copy(std::env::var_os("LAMINA_EXE").expect("the program"), disk.join(PROGRAM)).expect("a copy");
+    let refused = wine.run(&format!(r"E:\{PROGRAM}"), &["shutdown-for-finalize", "--leave-on"]);
+    assert!(refused.code == 2 && refused.complained.contains("step 'hello' is not done"), "{}", refused.complained);
+    assert_eq!(installed(&wine), [true; 3]);
+    wine.done("sc", &["start", "LaminaGuest"]);
+    served(&wine);
+    assert_eq!(record(&disk).steps[0].state, State::Succeeded);
 }
 
 /// A person started it from the config disk: then nothing of us may stay in the layer.

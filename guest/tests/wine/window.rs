@@ -43,4 +43,11 @@ fn the_window_says_what_is_found_checks_again_and_closes() {
     assert!(text.contains("Nothing is pending") && text.contains("stays on"), "{text}");
     wine.done(r"C:\helper.exe", &["press-close"]);
     assert_eq!(window.wait(), 0);
+
+    // What it showed last is what it ends with.
+    wine.set(BITS_64, RUN_ONCE, "VendorSetup", "REG_SZ", r"C:\setup\setup.exe /resume");
+    let window = wine.start(&["shutdown-for-finalize", "--window", "--leave-on"]);
+    assert!(wine.done(r"C:\helper.exe", &["read-window"]).contains("1 thing would spoil"));
+    wine.done(r"C:\helper.exe", &["press-close"]);
+    assert_eq!(window.wait(), 1);
 }

@@ -3,22 +3,20 @@
 //! Called by `act` alone. The one place where a pass waits for the pool: a stream has no life of its own there, it ends with its connection,
 //! and nothing could be come back to. It is bounded in time and number (`xapi/client.rs`), and stops when the lease is lost. What is on the disk may be somebody's secret: none of it is logged, told, or kept beyond the call.
 
-use std::collections::BTreeMap;
-
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::Api;
+use lamina_guest::disk::Damage;
 use lamina_guest::disk::back::{self, Back};
 use lamina_guest::disk::bound::{Known, bound};
 use lamina_guest::disk::build::{BuildError, Contents, build};
-use lamina_guest::disk::{Damage, MOST_FILES_BYTES};
 
 use super::super::context::GuestProgram;
+use super::super::step_files;
 use super::{Done, Failed, Hand, already, written};
 use crate::api::reason::Reason;
-use crate::api::steps::StepFile;
 use crate::domain::config::{self, Read};
 use crate::domain::identity::{self, BOOT, CONTENT, FILLED, NONCE, Opid, READ, WIPED};
 use crate::domain::observed::{Machine, Trouble};
+use crate::xapi::error::Error;
+use crate::xapi::stream::LARGEST;
 use crate::xapi::wire::parse_time;
 
 /// Bytes that a machine's key may have: xapi copies its whole database in memory.
@@ -29,19 +27,15 @@ impl Hand<'_, '_> {
         self.scene.observed.machine.found().ok_or(Failed::Stale)
     }
 
-    /// The config disk of this machine, byte for byte.
-    pub(super) async fn image(&self) -> Result<Vec<u8>, Failed> {
+    /// The config disk of this machine, byte for byte, and what its files came from.
+    pub(super) async fn image(&self) -> Result<(Vec<u8>, String), Failed> {
         let want = self.lens.want;
         let nonce = self.machine()?.key(NONCE).unwrap_or_default();
         let layer = config::layer(want, &self.scene.observed.subject, nonce);
-        let (steps, files) = (config::steps(want), self.files().await?);
-        build(&Contents {
-            layer: &layer,
-            steps: &steps,
-            files: &files,
-            program: self.lens.program.map(GuestProgram::bytes),
-        })
-        .map_err(|error| {
+        let (steps, files) = (config::steps(want), step_files::read(self.lens).await.map_err(Failed::Told)?);
+        let program = self.lens.program.map(GuestProgram::bytes);
+        let image = build(&Contents { layer: &layer, steps: &steps, files: &files.bytes, program });
+        image.map(|image| (image, files.origin)).map_err(|error| {
             let reason = match &error {
                 BuildError::FilesTooLarge(_)
                 | BuildError::ProgramTooLarge(_)
@@ -55,69 +49,6 @@ impl Hand<'_, '_> {
             };
             Failed::Told(Trouble::new(reason, format!("no config disk can be made of spec.steps: {error}")))
         })
-    }
-
-    /// The bytes of every file, by step and name.
-    async fn files(&self) -> Result<BTreeMap<(String, String), Vec<u8>>, Failed> {
-        let mut files = BTreeMap::new();
-        let mut all = 0;
-        for step in &self.lens.want.steps {
-            for file in &step.files {
-                let bytes = self.file(&step.name, file).await?;
-                all += bytes.len() as u64;
-                if all > MOST_FILES_BYTES {
-                    let told = format!(
-                        "the files of all steps have more than {} MiB, which is the most that a config disk carries: have steps fetch large files themselves, or put them into the OS layer",
-                        MOST_FILES_BYTES >> 20
-                    );
-                    return Err(Failed::Told(Trouble::new(Reason::StepsTooLarge, told)));
-                }
-                files.insert((step.name.clone(), file.name.clone()), bytes);
-            }
-        }
-        Ok(files)
-    }
-
-    async fn file(&self, step: &str, file: &StepFile) -> Result<Vec<u8>, Failed> {
-        let (client, namespace) = (self.lens.client.clone(), self.lens.want.namespace.as_str());
-        let (kind, from, read) = match (&file.secret_key_ref, &file.config_map_key_ref) {
-            (Some(from), _) => {
-                let secrets: Api<Secret> = Api::namespaced(client, namespace);
-                let read = async {
-                    let found = secrets.get_opt(&from.name).await?;
-                    Ok(found.and_then(|s| s.data?.remove(&from.key)).map(|bytes| bytes.0))
-                };
-                ("Secret", from, self.in_time(read).await?)
-            }
-            (None, Some(from)) => {
-                let maps: Api<ConfigMap> = Api::namespaced(client, namespace);
-                let read = async {
-                    Ok(maps.get_opt(&from.name).await?.and_then(|map| {
-                        let text = map.data.and_then(|mut d| d.remove(&from.key)).map(String::into_bytes);
-                        text.or_else(|| map.binary_data?.remove(&from.key).map(|bytes| bytes.0))
-                    }))
-                };
-                ("ConfigMap", from, self.in_time(read).await?)
-            }
-            (None, None) => return Err(Failed::Stale),
-        };
-        read.ok_or_else(|| {
-            Failed::Told(Trouble::new(
-                Reason::StepFileNotFound,
-                format!(
-                    "file '{}' of step '{step}' is to come from key '{}' of {kind} '{}' in namespace '{namespace}', which is not there: create it, or correct spec.steps",
-                    file.name, from.key, from.name
-                ),
-            ))
-        })
-    }
-
-    async fn in_time<T>(&self, read: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Failed> {
-        let told = || {
-            let what = "the Kubernetes API did not say what the files of spec.steps are; it is asked again";
-            Failed::Told(Trouble::new(Reason::APIServerError, what))
-        };
-        tokio::time::timeout(self.lens.pace.write, read).await.map_err(|_| told())?.map_err(|_| told())
     }
 
     /// Tasks of streams that died with their controller stay pending for a day, if nobody ends them. No other stream is at this disk: the
@@ -135,16 +66,20 @@ impl Hand<'_, '_> {
         Ok(())
     }
 
-    /// Written as a whole, then said so on the disk. Files that grew since it was made get a larger one.
+    /// Written as a whole, then said so on the disk, with what its files came from. Files that grew since it was made get a larger one.
     pub(super) async fn fill_config(&self, disk: &str) -> Done {
         let (client, vdi) = (&self.lens.pool.client, self.vdi(disk)?);
-        let image = self.image().await?;
+        let (image, origin) = self.image().await?;
         if i64::try_from(image.len()).is_ok_and(|len| len > self.vdi_record(disk).map_or(0, |d| d.virtual_size)) {
             return written(client.write().vdi_remove_from_other_config(&vdi, CONTENT).await);
         }
         self.clear_streams(disk).await?;
+        // Half written it must not look whole.
+        if self.vdi_record(disk)?.other_config.contains_key(FILLED) {
+            client.write().vdi_remove_from_other_config(&vdi, FILLED).await?;
+        }
         client.start(&self.aux(disk, "fill")).import_raw_vdi(&vdi, &image).await?;
-        already(written(client.write().vdi_add_to_other_config(&vdi, FILLED, "true").await), "MAP_DUPLICATE_KEY")
+        already(written(client.write().vdi_add_to_other_config(&vdi, FILLED, &origin).await), "MAP_DUPLICATE_KEY")
     }
 
     /// Storage may keep the blocks that it replaces: nothing better can be done from outside.
@@ -154,7 +89,9 @@ impl Hand<'_, '_> {
         if self.scene.observed.machine.found().is_some_and(|m| m.config_done) {
             self.sync_database().await?;
         }
-        let zeros = vec![0; size(self.vdi_record(disk)?.virtual_size)];
+        // What we wrote is at its beginning, wherever its end is by now.
+        let size = usize::try_from(self.vdi_record(disk)?.virtual_size).unwrap_or_default();
+        let zeros = vec![0; size.min(LARGEST)];
         self.clear_streams(disk).await?;
         client.start(&self.aux(disk, "wipe")).import_raw_vdi(&vdi, &zeros).await?;
         already(written(client.write().vdi_add_to_other_config(&vdi, WIPED, "true").await), "MAP_DUPLICATE_KEY")
@@ -162,14 +99,21 @@ impl Hand<'_, '_> {
 
     /// What the guest left, judged and put into a key of its machine.
     pub(super) async fn read_config(&self, machine: &str, disk: &str) -> Done {
-        let size = size(self.vdi_record(disk)?.virtual_size);
+        let size = usize::try_from(self.vdi_record(disk)?.virtual_size).unwrap_or_default();
         self.clear_streams(disk).await?;
-        let bytes = self.lens.pool.client.start(&self.aux(disk, "read")).export_raw_vdi(&self.vdi(disk)?, size).await?;
         let m = self.machine()?;
         let boot = m.key(BOOT).ok_or(Failed::Stale)?.to_owned();
-        let mut read = match back::read(&bytes, m.key(NONCE).unwrap_or_default()) {
-            Ok(back) => self.understood(m, back),
-            Err(damage) => Read { damage: Some(damage.to_string()), ..Read::default() },
+        let exported =
+            self.lens.pool.client.start(&self.aux(disk, "read")).export_raw_vdi(&self.vdi(disk)?, size).await;
+        let damaged = |damage: String| Read { damage: Some(damage), ..Read::default() };
+        let mut read = match exported {
+            Ok(bytes) => match back::read(&bytes, m.key(NONCE).unwrap_or_default()) {
+                Ok(back) => self.understood(m, back),
+                Err(damage) => damaged(damage.to_string()),
+            },
+            // Asked again it would be the same: somebody made it larger, or put another in its place.
+            Err(Error::Stream { problem, .. }) if problem.is_of_the_disk() => damaged(problem.to_string()),
+            Err(error) => return Err(error.into()),
         };
         read.boot = boot;
         let text = |read: &Read| serde_json::to_string(read).map_err(|_| Failed::Stale);
@@ -212,9 +156,4 @@ impl Hand<'_, '_> {
         };
         Read { boot: String::new(), steps, damage, report, unbound }
     }
-}
-
-/// Bytes of a disk of ours: never more than the client moves, even where somebody made it larger.
-fn size(virtual_size: i64) -> usize {
-    usize::try_from(virtual_size).unwrap_or_default().min(256 << 20)
 }

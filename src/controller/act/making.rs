@@ -56,7 +56,7 @@ impl Hand<'_, '_> {
             self.sync_database().await?;
         }
         // Before the call is taken for sent: what is missing for it is told. Of an image only the length is wanted.
-        let image = if making == Making::CreateConfig { self.image().await? } else { Vec::new() };
+        let image = if making == Making::CreateConfig { self.image().await?.0 } else { Vec::new() };
         let source = match making {
             Making::SnapshotOsDisk | Making::FreezeDisk | Making::CloneDisk => self.vdi(&f.source)?,
             Making::CloneMachine => self.template()?,

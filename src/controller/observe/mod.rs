@@ -38,7 +38,7 @@ use crate::xapi::wire::Ref;
 
 /// Everything that is looked through.
 pub struct Lens<'a> {
-    /// For the files of steps: read one by one when the config disk is made, and nothing else.
+    /// For the files of steps (`step_files`), and nothing else.
     pub client: &'a kube::Client,
     /// For config disks.
     pub program: Option<&'a GuestProgram>,
@@ -212,6 +212,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         work,
         machine,
         config,
+        files: None,
         program: lens.program.map(|p| p.hash.clone()),
         frozen,
         flights: Vec::new(),

@@ -6,7 +6,7 @@ use super::super::identity::BOOT;
 use super::super::observed::{Attachment, Disk, Holder, Machine, Making, Observed, Sight};
 use super::super::want::Want;
 use super::disk::w_worked;
-use super::{Next, Step, Verdict, advance, cannot_tell, destroy_disk, finish_operations, held};
+use super::{Next, Plan, Say, Step, Verdict, advance, cannot_tell, destroy_disk, finish_operations, held, ran};
 use crate::api::reason::Reason;
 
 /// The config disk: made, named, recorded, filled and attached before the first start. A machine that takes a lost one's place, on a disk
@@ -48,7 +48,7 @@ pub(super) fn config_disk(want: &Want, seen: &Observed, m: &Machine) -> Option<V
     {
         return Some(verdict);
     }
-    if !config::filled(c) && !w_worked(seen) {
+    if !config::filled(seen, c) && !w_worked(seen) {
         let step = Step::FillConfig { disk: c.uuid.clone() };
         return Some(stream(seen, c, step, Reason::SettingUpMachine, "writing the config disk"));
     }
@@ -57,6 +57,15 @@ pub(super) fn config_disk(want: &Want, seen: &Observed, m: &Machine) -> Option<V
         return act(step, "attaching the config disk");
     }
     None
+}
+
+/// Is it for this plan to know whether the files of the steps are still what is on the config disk? They are no part of the manifest, and no
+/// event tells of them: so right before the first start, and while a person may make it.
+pub fn asks_for_files(want: &Want, seen: &Observed, plan: &Plan) -> bool {
+    let starts = plan.step == Step::Send(Making::StartMachine)
+        || matches!(&plan.say, Say::Person(reason, _) if *reason == Reason::StartMachine);
+    let first = seen.machine.found().is_some_and(|m| !ran(seen, m)) && !w_worked(seen);
+    starts && first && want.steps.iter().any(|s| !s.files.is_empty())
 }
 
 /// What the guest left on the config disk is read before anything is judged, once for each boot.

@@ -64,6 +64,8 @@ fn no_machine_starts_before_its_config_disk_is_whole() {
     );
     assert_eq!(step(&|s| s.records.config = None), Step::Record);
     assert!(matches!(step(&|s| c(s, &|c| drop(c.keys.remove(FILLED)))), Step::FillConfig { .. }));
+    assert!(matches!(step(&|s| s.files = Some("others".into())), Step::FillConfig { .. }), "written since");
+    assert_eq!(step(&|s| s.files = Some("true".into())), Step::RecordIntent(Making::StartMachine));
     let detached = |s: &mut Observed| {
         if let Sight::Found(m) = &mut s.machine {
             m.config = None;
@@ -71,7 +73,25 @@ fn no_machine_starts_before_its_config_disk_is_whole() {
     };
     assert!(matches!(step(&detached), Step::AttachConfig { .. }));
     let stale = |s: &mut Observed| c(s, &|c| drop(c.keys.insert(CONTENT.into(), "old".into())));
-    assert_eq!(step(&stale), Step::DetachDisk { vbd: "cvbd".into() }, "made of an older spec");
+    let detach = Step::DetachDisk { vbd: "cvbd".into() };
+    assert_eq!(step(&stale), detach, "made of an older spec");
+    // A start that may be on its way takes what is there; one that is over, or surely is not, waits for the right disk.
+    let begun = |sent: Sent, quiet: Quiet| {
+        step(&|s| {
+            stale(s);
+            let start = s.flights.iter_mut().find(|f| f.making == Making::StartMachine).expect("a start");
+            let step = Making::StartMachine;
+            let (opid, source, agent_start) = (start.opid.clone(), start.source.clone(), "0".to_owned());
+            start.intent = Some(Intent { step, opid, source, agent_start, boot: None });
+            (start.sent, start.quiet) = (sent.clone(), quiet);
+        })
+    };
+    for (sent, quiet) in [(Sent::Never, Quiet::No), (Sent::Over, Quiet::No), (Sent::Unknown, Quiet::Twice)] {
+        assert_eq!(begun(sent, quiet), detach);
+    }
+    for sent in [Sent::Once, Sent::Unknown] {
+        assert_eq!(begun(sent, Quiet::Once), Step::Nothing);
+    }
     let both = |s: &mut Observed| {
         stale(s);
         detached(s);
@@ -162,13 +182,19 @@ fn the_config_disk_is_read_and_then_goes_before_the_freeze() {
     assert_eq!(with(&gone, &detached).step, Step::RecordIntent(Making::FreezeDisk));
     // Lost, never read: only a person can say.
     gone.config = Sight::Lost;
-    assert!(matches!(with(&gone, &|m| m.read = None).step, Step::BlockStart { .. }), "approved, so answered for");
-    let unasked = Want { approved: None, ..w.clone() };
-    let mut seen = gone.clone();
-    if let Sight::Found(m) = &mut seen.machine {
+    if let Sight::Found(m) = &mut gone.machine {
         m.read = None;
     }
-    assert!(matches!(decide(&unasked, &seen).say, Say::Person(R::StepsUnknown, _)));
+    let Say::Person(R::StepsUnknown, words) = decide(&w, &gone).say else { panic!("approved before it was known") };
+    assert!(words.contains("'7@now' (that the version is approved already says nothing of this)"), "{words}");
+    assert!(words.contains(r#""answeredBoot":"7@now""#), "{words}");
+    let answered = |boot: &str, approved: Option<&str>| {
+        let (answered, approved) = (Some(boot.to_owned()), approved.map(str::to_owned));
+        decide(&Want { answered, approved, ..w.clone() }, &gone)
+    };
+    assert!(matches!(answered("6@then", Some("1")).say, Say::Person(R::StepsUnknown, _)), "of an earlier boot");
+    assert!(matches!(answered("7@now", None).say, Say::Person(R::ApproveFinalize, _)), "an answer is no approval");
+    assert!(matches!(answered("7@now", Some("1")).step, Step::BlockStart { .. }));
 }
 
 /// While the guest is at its steps nothing is a person's to do, until one of them stops it.

@@ -4,7 +4,9 @@ use super::super::config;
 use super::super::gate::{self, place};
 use super::super::identity::{BOOT, TOKEN};
 use super::super::making;
-use super::super::observed::{Disk, Dvd, Flight, Holder, Machine, Making, Observed, Power, Sent, TaskSight, Trouble};
+use super::super::observed::{
+    Disk, Dvd, Flight, Holder, Machine, Making, Observed, Power, Quiet, Sent, TaskSight, Trouble,
+};
 use super::super::want::Want;
 use super::config::{at_stream, config_disk, end_config, read_back};
 use super::disk::boot_forgotten;
@@ -109,7 +111,10 @@ fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
         Dvd::ToolsIn { .. } => {}
     }
     // A start that may be on its way takes the machine as it is.
-    let sent = |f: &Flight| f.intent.is_some() && (f.sent != Sent::Never || f.task != TaskSight::None);
+    let sent = |f: &Flight| match (f.sent.clone(), f.quiet) {
+        (Sent::Never | Sent::Over, _) | (_, Quiet::Twice) => f.task != TaskSight::None,
+        (Sent::Once | Sent::Unknown, Quiet::No | Quiet::Once) => f.intent.is_some(),
+    };
     if !seen.flight(Making::StartMachine).is_some_and(sent)
         && let Some(verdict) = config_disk(want, seen, m)
     {

@@ -18,6 +18,7 @@ mod step;
 mod tidy;
 mod words;
 
+pub use self::config::asks_for_files;
 pub(in crate::domain) use self::config::remove_config;
 pub use self::disk::{blocked_for, boot_forgotten, description};
 pub(super) use self::step::Verdict;

@@ -96,6 +96,7 @@ fn entered() -> Observed {
         work: Sight::Absent,
         machine: Sight::Absent,
         config: Sight::Absent,
+        files: None,
         program: None,
         frozen: Sight::Absent,
         flights: Vec::new(),

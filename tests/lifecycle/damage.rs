@@ -1,0 +1,264 @@
+//! What comes back on a config disk, one damage after the other: each is told by its own words, and nothing is frozen on its word.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use lamina::api::PlatformLayer;
+use lamina::demo::person::{Deed, person, person_at};
+use lamina::sim::faults::{Effect, Fault, Target};
+use lamina::sim::guest::{Guest, Program, program};
+use lamina::xapi::wire::Failure;
+use lamina_guest::disk::build::{Contents, build};
+use lamina_guest::disk::fat::Volume;
+use lamina_guest::disk::{LAYER, Layer, Purpose, RECORDS, REPORT, edit};
+use lamina_guest::report::seal;
+use serde_json::json;
+
+use super::steps::{GET, PUT, answer, bytes, seeing};
+use crate::common::rig::{Rig, ready, status};
+use crate::common::unattended::{SECRET, files, image, served, two_steps};
+
+type Lines = BTreeMap<String, String>;
+/// What somebody does to the disk at the end of a boot. The second is the disk as its first boot found it.
+type Harm = fn(&mut [u8], &[u8]);
+
+/// At the end of each boot the next harm is done.
+fn harmed(inner: Program, harms: Vec<Harm>) -> Program {
+    let whole = Arc::new(Mutex::new(Vec::new()));
+    program(move |g: Guest| {
+        let (inner, whole) = (Arc::clone(&inner), Arc::clone(&whole));
+        let harm = harms.get(usize::try_from(g.boot).expect("a small number") - 1).copied();
+        async move {
+            if g.boot == 1 {
+                *whole.lock().expect("no panic") = bytes(&g);
+            }
+            let exit = inner(g.clone()).await;
+            let mut disk = bytes(&g);
+            harm.inspect(|harm| harm(&mut disk, &whole.lock().expect("no panic")));
+            g.write_disk(1, 0, &disk).expect("it is writable");
+            exit
+        }
+    })
+}
+
+fn report(disk: &[u8]) -> Vec<u8> {
+    let files = edit::files(disk).expect("our volume");
+    files.into_iter().find(|(path, _)| path == REPORT).expect("a report").1
+}
+
+/// Other lines, under a seal that fits them.
+fn sealed(disk: &mut [u8], change: impl FnOnce(&mut Lines)) {
+    let mut lines: Lines = serde_json::from_slice(&report(disk)).expect("lines");
+    change(&mut lines);
+    lines.insert("sealed".to_owned(), seal(lines.iter().map(|(k, v)| (k.as_str(), v.as_str()))));
+    edit::put(disk, REPORT, &serde_json::to_vec(&lines).expect("JSON")).expect("room");
+}
+
+/// Seven hours later.
+fn late(lines: &mut Lines, key: &str) {
+    let time: u64 = lines[key].parse().expect("a time");
+    lines.insert(key.to_owned(), (time + 7 * 3600).to_string());
+}
+
+/// Waits for each of these words after a boot of its own.
+async fn told(rig: &Rig, name: &str, reason: &str, words: impl Iterator<Item = &str>) -> PlatformLayer {
+    let mut last = None;
+    for (n, words) in words.enumerate() {
+        let token = n.checked_sub(1).map(|n| n.to_string());
+        let blocked = rig
+            .until(name, words, |l| {
+                l.status.as_ref().and_then(|s| s.machine.as_ref()).is_some_and(|m| m.restart_token == token)
+                    && ready(l).is_some_and(|(r, m)| r == reason && m.contains(words))
+            })
+            .await;
+        assert!(status(&blocked).versions.is_empty());
+        last = Some(blocked);
+        rig.patch(name, json!({"machine": {"restartToken": n.to_string()}})).await;
+    }
+    last.expect("one at least")
+}
+
+/// Without xenstore the disk alone carries the report. No two in a row are told alike.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_doubt_about_the_disks_report_has_its_own_words_and_none_counts() {
+    let rig = Rig::new().await;
+    let cases: [(Harm, &str); 11] = [
+        (
+            |d, _| {
+                let whole = report(d);
+                edit::put(d, REPORT, &whole[..whole.len() / 2]).expect("room");
+            },
+            "'report.json' cannot be understood",
+        ),
+        (|d, _| edit::put(d, REPORT, &[0xFF; 9]).expect("room"), "'report.json' is not UTF-8"),
+        (|d, _| edit::put(d, REPORT, &vec![b' '; (1 << 20) + 1]).expect("room"), "'report.json' is longer"),
+        (|d, _| sealed(d, |l| drop(l.insert("boot".into(), "earlier".into()))), "it is of an earlier boot"),
+        (|d, _| sealed(d, |l| drop(l.insert("nonce".into(), "stale".into()))), "another machine's nonce"),
+        (
+            |d, _| {
+                let text = String::from_utf8(report(d)).expect("text").replace("written-at", "written-by");
+                edit::put(d, REPORT, text.as_bytes()).expect("room");
+            },
+            "its seal does not fit",
+        ),
+        (|d, _| sealed(d, |l| ["booted-at", "written-at"].iter().for_each(|k| late(l, k))), "off the machine's start"),
+        (|d, _| edit::remove(d, REPORT).expect("gone"), "the guest wrote no report"),
+        (
+            |d, _| {
+                sealed(d, |l| {
+                    l.insert("block-finalize".into(), "8192".into());
+                    l.insert("of-tomorrow".into(), "x".into());
+                });
+            },
+            "Bit8192",
+        ),
+        (
+            |d, _| sealed(d, |l| l.extend((0..10_000).map(|n| (format!("findings/{n}"), format!("Odd{n} seen"))))),
+            "and 27 more, see status.integrity.findings",
+        ),
+        (
+            |d, _| {
+                edit::remove(d, REPORT).expect("gone");
+                let free = usize::try_from(Volume::open(d).expect("a volume").free()).expect("a small disk");
+                edit::put(d, "filler.bin", &vec![b'x'; free]).expect("room");
+            },
+            "the volume is full",
+        ),
+    ];
+    rig.guest("doubt", harmed(person(vec![vec![Deed::Finalize]]), cases.iter().map(|(harm, _)| *harm).collect()));
+    let _controller = rig.run().await;
+    rig.layer("doubt", json!({"finalize": {"approved": "1"}})).await;
+    told(&rig, "doubt", "FixIntegrity", cases.iter().map(|(_, words)| *words)).await;
+}
+
+/// The report comes through xenstore; what the steps came to is on the disk alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_damage_of_the_disk_has_its_own_words_and_leaves_the_steps_unknown() {
+    let rig = Rig::new().await;
+    files(&rig).await;
+    let cases: [(Harm, &str); 5] = [
+        (|d, _| d.fill(0xFF), "no FAT volume of Lamina's any more"),
+        (
+            |d, _| {
+                let (layer, none) = (other(), BTreeMap::new());
+                let theirs =
+                    build(&Contents { layer: &layer, steps: &[], files: &none, program: None }).expect("a disk");
+                d[..theirs.len()].copy_from_slice(&theirs);
+            },
+            "made for another machine",
+        ),
+        (
+            |d, whole| {
+                d.copy_from_slice(whole);
+                let label = d.windows(11).rposition(|w| w == b"LAMINA     ").expect("its label");
+                d[label] = b'X';
+            },
+            "not labelled LAMINA",
+        ),
+        (
+            |d, whole| {
+                d.copy_from_slice(whole);
+                RECORDS.iter().for_each(|slot| edit::remove(d, slot).expect("gone"));
+            },
+            "record-0.txt is gone",
+        ),
+        (
+            |d, whole| {
+                d.copy_from_slice(whole);
+                edit::put(d, LAYER, b"{").expect("room");
+            },
+            "'layer.json' cannot be understood",
+        ),
+    ];
+    // A guest that is given back the first disk asks a person, as xenstore knows what was begun.
+    let boots = vec![vec![Deed::Serve, Deed::Finalize, Deed::PowerOff]];
+    rig.guest("harmed", harmed(person_at(image(0), boots), cases.iter().map(|(harm, _)| *harm).collect()));
+    let _controller = rig.run().await;
+    let mut more = two_steps();
+    more["finalize"] = json!({"approved": "1"});
+    rig.layer("harmed", more).await;
+    let last = told(&rig, "harmed", "StepsUnknown", cases.iter().map(|(_, words)| *words)).await;
+    assert!(!format!("{:?}", status(&last)).contains(SECRET));
+}
+
+/// Larger than what is moved through memory: read for ever, it would never end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_somebody_resized_is_damaged_and_says_so() {
+    let rig = Rig::new().await;
+    files(&rig).await;
+    rig.guest("grown", served());
+    let refused = Effect::Refuse(Failure::new("SR_BACKEND_FAILURE_453", ["x"]));
+    rig.sim.pool.faults.add(Fault { target: Target::Method(GET.to_owned()), effect: refused, times: None });
+    let _controller = rig.run().await;
+    rig.layer("grown", two_steps()).await;
+    let halted = rig.until_reason("grown", "StorageError").await;
+    let c = status(&halted).config_disk.expect("its record").uuid;
+    let vdi = rig.hands.disk(&c).await.expect("the disk").r;
+    rig.hands.call("VDI.resize", json!([vdi, (300u64 << 20).to_string()])).await;
+    rig.sim.pool.faults.clear();
+    let asked = rig.until_reason("grown", "StepsUnknown").await;
+    for word in [c.as_str(), "'grown 1 config'", "somebody made it larger"] {
+        assert!(ready(&asked).is_some_and(|(_, m)| m.contains(word)), "{word}: {asked:#?}");
+    }
+    rig.patch("grown", answer(&asked)).await;
+    rig.until_finalized("grown", "1").await;
+    rig.hands.assert_tidy().await;
+}
+
+fn other() -> Layer {
+    Layer {
+        layer: "other".to_owned(),
+        namespace: "lab".to_owned(),
+        version: "1".to_owned(),
+        purpose: Purpose::Packaging,
+        nonce: "other".to_owned(),
+        kms_rearm: false,
+        finalize_on_done: true,
+    }
+}
+
+/// Whatever the answer looked like, the guest finds a whole disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_that_fails_is_made_again_until_the_disk_is_whole() {
+    let rig = Rig::new().await;
+    files(&rig).await;
+    let on_it = Arc::new(Mutex::new(Vec::new()));
+    rig.guest("import", seeing(served(), Arc::clone(&on_it)));
+    let storage = || Failure::new("SR_BACKEND_FAILURE_453", ["x"]);
+    let effects = [Effect::Refuse(storage()), Effect::FailTask(storage()), Effect::CutBody(50), Effect::Drop];
+    let count = effects.len() as u64;
+    for effect in effects {
+        rig.sim.pool.faults.add(Fault { target: Target::Method(PUT.to_owned()), effect, times: Some(1) });
+    }
+    let _controller = rig.run().await;
+    rig.layer("import", two_steps()).await;
+    let halted = rig.until_reason("import", "ApproveFinalize").await;
+    assert_eq!(rig.calls(PUT), count + 1);
+    let files = on_it.lock().expect("no panic").clone();
+    assert!(files.iter().any(|(path, b)| path == "files/tools/answers.ini" && b == SECRET.as_bytes()));
+    let told = format!("{:?} {:?}", status(&halted), rig.events("import").await);
+    assert!(!told.contains(SECRET), "{told}");
+}
+
+/// Two machines would tear it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_disk_that_another_machine_has_is_not_started_with() {
+    let rig = Rig::new().await;
+    files(&rig).await;
+    rig.guest("shared", served());
+    let _controller = rig.run().await;
+    let mut more = two_steps();
+    more["machine"] = json!({"powerOn": false});
+    rig.layer("shared", more).await;
+    let made = rig.until_reason("shared", "StartMachine").await;
+    let c = rig.hands.disk(&status(&made).config_disk.expect("a config disk").uuid).await.expect("C");
+    let (_, vbd) = rig.hands.stranger("thief", &c.r).await;
+    rig.patch("shared", json!({"machine": {"powerOn": true}})).await;
+    let stalled = rig.until_reason("shared", "ForeignDisk").await;
+    for word in ["thief", c.uuid(), "'shared 1 config'"] {
+        assert!(ready(&stalled).is_some_and(|(_, m)| m.contains(word)), "{word}: {stalled:?}");
+    }
+    assert_eq!(rig.calls("Async.VM.start"), 0);
+    rig.hands.call("VBD.destroy", json!([vbd])).await;
+    rig.until_reason("shared", "ApproveFinalize").await;
+}
