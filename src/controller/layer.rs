@@ -20,6 +20,7 @@ use super::report as tell;
 use super::site::{NoSite, Site, site};
 use super::status::{self, Outcome};
 use super::trouble;
+use super::turns;
 use super::write::{self, WriteError};
 use crate::api::condition::{ConditionType, find};
 use crate::api::reason::Fault;
@@ -107,15 +108,8 @@ pub fn forget(ctx: &Context, uid: &str, connector: Option<&ConnectorKey>) {
     ctx.looked.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     ctx.metrics.forget_layer(uid);
     if let Some(pool) = connector.and_then(|key| ctx.pools.get(key)) {
-        let next = pool.memory().leave_sources(uid);
-        wake_next(ctx, &next);
+        turns::leave(ctx, &pool, uid);
     }
-}
-
-/// Those whose turn on a source has come.
-fn wake_next(ctx: &Context, uids: &[String]) {
-    let census = ctx.census();
-    uids.iter().filter_map(|uid| census.with_uid(uid)).for_each(|layer| ctx.wake(layer));
 }
 
 fn api(ctx: &Context, layer: &PlatformLayer) -> Api<PlatformLayer> {
@@ -268,15 +262,14 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
     let reported = report(ctx, layer, want, None, Some((&scene, &plan)), told).await;
     // An intent that was not written holds nobody up.
     if reported.is_err() && matches!(plan.step, Step::RecordIntent(_)) {
-        let next = pool.memory().leave_sources(&uid);
-        wake_next(ctx, &next);
+        turns::leave(ctx, pool, &uid);
     }
     let action = reported?;
     if failed.is_none() {
+        turns::wait(ctx, layer, pool, &scene, &plan);
         act::after_status(lens, &scene, &plan.step);
         if plan.step == Step::DropIntent {
-            let next = pool.memory().leave_sources(&uid);
-            wake_next(ctx, &next);
+            turns::leave(ctx, pool, &uid);
         }
     }
     Ok(action)

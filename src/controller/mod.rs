@@ -32,6 +32,7 @@ pub mod slots;
 pub mod status;
 pub mod sweep;
 pub mod trouble;
+pub mod turns;
 mod unattended;
 pub mod wakes;
 pub mod watched;
