@@ -14,7 +14,7 @@ use lamina::sim::power::Exit;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
-use crate::common::rig::{Rig, quick};
+use crate::common::rig::{Rig, Running, quick};
 use crate::lives::{instant, os_disk, run, settled};
 use crate::{distribution, row, title};
 
@@ -43,27 +43,27 @@ pub async fn measure() {
         }
     });
     rig.guest("halt", asking);
-    let _controller = run(&rig, Pace::PRODUCTION).await;
+    let controller = run(&rig, Pace::PRODUCTION).await;
     let seen = watch(&rig);
     create(&rig).await;
-    settled(&rig, MACHINES, Phase::MachineRunning).await;
+    settled(&rig, &controller, MACHINES, Phase::MachineRunning).await;
 
     title(&format!("{MACHINES} guests halt, one every {APART:?}: until AwaitingFinalize is in the API server"));
     for _ in 0..MACHINES {
         gate.add_permits(1);
         tokio::time::sleep(APART).await;
     }
-    print(&rig, &halted, &seen).await;
+    print(&rig, &controller, &halted, &seen).await;
 
     title(&format!("{MACHINES} guests halt at the same moment"));
     for layer in rig.layers().list(&Default::default()).await.expect("layers") {
         rig.patch(&layer.name_any(), json!({"machine": {"restartToken": "again"}})).await;
     }
-    settled(&rig, MACHINES, Phase::MachineRunning).await;
+    settled(&rig, &controller, MACHINES, Phase::MachineRunning).await;
     halted.lock().expect("whole").clear();
     seen.lock().expect("whole").clear();
     gate.add_permits(MACHINES);
-    print(&rig, &halted, &seen).await;
+    print(&rig, &controller, &halted, &seen).await;
 }
 
 async fn create(rig: &Rig) {
@@ -88,8 +88,8 @@ fn watch(rig: &Rig) -> Moments {
     seen
 }
 
-async fn print(rig: &Rig, halted: &Moments, seen: &Moments) {
-    settled(rig, MACHINES, Phase::AwaitingFinalize).await;
+async fn print(rig: &Rig, controller: &Running, halted: &Moments, seen: &Moments) {
+    settled(rig, controller, MACHINES, Phase::AwaitingFinalize).await;
     let (halted, seen) = (halted.lock().expect("whole").clone(), seen.lock().expect("whole").clone());
     let waits: Vec<_> = halted.iter().map(|(layer, at)| seen[layer].duration_since(*at)).collect();
     assert_eq!(waits.len(), MACHINES);

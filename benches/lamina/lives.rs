@@ -55,7 +55,7 @@ pub async fn run(rig: &Rig, pace: Pace) -> Running {
 }
 
 /// Waits until so many layers are in a phase and no layer has changed for a while: longer than guest tools are waited for.
-pub async fn settled(rig: &Rig, layers: usize, phase: Phase) {
+pub async fn settled(rig: &Rig, controller: &Running, layers: usize, phase: Phase) {
     const QUIET: Duration = Duration::from_secs(8);
     let mut there = std::collections::HashSet::new();
     let mut told = Instant::now();
@@ -73,7 +73,13 @@ pub async fn settled(rig: &Rig, layers: usize, phase: Phase) {
         }
         if told.elapsed() > Duration::from_secs(15) {
             told = Instant::now();
-            eprintln!("{} of {layers} are {}; {:?}", there.len(), phase.as_str(), reasons(rig).await);
+            let [passes, writes] = ["reconciles", "status_writes"]
+                .map(|name| controller.metric(&format!("lamina_{name}_total{{kind=\"layer\"}}")));
+            let (there, reasons) = (there.len(), reasons(rig).await);
+            eprintln!(
+                "{there} of {layers} are {}, by {passes} passes and {writes} writes; {reasons:?}",
+                phase.as_str()
+            );
         }
     }
 }

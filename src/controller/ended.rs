@@ -9,7 +9,7 @@ use crate::domain::plan::Step;
 use crate::xapi::error::Error;
 use crate::xapi::model::TaskStatus;
 use crate::xapi::view::View;
-use crate::xapi::wire::Failure;
+use crate::xapi::wire::{Failure, Ref};
 
 /// What is as wanted already (a drive that is empty, a machine that is off) shows in the next decision.
 const AS_WANTED: [&str; 5] =
@@ -42,9 +42,13 @@ pub fn refused(ctx: &Context, pool: &Pool, view: &View, layer: &str, step: &Step
     memory.ended(layer, Some(trouble::of_failure(failure)), Some(sr), now, |failures| ctx.pace.backoff(failures));
 }
 
-/// Carried out with no task that could tell more: what the step was refused with before is over.
-pub fn done(ctx: &Context, pool: &Pool, layer: &str) {
-    pool.memory().ended(layer, None, None, ctx.pace.now(), |failures| ctx.pace.backoff(failures));
+/// Remembers a step that was carried out. With no task that could tell more, what it was refused with before is over.
+pub fn did(ctx: &Context, pool: &Pool, layer: &str, step: &Step, task: Option<Ref>) {
+    let (mut memory, now, over) = (pool.memory(), ctx.pace.now(), task.is_none());
+    memory.did(layer, step, task, now);
+    if over {
+        memory.ended(layer, None, None, now, |failures| ctx.pace.backoff(failures));
+    }
 }
 
 /// A stream that fails anywhere below says no more than the last of these.

@@ -155,11 +155,9 @@ pub fn facts(view: &View, sr: &Ref) -> Option<Storage> {
 pub fn tools_iso(view: &View, wanted: Option<&str>) -> Result<(Ref, Arc<Vdi>), Trouble> {
     let isos: Vec<(Found<'_, Vdi>, &Arc<Sr>)> = view
         .vdis
-        .iter()
+        .plain()
         .filter_map(|found| Some((found, view.srs.get(&found.1.sr)?)))
-        .filter(|((_, vdi), sr)| {
-            sr.content_type == "iso" && vdi.managed && !vdi.missing && !vdi.name_label.starts_with(SUPERSEDED)
-        })
+        .filter(|((_, vdi), sr)| sr.content_type == "iso" && !vdi.missing && !vdi.name_label.starts_with(SUPERSEDED))
         .collect();
     match wanted {
         Some(wanted) => named_iso(view, &isos, wanted),
@@ -235,18 +233,19 @@ pub fn os_disk(view: &View, sr: &Ref, wanted: &DiskRef) -> Result<(Ref, Arc<Vdi>
         return if vdi.sr == *sr { Ok((reference.clone(), vdi.clone())) } else { Err(elsewhere(vdi)) };
     }
     let name = wanted.name.as_deref().unwrap_or_default();
-    let managed: Vec<_> = view.vdis.iter().filter(|(_, vdi)| vdi.managed).collect();
-    let here: Vec<_> = managed.iter().copied().filter(|(_, vdi)| vdi.sr == *sr).collect();
+    let managed = || view.vdis.iter().filter(|(_, vdi)| vdi.managed);
     // A snapshot bears its source's name: it is meant only where there is no such disk, to be told that it is one.
     // A clone of ours bears it too until it is named.
-    let ours = |vdi: &Vdi| vdi.other_config.contains_key(crate::domain::identity::ROLE);
     let disks: Vec<_> =
-        here.iter().copied().filter(|(_, vdi)| !vdi.missing && !vdi.is_a_snapshot && !ours(vdi)).collect();
+        view.vdis.plain().filter(|(_, vdi)| vdi.sr == *sr && !vdi.missing && !vdi.is_a_snapshot).collect();
     let picked = match pick_named(&disks, name, |vdi| &vdi.name_label) {
-        Pick::None { like } => match pick_named(&here, name, |vdi| &vdi.name_label) {
-            Pick::None { .. } => Pick::None { like },
-            other => other,
-        },
+        Pick::None { like } => {
+            let here: Vec<_> = managed().filter(|(_, vdi)| vdi.sr == *sr).collect();
+            match pick_named(&here, name, |vdi| &vdi.name_label) {
+                Pick::None { .. } => Pick::None { like },
+                other => other,
+            }
+        }
         picked => picked,
     };
     match picked {
@@ -265,12 +264,10 @@ pub fn os_disk(view: &View, sr: &Ref, wanted: &DiskRef) -> Result<(Ref, Arc<Vdi>
             );
             Err(Trouble::new(Reason::OSDiskAmbiguous, text))
         }
-        Pick::None { like } => {
-            Err(match managed.iter().find(|(_, vdi)| vdi.name_label == name && !vdi.is_a_snapshot) {
-                Some((_, vdi)) => elsewhere(vdi),
-                None => not_found(name, like),
-            })
-        }
+        Pick::None { like } => Err(match managed().find(|(_, vdi)| vdi.name_label == name && !vdi.is_a_snapshot) {
+            Some((_, vdi)) => elsewhere(vdi),
+            None => not_found(name, like),
+        }),
     }
 }
 

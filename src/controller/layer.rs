@@ -21,6 +21,7 @@ use super::site::{NoSite, Site, site};
 use super::status::{self, Outcome};
 use super::step_files;
 use super::trouble;
+use super::turns;
 use super::write::{self, WriteError};
 use crate::api::condition::{ConditionType, find};
 use crate::api::reason::Fault;
@@ -109,15 +110,8 @@ pub fn forget(ctx: &Context, uid: &str, connector: Option<&ConnectorKey>) {
     ctx.metrics.forget_layer(uid);
     if let Some(pool) = connector.and_then(|key| ctx.pools.get(key)) {
         pool.memory().forget(uid);
-        let next = pool.memory().leave_sources(uid);
-        wake_next(ctx, &next);
+        turns::leave(ctx, &pool, uid);
     }
-}
-
-/// Those whose turn on a source has come.
-fn wake_next(ctx: &Context, uids: &[String]) {
-    let census = ctx.census();
-    uids.iter().filter_map(|uid| census.with_uid(uid)).for_each(|layer| ctx.wake(layer));
 }
 
 fn api(ctx: &Context, layer: &PlatformLayer) -> Api<PlatformLayer> {
@@ -142,12 +136,11 @@ async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -
     let view = match live::look_at(&site.pool, &fresh).await {
         Ok(view) => view,
         // Told of the object that was read: what it records beyond the other one was not looked for there, and would be dropped.
-        Err(e) => match decide(ctx, &fresh, &want, site, &mirror, false) {
-            Ok((_, scene, plan)) => {
-                return report(ctx, &fresh, &want, None, Some((&scene, &plan)), Some(&trouble::of(&e))).await;
-            }
-            Err(t) => return report(ctx, &fresh, &want, Some(&t), None, None).await,
-        },
+        Err(e) => {
+            let told = decide(ctx, &fresh, &want, site, &mirror, false);
+            let seen = told.as_ref().ok().map(|(_, scene, plan)| (scene, plan));
+            return report(ctx, &fresh, &want, told.as_ref().err(), seen, Some(&trouble::of(&e))).await;
+        }
     };
     if let (Some(uid), Some(value)) = (fresh.uid(), fresh.annotations().get(REQUESTED_AT)) {
         ctx.looked.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, value.clone());
@@ -253,13 +246,16 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
     if !plan.step.only_status() && (done || ended::is_under_way(pool, lens.view, &uid, &plan.step)) {
         return Ok(Action::requeue(within));
     }
+    // A stream is waited for, and waits for its turn before: where the layer is by now, is told first.
+    let phase = layer.status.as_ref().and_then(|s| s.phase);
+    if plan.step.is_stream() && !lens.deleting && phase != Some(plan.phase) {
+        let told = Plan { step: Step::Nothing, ..plan };
+        return report(ctx, layer, want, None, Some((&scene, &told)), None).await;
+    }
     let acted = {
         let result = audit::scope(layer, &scene.observed.subject, lens.view, act(lens, &scene, &plan.step)).await;
         if let Ok(task) = &result {
-            pool.memory().did(&uid, &plan.step, task.clone(), ctx.pace.now());
-        }
-        if let Ok(None) = result {
-            ended::done(ctx, pool, &uid);
+            ended::did(ctx, pool, &uid, &plan.step, task.clone());
         }
         result
     };
@@ -285,15 +281,14 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
     let reported = report(ctx, layer, want, None, Some((&scene, &plan)), told).await;
     // An intent that was not written holds nobody up.
     if reported.is_err() && matches!(plan.step, Step::RecordIntent(_)) {
-        let next = pool.memory().leave_sources(&uid);
-        wake_next(ctx, &next);
+        turns::leave(ctx, pool, &uid);
     }
     let action = reported?;
     if failed.is_none() {
+        turns::wait(ctx, layer, pool, &scene, &plan);
         act::after_status(lens, &scene, &plan.step);
         if plan.step == Step::DropIntent {
-            let next = pool.memory().leave_sources(&uid);
-            wake_next(ctx, &next);
+            turns::leave(ctx, pool, &uid);
         }
     }
     Ok(action)

@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc;
 
@@ -17,6 +18,7 @@ use crate::domain::identity::{LAYER, MAKING, OP};
 use crate::xapi::client::{CallRecord, Client, Credentials, Options, Timeouts, Tls};
 use crate::xapi::error::Error;
 use crate::xapi::mirror::{Batch, Change, Health, Mirror, MirrorOptions};
+use crate::xapi::wire::Ref;
 
 /// Batches of changes that may wait for their wakes to be sent.
 const BATCHES: usize = 64;
@@ -146,7 +148,12 @@ async fn carry(
                     let mut rights = lock(&rights);
                     *rights = rights.take().filter(|rights| *rights == Rights::All);
                 }
-                deliver(&ctx, &key, &Wakes::of(&changes, &pool.mirror.view()));
+                let around = ctx.census();
+                let worker = |op: &str, task: &Ref| {
+                    let begun = pool.memory().who_began(task).map(str::to_owned);
+                    begun.or_else(|| around.who_is_at(op)?.uid())
+                };
+                deliver(&ctx, &key, &Wakes::of(&changes, &pool.mirror.view(), &worker));
                 ctx.metrics.event_lag(received.elapsed());
             }
             changed = health.changed() => match changed {

@@ -33,6 +33,7 @@ pub mod status;
 mod step_files;
 pub mod sweep;
 pub mod trouble;
+pub mod turns;
 mod unattended;
 pub mod wakes;
 pub mod watched;

@@ -3,7 +3,7 @@
 //! Made by `connector`, used by `observe` and `act`. The memory is a cache of knowledge that dies with the process: without it
 //! everything is still right, only slower (the in-flight test takes its place).
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ impl Pool {
 }
 
 /// What this process remembers of one operation's call.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Attempt {
     pub sent: Sent,
     /// The task that XAPI named.
@@ -62,10 +62,10 @@ struct InFlight {
     at_first: HashSet<String>,
 }
 
-#[derive(Default)]
 struct Source {
-    holder: Option<String>,
-    queue: VecDeque<String>,
+    holder: String,
+    /// Who looks again when it is free, in the order of asking. Whoever thinks better of it meanwhile holds nobody up.
+    waiting: Vec<String>,
 }
 
 #[derive(Default)]
@@ -103,12 +103,7 @@ struct Last {
 
 impl Memory {
     pub fn attempt(&self, opid: &Opid) -> Attempt {
-        self.attempts.get(opid).cloned().unwrap_or(Attempt {
-            sent: Sent::Unknown,
-            task: None,
-            marked: false,
-            refused: None,
-        })
+        self.attempts.get(opid).cloned().unwrap_or_default()
     }
 
     /// From here on the test of this operation starts anew.
@@ -200,44 +195,38 @@ impl Memory {
 
     /// Is it this layer's turn on the source, or would it be if it asked?
     pub fn has_turn(&self, source: &str, layer: &str) -> bool {
-        self.sources.get(source).is_none_or(|s| match &s.holder {
-            Some(holder) => holder == layer,
-            None => s.queue.front().is_none_or(|first| first == layer),
-        })
+        self.sources.get(source).is_none_or(|s| s.holder == layer)
     }
 
     /// uid of the layer whose turn it is on the source.
     pub fn at_work_on(&self, source: &str) -> Option<&str> {
-        self.sources.get(source)?.holder.as_deref()
+        Some(self.sources.get(source)?.holder.as_str())
     }
 
-    /// Takes the turn, or a place in the queue.
+    /// Takes the turn, or waits for it.
     pub fn take_turn(&mut self, source: &str, layer: &str) -> bool {
-        let free = self.has_turn(source, layer);
-        let s = self.sources.entry(source.to_owned()).or_default();
+        let free = !self.wait_for_turn(source, layer);
         if free {
-            s.holder = Some(layer.to_owned());
-            s.queue.retain(|l| l != layer);
-        } else if !s.queue.iter().any(|l| l == layer) {
-            s.queue.push_back(layer.to_owned());
+            let begun = || Source { holder: layer.to_owned(), waiting: Vec::new() };
+            self.sources.entry(source.to_owned()).or_insert_with(begun);
         }
         free
     }
 
-    /// Ends the layer's turns and places everywhere; returns the layers whose turn comes now.
-    pub fn leave_sources(&mut self, layer: &str) -> Vec<String> {
-        let mut next = Vec::new();
-        for s in self.sources.values_mut() {
-            s.queue.retain(|l| l != layer);
-            if s.holder.as_deref() == Some(layer) {
-                s.holder = None;
-            }
-            if s.holder.is_none() {
-                next.extend(s.queue.front().cloned());
-            }
+    /// Has the layer told when the source is free. False: it is.
+    pub fn wait_for_turn(&mut self, source: &str, layer: &str) -> bool {
+        let Some(s) = self.sources.get_mut(source).filter(|s| s.holder != layer) else { return false };
+        if !s.waiting.iter().any(|l| l == layer) {
+            s.waiting.push(layer.to_owned());
         }
-        self.sources.retain(|_, s| s.holder.is_some() || !s.queue.is_empty());
-        next
+        true
+    }
+
+    /// Ends the layer's turns and waits everywhere; returns those who waited for one of them.
+    pub fn leave_sources(&mut self, layer: &str) -> Vec<String> {
+        self.sources.values_mut().for_each(|s| s.waiting.retain(|l| l != layer));
+        let left = self.sources.extract_if(|_, s| s.holder == layer);
+        left.flat_map(|(_, s)| s.waiting).collect()
     }
 
     /// Notes a scan that has succeeded; scans before the present start of xapi do not count.
@@ -283,6 +272,11 @@ impl Memory {
     /// Was this very step the last one, less than `within` ago?
     pub fn just_done(&self, layer: &str, step: &Step, now: Instant, within: Duration) -> bool {
         self.last.get(layer).is_some_and(|last| last.step == *step && now.duration_since(last.at) < within)
+    }
+
+    /// uid of the layer whose last step is this task.
+    pub fn who_began(&self, task: &Ref) -> Option<&str> {
+        self.last.iter().find(|(_, last)| last.task.as_ref() == Some(task)).map(|(layer, _)| layer.as_str())
     }
 
     /// A layer's last step, and its task.

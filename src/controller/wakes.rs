@@ -1,7 +1,8 @@
 //! From what changed in a pool to who must look: the layers concerned, and the Connector.
 //!
 //! Pure; called by `connector` for each batch of the mirror. A wake too many costs one look at the mirror, a wake too few a wait until the
-//! slow pace: in doubt it wakes. What happens in storage all the time (a repository's operations, its free space) wakes only those at work.
+//! slow pace: in doubt it wakes. What happens all the time (a repository's operations, its free space, everybody's tasks) wakes only those who
+//! wait for that: it would wake hundreds of layers twenty times a second, and those whose turn it is would wait among them.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,24 +10,31 @@ use std::sync::Arc;
 use kube::ResourceExt;
 
 use super::slots;
+use crate::api::condition::{ConditionType, find};
+use crate::api::reason::Reason;
 use crate::api::{Phase, PlatformLayer};
-use crate::domain::identity::{Keys, LAYER, Mark, OS, PREFIX};
+use crate::domain::identity::{Keys, LAYER, Mark, OP, OS, PREFIX};
 use crate::xapi::mirror::{Change, Diff};
-use crate::xapi::model::{Sr, Vbd, Vdi, Vm};
+use crate::xapi::model::{Sr, Task, TaskStatus, Vbd, Vdi, Vm};
 use crate::xapi::view::View;
 use crate::xapi::wire::Ref;
+
+/// The uid of the layer that this process knows to be at an operation, by its id and by the reference of a task.
+pub type Workers<'a> = &'a dyn Fn(&str, &Ref) -> Option<String>;
 
 /// Whom a batch concerns.
 #[derive(Debug, Default, PartialEq)]
 pub struct Wakes {
     /// Every layer of the Connector.
     all: bool,
-    /// Layers at an operation.
-    working: bool,
+    /// What a storage repository is at, or has room for.
+    storage: bool,
     /// uids of layers.
     layers: HashSet<String>,
     /// Ids of operations.
     operations: HashSet<String>,
+    /// An operation that nobody is known to be at: a layer whose status names none may be.
+    strange: bool,
     /// uuids and names of disks that are not ours: OS disks, perhaps.
     disks: HashSet<String>,
     /// The Connector itself.
@@ -35,9 +43,9 @@ pub struct Wakes {
 
 impl Wakes {
     /// `view`: the pool after the changes.
-    pub fn of(changes: &[Change], view: &View) -> Self {
+    pub fn of(changes: &[Change], view: &View, workers: Workers<'_>) -> Self {
         let mut wakes = Self::default();
-        changes.iter().for_each(|change| wakes.add(change, view));
+        changes.iter().for_each(|change| wakes.add(change, view, workers));
         wakes
     }
 
@@ -54,27 +62,29 @@ impl Wakes {
         let status = layer.status.as_ref();
         let operation = status.and_then(|s| s.operation.as_ref());
         let id = operation.and_then(|o| o.opid.as_ref());
-        if self.working && operation.is_some() || id.is_some_and(|id| self.operations.contains(id)) {
+        if id.is_some_and(|id| self.operations.contains(id)) || self.storage && waits_for_quiet(layer) {
             return true;
         }
-        let at_rest = status.and_then(|s| s.phase) == Some(Phase::Finalized)
-            && operation.is_none()
-            && layer.metadata.deletion_timestamp.is_none();
+        let deleting = layer.metadata.deletion_timestamp.is_some();
+        let at_rest = status.and_then(|s| s.phase) == Some(Phase::Finalized) && operation.is_none() && !deleting;
         // What others do changes nothing for a layer that is done, nor for one that waits for a slot: that wakes it when it comes free.
         // There may be thousands of the one and hundreds of the other, and each operation makes a dozen events.
         if at_rest || slots::waits(layer) {
             return false;
         }
-        // The tasks of steps without an intent (attach, insert, destroy) bear ids that no status names.
-        if !self.operations.is_empty() && id.is_none() {
+        if self.strange && id.is_none() {
             return true;
+        }
+        // Who has its machine takes nothing of the OS disk any more, and hundreds of these may be running.
+        if id.is_none() && !deleting && status.is_some_and(|s| s.machine.is_some()) {
+            return false;
         }
         let disk = &layer.spec.os_layer.disk;
         let source = operation.and_then(|o| o.source.as_ref());
         [&disk.uuid, &disk.name].into_iter().flatten().chain(source).any(|disk| self.disks.contains(disk))
     }
 
-    fn add(&mut self, change: &Change, view: &View) {
+    fn add(&mut self, change: &Change, view: &View, workers: Workers<'_>) {
         match change {
             Change::Relisted
             | Change::Pool(_)
@@ -95,7 +105,7 @@ impl Wakes {
                 // A template that is being cloned shows an operation, which is nobody's business.
                 let idle = |vm: &Arc<Vm>| Vm { current_operations: Keys::new(), ..Vm::clone(vm) };
                 let changed = diff.old.as_ref().map(idle) != diff.new.as_ref().map(idle);
-                both(diff).for_each(|vm| self.vm(vm, changed, view));
+                both(diff).for_each(|vm| self.vm(vm, changed, view, workers));
             }
             Change::Vbd(diff) => both(diff).for_each(|vbd| self.vbd(vbd, view)),
             Change::Vif(diff) => both(diff).for_each(|vif| self.machine(&vif.vm, view)),
@@ -104,17 +114,44 @@ impl Wakes {
                     self.machine(vm, view);
                 }
             }
-            Change::Task(diff) => {
-                let tags = both(diff).filter_map(|task| task.op());
-                self.operations.extend(tags.filter_map(|tag| tag.split('.').next()).map(str::to_owned));
-            }
+            Change::Task(diff) => self.task(diff, view, workers),
+        }
+    }
+
+    /// Each call makes a handful of these, and hundreds of layers rest without an intent: only where nobody else is found may it be theirs.
+    fn task(&mut self, diff: &Diff<Task>, view: &View, workers: Workers<'_>) {
+        let ended = |t: &Arc<Task>| !matches!(t.status, TaskStatus::Pending | TaskStatus::Cancelling);
+        // Its end was told before it went.
+        if diff.new.is_none() && diff.old.as_ref().is_some_and(ended) {
+            return;
+        }
+        for tag in both(diff).filter_map(Task::op) {
+            let (op, what) = tag.split_once('.').unwrap_or((tag, ""));
+            // Steps without an intent (attach, insert, destroy) bear the id of what they are taken on.
+            let disks = view.vdis.with(OP, op).filter_map(|(_, d)| d.other_config.get(LAYER));
+            let machines = view.vms.with(OP, op).filter_map(|(_, m)| m.other_config.get(LAYER));
+            let found: Vec<String> = disks.chain(machines).cloned().collect();
+            self.operation(op, found.is_empty().then_some(&diff.reference), workers);
+            self.layers.extend(found);
+            // Others wait for its end, too.
+            self.strange |= what == "scan";
+        }
+    }
+
+    /// `unknown`: nothing in the pool says whose it is but, perhaps, this reference.
+    fn operation(&mut self, op: &str, unknown: Option<&Ref>, workers: Workers<'_>) {
+        self.operations.insert(op.to_owned());
+        if let Some(reference) = unknown {
+            let worker = workers(op, reference);
+            self.strange |= worker.is_none();
+            self.layers.extend(worker);
         }
     }
 
     fn sr(&mut self, diff: &Diff<Sr>) {
         let at_rest = |sr: &Arc<Sr>| Sr { current_operations: Keys::new(), physical_utilisation: 0, ..Sr::clone(sr) };
         self.connector = true;
-        self.working = true;
+        self.storage = true;
         self.all |= diff.old.as_ref().map(at_rest) != diff.new.as_ref().map(at_rest);
     }
 
@@ -133,9 +170,11 @@ impl Wakes {
     }
 
     /// `changed`: more than the operations that it is at.
-    fn vm(&mut self, vm: &Vm, changed: bool, view: &View) {
+    fn vm(&mut self, vm: &Vm, changed: bool, view: &View, workers: Workers<'_>) {
         if let Some(op) = vm.name_label.strip_prefix("lamina-") {
-            self.operations.insert(op.to_owned());
+            // Claimed, it keeps the name until it is set up.
+            let unknown = (!vm.other_config.contains_key(LAYER)).then(Ref::null);
+            self.operation(op, unknown.as_ref(), workers);
         }
         if self.owner(&vm.other_config) || vm.name_label.starts_with("lamina-") {
             return;
@@ -178,11 +217,17 @@ impl Wakes {
     fn owner(&mut self, keys: &Keys) -> bool {
         self.layers.extend(keys.get(LAYER).cloned());
         if let Some(mark) = Mark::read(keys) {
-            self.layers.insert(mark.owner);
+            self.layers.extend(mark.layer().map(str::to_owned));
             self.operations.insert(mark.op);
         }
         keys.keys().any(|key| key.starts_with(PREFIX))
     }
+}
+
+/// Does it wait until storage is at nothing that may be its own?
+fn waits_for_quiet(layer: &PlatformLayer) -> bool {
+    let ready = layer.status.as_ref().and_then(|s| find(&s.conditions, ConditionType::Ready));
+    ready.is_some_and(|c| c.reason == Reason::WaitingForInFlight.as_str())
 }
 
 /// The sweeper counts what is there.

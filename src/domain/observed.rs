@@ -345,9 +345,10 @@ pub enum MarkSight {
 }
 
 /// What this process knows of the call.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Sent {
     /// Nothing: an intent that another process, or this one before a crash, wrote.
+    #[default]
     Unknown,
     /// This process wrote the intent and has not sent the call.
     Never,

@@ -4,12 +4,13 @@
 //! that one table the shards that it changes.
 
 use std::collections::{BTreeSet, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::calls::Records;
 use super::model::{Class, GuestMetrics, Host, Map, Network, Pbd, Pool, Sm, Sr, Task, Vbd, Vdi, Vif, Vm, VmMetrics};
 use super::sharded::Sharded;
 use super::wire::Ref;
+use crate::domain::identity::{MAKING, ROLE, Role};
 
 /// The objects of one class.
 #[derive(Clone, Debug)]
@@ -21,6 +22,16 @@ pub struct Table<T> {
     /// Rows by (other_config key, value), for the keys asked for.
     marked: Sharded<(&'static str, String), BTreeSet<Ref>>,
     keys: &'static [&'static str],
+    /// Made when it is first asked for, and anew after a change.
+    few: Arc<OnceLock<Few>>,
+}
+
+/// The rows that every pass looks for, whosever they are: sought once for each state of the table, not by each of thousands of layers.
+#[derive(Debug, Default)]
+struct Few {
+    plain: Vec<Ref>,
+    marked: Vec<Ref>,
+    bases: Vec<Ref>,
 }
 
 impl<T> Default for Table<T> {
@@ -38,6 +49,7 @@ impl<T> Table<T> {
             uuids: Sharded::default(),
             marked: Sharded::default(),
             keys,
+            few: Arc::default(),
         }
     }
 }
@@ -97,6 +109,7 @@ impl<T: Row> Table<T> {
     /// Puts a row in; `None` for one that cannot be read. Returns what was there.
     pub(super) fn put(&mut self, reference: &Ref, row: Option<Arc<T>>) -> Option<Arc<T>> {
         let old = self.remove(reference);
+        self.few = Arc::default();
         let Some(row) = row else {
             self.odd.insert(reference.clone());
             return old;
@@ -114,6 +127,7 @@ impl<T: Row> Table<T> {
     pub(super) fn remove(&mut self, reference: &Ref) -> Option<Arc<T>> {
         self.odd.remove(reference);
         let old = self.rows.remove(reference)?;
+        self.few = Arc::default();
         // A uuid may already belong to a newer row: a disk that was forgotten and found again.
         if self.uuids.get(old.uuid()) == Some(reference) {
             self.uuids.remove(old.uuid());
@@ -126,6 +140,46 @@ impl<T: Row> Table<T> {
             }
         }
         Some(old)
+    }
+}
+
+impl Table<Vdi> {
+    /// Managed disks without a role of ours: OS disks, discs, those of other machines.
+    pub fn plain(&self) -> impl Iterator<Item = (&Ref, &Arc<Vdi>)> {
+        self.all_of(&self.few().plain)
+    }
+
+    /// Disks with a mark, whosever it is.
+    pub fn marked(&self) -> impl Iterator<Item = (&Ref, &Arc<Vdi>)> {
+        self.all_of(&self.few().marked)
+    }
+
+    /// Disks that say they are shared bases.
+    pub fn bases(&self) -> impl Iterator<Item = (&Ref, &Arc<Vdi>)> {
+        self.all_of(&self.few().bases)
+    }
+
+    fn all_of<'a>(&'a self, few: &'a [Ref]) -> impl Iterator<Item = (&'a Ref, &'a Arc<Vdi>)> {
+        few.iter().filter_map(|reference| self.rows.get_key_value(reference))
+    }
+
+    fn few(&self) -> &Few {
+        self.few.get_or_init(|| {
+            let mut few = Few::default();
+            for (reference, vdi) in self.rows.iter() {
+                let role = vdi.other_config.get(ROLE);
+                if vdi.managed && role.is_none() {
+                    few.plain.push(reference.clone());
+                }
+                if vdi.other_config.contains_key(MAKING) {
+                    few.marked.push(reference.clone());
+                }
+                if role.is_some_and(|role| role == Role::Base.as_str()) {
+                    few.bases.push(reference.clone());
+                }
+            }
+            few
+        })
     }
 }
 

@@ -66,7 +66,7 @@ pub(super) fn stray_marks(lens: &Lens<'_>, seen: &Observed) -> Vec<(String, iden
     let stray = |d: &Vdi, m: &identity::Mark| {
         ours(m) && source(d) || *m == removal && seen.idle_bases.iter().all(|idle| idle.uuid != d.uuid)
     };
-    let marked = lens.view.vdis.iter().filter(|_| seen.records.operation.is_none());
+    let marked = lens.view.vdis.marked().filter(|_| seen.records.operation.is_none());
     marked
         .filter_map(|(_, d)| Some((d.uuid.clone(), identity::Mark::read(&d.other_config).filter(|m| stray(d, m))?)))
         .collect()
@@ -101,7 +101,7 @@ pub(super) fn idle_bases(lens: &Lens<'_>, subject: &str) -> Vec<Arc<Vdi>> {
     };
     lens.view
         .vdis
-        .with(identity::ROLE, Role::Base.as_str())
+        .bases()
         .filter(|(_, d)| prove(lens.cluster, &d.uuid, &d.other_config, false) == Proof::ByKeys(Role::Base))
         .filter(|(_, d)| free(&d.uuid) && !wanted(d))
         .filter(|(_, d)| {

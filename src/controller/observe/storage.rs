@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 use super::super::inspect;
 use super::Lens;
 use super::records::Owned;
-use crate::domain::identity::{self, Role};
 use crate::domain::observed::{Records, Storage};
 use crate::xapi::model::TaskStatus;
 use crate::xapi::view::View;
@@ -38,8 +37,7 @@ pub(super) fn elsewhere(
 ) -> (Vec<Storage>, Vec<Scan>) {
     let made = records.disk.iter().chain(&records.config).map(|d| &d.sr);
     let recorded = made.chain(records.versions.iter().map(|v| &v.sr)).flatten();
-    let bases = lens.view.vdis.with(identity::ROLE, Role::Base.as_str());
-    let there = owned.works.iter().chain(&owned.configs).chain(&owned.frozen).copied().chain(bases);
+    let there = owned.works.iter().chain(&owned.configs).chain(&owned.frozen).copied().chain(lens.view.vdis.bases());
     let there = there.filter_map(|(_, d)| lens.view.srs.get(&d.sr)).map(|sr| &sr.uuid);
     let all: BTreeSet<&String> = recorded.chain(there).filter(|uuid| *uuid != subject).collect();
     let found = all.into_iter().filter_map(|uuid| inspect::facts(lens.view, lens.view.srs.by_uuid(uuid)?.0));

@@ -110,12 +110,16 @@ fn from_os_layer(want: &Want, seen: &Observed) -> Verdict {
             if base.keyed { Reason::FreezingOSDisk } else { Reason::TaggingAgain },
             "the base snapshot lost its keys and gets them back",
         ),
-        // Other tools list disks that no machine has for deletion.
-        Sight::Found(base) if base.description != BASE_DESCRIPTION && !base.busy && !base.paused => {
-            let step = Step::DescribeDisk { uuid: base.uuid.clone(), description: BASE_DESCRIPTION.to_owned() };
-            Verdict::act(step, Reason::FreezingOSDisk, "describing the base snapshot")
+        Sight::Found(base) => {
+            let verdict = clone_from(want, seen, base);
+            let begins = verdict.step == Step::RecordIntent(Making::CloneDisk);
+            // Other tools list disks that no machine has for deletion.
+            if begins && base.description != BASE_DESCRIPTION && !base.busy {
+                let step = Step::DescribeDisk { uuid: base.uuid.clone(), description: BASE_DESCRIPTION.to_owned() };
+                return Verdict::act(step, Reason::FreezingOSDisk, "describing the base snapshot");
+            }
+            verdict
         }
-        Sight::Found(base) => clone_from(want, seen, base),
         Sight::CannotLook | Sight::Lost => cannot_tell(seen, "the base snapshot"),
         Sight::Absent => {
             // Storage pauses what it copies: our own snapshot is no reason to take it back.

@@ -167,6 +167,11 @@ impl Step {
         )
     }
 
+    /// Steps that move a disk's bytes, and last as long as that.
+    pub fn is_stream(&self) -> bool {
+        matches!(self, Self::FillConfig { .. } | Self::ReadConfig { .. } | Self::WipeConfig { .. })
+    }
+
     /// Steps before which the live pool and the live object are asked.
     pub fn needs_live_look(&self) -> bool {
         match self {

@@ -41,8 +41,9 @@ fn stage(seen: &Observed, phase: Phase, reason: Reason) -> Reason {
         }
         (Reason::SettingUpMachine, Some(Making::StartMachine)) => Reason::StartingMachine,
         (Reason::TaggingAgain, Some(making)) => working_reason(making),
-        // The copy that makes the OS disk's name ambiguous for a moment is our own.
+        // The copy that makes the OS disk's name ambiguous for a moment is our own, or another layer's, whose turn it is.
         (Reason::WaitingForDisk, Some(making)) if copying => working_reason(making),
+        (Reason::WaitingForDisk, None) if copying => Reason::WaitingForMark,
         // The first word of a version that needs no new base, or whose base another layer has just made.
         (Reason::FreezingOSDisk | Reason::ClearingUp, None) if beginning && seen.leftover.is_none() => {
             Reason::CreatingDisk
