@@ -138,6 +138,9 @@ mod tests {
             ("NO_HOSTS_AVAILABLE", R::WaitingForCapacity),
             ("LICENCE_RESTRICTION", R::FeatureMissing),
             ("LICENSE_EXPIRED", R::FeatureMissing),
+            ("MEMORY_CONSTRAINT_VIOLATION", R::PoolRefused),
+            ("SR_BACKEND_FAILURE_79", R::PoolRefused),
+            ("VM_REQUIRES_SR", R::NoHostCanBoot),
             ("VDI_IN_USE", R::WaitingForDisk),
             ("HOST_STILL_BOOTING", R::WaitingForPool),
             ("INTERNAL_ERROR", R::PoolError),
@@ -146,6 +149,7 @@ mod tests {
             assert_eq!(told.reason, reason, "{code}");
             assert!(told.message.contains(code) && !told.message.contains("upstream"), "{}", told.message);
         }
+        assert_eq!(of_failure(&Failure::new("BOOTLOADER_FAILED", ["", ""])).reason, R::PoolRefused);
         assert_eq!(of(&Error::NotLeading).reason, R::APIServerError);
     }
 }

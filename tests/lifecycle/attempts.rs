@@ -22,9 +22,8 @@ fn strike(rig: &Rig, method: &str, effect: Effect, times: Option<u32>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_freeze_carried_out_after_it_was_taken_back_is_no_version() {
     let rig = Rig::new().await;
-    let work =
-        |byte| vec![Deed::Install, Deed::Work { block: 3, byte }, Deed::Report(Check::default()), Deed::PowerOff];
-    rig.guest("late", person(vec![work(1), work(2)]));
+    let work = |byte| vec![Deed::Work { block: 3, byte }, Deed::Report(Check::default()), Deed::PowerOff];
+    rig.guest("late", person(vec![vec![Deed::Install, Deed::Reboot], work(1), work(2)]));
     let _controller = rig.run().await;
     rig.layer("late", json!({})).await;
     let halted = rig.until_reason("late", "ApproveFinalize").await;
