@@ -246,9 +246,7 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
     if !plan.step.only_status() && (done || ended::is_under_way(pool, lens.view, &uid, &plan.step)) {
         return Ok(Action::requeue(within));
     }
-    // A stream is waited for, and waits for its turn before: where the layer is by now, is told first.
-    let phase = layer.status.as_ref().and_then(|s| s.phase);
-    if plan.step.is_stream() && !lens.deleting && phase != Some(plan.phase) {
+    if !lens.deleting && status::is_told_first(layer, &plan) {
         let told = Plan { step: Step::Nothing, ..plan };
         return report(ctx, layer, want, None, Some((&scene, &told)), None).await;
     }

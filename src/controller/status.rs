@@ -10,7 +10,7 @@ use super::conditions::conditions;
 use super::history;
 use super::observe::Scene;
 use super::unattended::{config_disk, running_step, steps};
-use crate::api::condition::merge;
+use crate::api::condition::{find, merge};
 use crate::api::layer::DiskFormat;
 use crate::api::layer_status::{
     BaseKind, BaseTaken, CurrentVersion, DiskStatus, Finding, FrozenVersion, IntegritySource, IntegrityStatus,
@@ -58,6 +58,16 @@ pub fn compose(o: &Outcome<'_>) -> PlatformLayerStatus {
         history::note(o.layer, old.phase, &mut new, reason, &o.now);
     }
     new
+}
+
+/// A stream is waited for, and waits for its turn before: where the layer is by now, is told first. And nothing is made under a status that
+/// says that nobody can look at the pool.
+pub fn is_told_first(layer: &PlatformLayer, plan: &Plan) -> bool {
+    let Some(status) = &layer.status else { return false };
+    let ready = find(&status.conditions, ConditionType::Ready).and_then(|c| Reason::parse(&c.reason));
+    let blind = matches!(ready, Some(Reason::ConnectorNotFound | Reason::ConnectorNotReady | Reason::PoolChanged));
+    let sends = matches!(plan.step, Step::Send(_));
+    sends && blind || plan.step.is_stream() && status.phase != Some(plan.phase)
 }
 
 /// What is told: the plan's word, or why its step failed.
