@@ -195,7 +195,7 @@ fn mark_sight(lens: &Lens<'_>, source: &str, wanted: Option<&Mark>, sr: &Ref) ->
     }
 }
 
-/// Tasks that bear exactly this tag; a sub-task bears none. What one made counts only with the mark on it: a call that was carried out when
+/// Tasks that bear exactly this tag; a sub-task bears none. What one made that is known by its tag alone counts only with the mark on it: a call that was carried out when
 /// the mark was off again was an earlier attempt's, and its copy may lack what was done since.
 fn task_sight(
     lens: &Lens<'_>,
@@ -205,9 +205,9 @@ fn task_sight(
     mark: Option<&Mark>,
     doubt: &mut bool,
 ) -> TaskSight {
-    let (sent, own) = (&attempt.sent, attempt.task.as_ref());
+    let sent = &attempt.sent;
     let tagged = || lens.view.tasks.with(TASK_TAG, &opid.0).map(|(_, t)| t.as_ref());
-    let named = own.and_then(|r| lens.view.tasks.get(r)).map(AsRef::as_ref);
+    let named = attempt.task.as_ref().and_then(|r| lens.view.tasks.get(r)).map(AsRef::as_ref);
     if *sent == Sent::Once && named.is_none() {
         *doubt = true;
     }
@@ -222,12 +222,15 @@ fn task_sight(
     }
     let ended = |status: TaskStatus| move |t: &&Task| t.status == status;
     let known = || named.into_iter().chain(tagged());
-    if let Some(task) = known().find(ended(TaskStatus::Success)) {
+    // Of the task that this very attempt was answered with there is no doubt.
+    let own = named.filter(ended(TaskStatus::Success));
+    if let Some(task) = own.or_else(|| tagged().find(ended(TaskStatus::Success))) {
         let child = Ref(task_result(&task.result));
         let uuid = match making {
             Making::CloneMachine => lens.view.vms.get(&child).map(|vm| vm.uuid.clone()),
             Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk | Making::CreateConfig => {
-                lens.view.vdis.get(&child).filter(|d| is_marked(d, mark) || is_claimed(d)).map(|d| d.uuid.clone())
+                let counts = |d: &Vdi| own.is_some() || is_marked(d, mark) || is_claimed(d);
+                lens.view.vdis.get(&child).filter(|d| counts(d)).map(|d| d.uuid.clone())
             }
             Making::StartMachine => None,
         };
