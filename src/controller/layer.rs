@@ -276,18 +276,9 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
     let layer = entered.as_ref().unwrap_or(layer);
     // Taken again: what it was refused with stands until it is done.
     let told = failed.as_ref().or(refusal.as_ref().map(|r| &r.trouble));
-    let reported = report(ctx, layer, want, None, Some((&scene, &plan)), told).await;
-    // An intent that was not written holds nobody up.
-    if reported.is_err() && matches!(plan.step, Step::RecordIntent(_)) {
-        turns::leave(ctx, pool, &uid);
-    }
-    let action = reported?;
+    let action = report(ctx, layer, want, None, Some((&scene, &plan)), told).await?;
     if failed.is_none() {
-        turns::wait(ctx, layer, pool, &scene, &plan);
         act::after_status(lens, &scene, &plan.step);
-        if plan.step == Step::DropIntent {
-            turns::leave(ctx, pool, &uid);
-        }
     }
     Ok(action)
 }
@@ -316,6 +307,7 @@ async fn report(
         tell::transition(ctx, layer, &status).await;
     }
     tell::measure(ctx, layer, &status);
+    turns::settle(ctx, layer, seen);
     Ok(come_back(ctx, layer, seen, failed.or(connector)))
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::turns::Turns;
 use crate::domain::identity::Opid;
 use crate::domain::observed::{Quiet, Sent, Trouble};
 use crate::domain::plan::Step;
@@ -62,12 +63,6 @@ struct InFlight {
     at_first: HashSet<String>,
 }
 
-struct Source {
-    holder: String,
-    /// Who looks again when it is free, in the order of asking. Whoever thinks better of it meanwhile holds nobody up.
-    waiting: Vec<String>,
-}
-
 #[derive(Default)]
 struct Scans {
     agent_start: String,
@@ -80,7 +75,8 @@ struct Scans {
 pub struct Memory {
     attempts: HashMap<Opid, Attempt>,
     flights: HashMap<String, InFlight>,
-    sources: HashMap<String, Source>,
+    /// Who is at which disk.
+    pub turns: Turns,
     scans: HashMap<String, Scans>,
     since: HashMap<String, Instant>,
     /// What is waited for: at the first look and at the last one.
@@ -191,42 +187,6 @@ impl Memory {
             Some(_) => Quiet::Once,
             None => Quiet::No,
         }
-    }
-
-    /// Is it this layer's turn on the source, or would it be if it asked?
-    pub fn has_turn(&self, source: &str, layer: &str) -> bool {
-        self.sources.get(source).is_none_or(|s| s.holder == layer)
-    }
-
-    /// uid of the layer whose turn it is on the source.
-    pub fn at_work_on(&self, source: &str) -> Option<&str> {
-        Some(self.sources.get(source)?.holder.as_str())
-    }
-
-    /// Takes the turn, or waits for it.
-    pub fn take_turn(&mut self, source: &str, layer: &str) -> bool {
-        let free = !self.wait_for_turn(source, layer);
-        if free {
-            let begun = || Source { holder: layer.to_owned(), waiting: Vec::new() };
-            self.sources.entry(source.to_owned()).or_insert_with(begun);
-        }
-        free
-    }
-
-    /// Has the layer told when the source is free. False: it is.
-    pub fn wait_for_turn(&mut self, source: &str, layer: &str) -> bool {
-        let Some(s) = self.sources.get_mut(source).filter(|s| s.holder != layer) else { return false };
-        if !s.waiting.iter().any(|l| l == layer) {
-            s.waiting.push(layer.to_owned());
-        }
-        true
-    }
-
-    /// Ends the layer's turns and waits everywhere; returns those who waited for one of them.
-    pub fn leave_sources(&mut self, layer: &str) -> Vec<String> {
-        self.sources.values_mut().for_each(|s| s.waiting.retain(|l| l != layer));
-        let left = self.sources.extract_if(|_, s| s.holder == layer);
-        left.flat_map(|(_, s)| s.waiting).collect()
     }
 
     /// Notes a scan that has succeeded; scans before the present start of xapi do not count.

@@ -26,20 +26,6 @@ fn only_storage_operations_of_the_first_look_hold_it_up() {
 }
 
 #[test]
-fn who_waits_for_a_turn_is_told_of_its_end_and_holds_nobody_up() {
-    let mut m = Memory::default();
-    assert!(m.take_turn("s", "a") && m.take_turn("s", "a"));
-    assert!(!m.take_turn("s", "b") && !m.take_turn("s", "c") && !m.has_turn("s", "b"));
-    assert!(m.wait_for_turn("s", "d") && !m.wait_for_turn("s", "a") && !m.wait_for_turn("other", "d"));
-    assert_eq!(m.leave_sources("d"), [""; 0], "it had no turn");
-    assert_eq!(m.leave_sources("a"), ["b", "c"]);
-    assert!(m.take_turn("s", "c"), "the first may not want it any more");
-    assert!(!m.has_turn("s", "b") && !m.take_turn("s", "b"));
-    assert_eq!(m.leave_sources("c"), ["b"]);
-    assert_eq!(m.leave_sources("c"), [""; 0]);
-}
-
-#[test]
 fn a_task_is_of_whoever_began_it_until_it_is_over() {
     let (mut m, now, task) = (Memory::default(), Instant::now(), Ref("t".into()));
     let step = Step::DestroyMachine { machine: "m".into() };

@@ -31,6 +31,7 @@ pub enum Waiting {
     InFlight,
     /// `ahead`: who does not go on by itself, in words.
     Turn {
+        making: Making,
         ahead: Option<String>,
     },
     Mark {
@@ -123,7 +124,7 @@ fn scan(f: &Flight) -> Step {
 }
 
 fn others_turn(f: &Flight) -> Move {
-    Move::Wait(Waiting::Turn { ahead: f.ahead.clone() })
+    Move::Wait(Waiting::Turn { making: f.making, ahead: f.ahead.clone() })
 }
 
 /// The mark, then the call. What the pool refused is not asked for again at once, and meanwhile its source is free.

@@ -164,6 +164,41 @@ async fn second_waits_for_it(rig: &Rig) {
     rig.hands.assert_tidy().await;
 }
 
+/// First come, first served, at the base that all are cloned from. Who was suspended in line holds nobody up, and comes last.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_of_one_disk_are_made_in_the_order_of_coming() {
+    let rig = Rig::new().await;
+    rig.sim.pool.clock.hold("VDI.clone/queued");
+    let _controller = rig.run().await;
+    let mut uids = Vec::new();
+    for (name, reason) in
+        [("z", "CreatingDisk"), ("late", "WaitingForMark"), ("y", "WaitingForMark"), ("x", "WaitingForMark")]
+    {
+        rig.layer(name, json!({"machine": {"powerOn": false}})).await;
+        uids.push(uid(&rig.until_reason(name, reason).await));
+        rig.sim.pool.clock.held("VDI.clone/queued").await;
+    }
+    rig.patch("late", json!({"suspend": true})).await;
+    rig.until_reason("late", "Suspended").await;
+    rig.sim.pool.clock.unhold("VDI.clone/queued");
+    for name in ["z", "y", "x"] {
+        rig.until_reason(name, "StartMachine").await;
+    }
+    rig.patch("late", json!({"suspend": false})).await;
+    rig.until_reason("late", "StartMachine").await;
+    let entries = rig.sim.pool.log.entries().into_iter();
+    let marks = entries.filter(|e| e.method == "VDI.add_to_other_config").map(|e| json!(e.params).to_string());
+    // On the base, then on each one's own disk, from which its machine is cloned: each once.
+    let order = marks.filter_map(|m| uids.iter().position(|uid| m.contains(uid.as_str())));
+    let mut seen = Vec::new();
+    order.for_each(|layer| {
+        if !seen.contains(&layer) {
+            seen.push(layer)
+        }
+    });
+    assert_eq!(seen, [0, 2, 3, 1]);
+}
+
 /// What was wished meanwhile cannot be had: whoever needs the disk that it holds is told whose turn it is.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stalled_layer_that_holds_others_up_is_named() {

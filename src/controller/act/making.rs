@@ -28,7 +28,7 @@ impl Hand<'_, '_> {
 
     pub(super) fn take_turn(&self, making: Making) -> Done {
         let Some(f) = self.scene.observed.flight(making) else { return Err(Failed::Stale) };
-        if self.lens.pool.memory().take_turn(&f.source, &self.lens.want.uid) {
+        if self.lens.pool.memory().turns.take(&f.source, &self.lens.want.uid) {
             return Ok(None);
         }
         Err(Failed::Told(Trouble::new(Reason::WaitingForMark, "another layer is being made from the same disk")))

@@ -96,7 +96,7 @@ pub(super) fn idle_bases(lens: &Lens<'_>, subject: &str) -> Vec<Arc<Vdi>> {
         |d: &Vdi| !removal && d.other_config.get(identity::OS_VERSION).is_some_and(|v| lens.around.is_wanted(v, uid));
     let free = |uuid: &str| {
         !lens.around.is_base(uuid, uid, lens.want.discard.as_deref())
-            && lens.pool.memory().has_turn(uuid, uid)
+            && lens.pool.memory().turns.may_take(uuid, uid)
             && !used(uuid)
     };
     lens.view

@@ -197,6 +197,7 @@ impl Step {
             | Self::AttachDisk { .. }
             | Self::AttachConfig { .. }
             | Self::AddDvd { .. }
+            | Self::BlockStart { .. }
             // On a machine that somebody switched on meanwhile it would take the guest its say.
             | Self::SetUp { .. }
             | Self::LetGo => true,
@@ -216,7 +217,6 @@ impl Step {
             | Self::InsertTools { .. }
             | Self::NoteBoot { .. }
             | Self::UseToken { .. }
-            | Self::BlockStart { .. }
             | Self::UnblockStart { .. }
             | Self::UnblockDestroy { .. }
             | Self::Retain { .. } => false,
@@ -250,6 +250,8 @@ pub enum Next {
     Now,
     Task,
     InFlight,
+    /// In line for the disk that this is made of.
+    Turn(Making),
     Capacity,
     Rest,
 }
@@ -301,16 +303,17 @@ impl Verdict {
                     "{what}: an earlier attempt may still be at work on the pool; looking twice, 60 seconds apart, before it is repeated"
                 ),
             ),
-            Move::Wait(Waiting::Turn { ahead: Some(ahead) } | Waiting::Mark { ahead: Some(ahead) }) => Self::wait(
-                Next::Capacity,
-                Reason::WaitingForMark,
-                format!("{what}: {ahead}, so this layer waits until that one goes on or is deleted"),
-            ),
-            Move::Wait(Waiting::Turn { ahead: None }) => Self::wait(
-                Next::Capacity,
+            Move::Wait(Waiting::Turn { making, ahead: None }) => Self::wait(
+                Next::Turn(making),
                 Reason::WaitingForMark,
                 format!("{what}: another layer is being made from the same disk, and this one goes on after it"),
             ),
+            Move::Wait(Waiting::Turn { making, ahead: Some(ahead) }) => {
+                Self::wait(Next::Turn(making), Reason::WaitingForMark, behind(what, &ahead))
+            }
+            Move::Wait(Waiting::Mark { ahead: Some(ahead) }) => {
+                Self::wait(Next::Capacity, Reason::WaitingForMark, behind(what, &ahead))
+            }
             Move::Wait(Waiting::Mark { ahead: None }) => Self::wait(
                 Next::Capacity,
                 Reason::WaitingForMark,
@@ -328,4 +331,8 @@ impl Verdict {
             Move::Stop(trouble) => Self::trouble(trouble),
         }
     }
+}
+
+fn behind(what: &str, ahead: &str) -> String {
+    format!("{what}: {ahead}, so this layer waits until that one goes on or is deleted")
 }
