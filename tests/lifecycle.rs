@@ -17,6 +17,7 @@ mod machine;
 mod midway;
 mod namespaces;
 mod objects;
+mod odd_steps;
 mod refused;
 mod removal;
 mod rights;

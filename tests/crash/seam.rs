@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http_body_util::BodyExt;
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request, Response, StatusCode};
 use kube::Client;
 use kube::client::Body;
 use lamina::api::PlatformLayer;
@@ -107,6 +107,10 @@ impl Seam {
         }
         if self.is_dead() {
             std::future::pending::<()>().await;
+        }
+        // Nobody reads them here, and they are a fifth of all requests.
+        if path.contains("/events") {
+            return Ok(Response::builder().status(StatusCode::CREATED).body(request.into_body())?);
         }
         let response = inner.send(request).await?;
         if !of_layer || !response.status().is_success() {

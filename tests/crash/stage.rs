@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use kube::Client;
 use lamina::controller::lease::Deadline;
 use lamina::controller::metrics::Metrics;
 use lamina::controller::pace::Pace;
@@ -15,6 +16,7 @@ use lamina::sim::faults::{self, Effect, Entry, Target};
 use lamina::sim::{Pool, restart};
 use lamina::telemetry::Health;
 use serde_json::Value;
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use super::cases::{At, Case, Fault, Job};
@@ -175,8 +177,11 @@ struct Controller {
 
 impl Controller {
     async fn start(rig: &Rig, seam: &Arc<Seam>) -> Self {
-        let inner = crate::common::client(Who::ServiceAccount { namespace: "lamina-system", name: "lamina" }).await;
-        let client = seam.watched(inner);
+        // One for all: each would have the API server sign a token of its own.
+        static ACCOUNT: OnceCell<Client> = OnceCell::const_new();
+        let account = Who::ServiceAccount { namespace: "lamina-system", name: "lamina" };
+        let inner = ACCOUNT.get_or_init(|| crate::common::client(account)).await;
+        let client = seam.watched(inner.clone());
         let settings = Settings {
             pace: pace(),
             program: None,

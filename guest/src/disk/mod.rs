@@ -63,6 +63,8 @@ pub enum Damage {
     Label,
     #[error("the disk was made for another machine, or is another disk")]
     Foreign,
+    #[error("its record is of other steps than the layer has now: they were changed as the machine was started")]
+    OtherSteps,
     #[error("{0} is gone")]
     Missing(&'static str),
     #[error("the clusters of '{0}' run in a circle")]

@@ -7,6 +7,7 @@ use lamina_guest::disk::Damage;
 use lamina_guest::disk::back::{self, Back};
 use lamina_guest::disk::bound::{Known, bound};
 use lamina_guest::disk::build::{BuildError, Contents, build};
+use lamina_guest::steps::record::Record;
 
 use super::super::context::GuestProgram;
 use super::super::step_files;
@@ -129,8 +130,8 @@ impl Hand<'_, '_> {
     fn understood(&self, m: &Machine, back: Back) -> Read {
         let steps = config::steps(self.lens.want);
         let json = serde_json::to_vec_pretty(&steps).unwrap_or_default();
-        let record =
-            back.record.and_then(|record| if record.is_of(&steps, &json) { Ok(record) } else { Err(Damage::Foreign) });
+        let of_these = |record: Record| if record.is_of(&steps, &json) { Ok(record) } else { Err(Damage::OtherSteps) };
+        let record = back.record.and_then(of_these);
         let started = |b: &str| {
             let (domid, time) = b.split_once('@')?;
             let seconds = u64::try_from(parse_time(time)?.as_second()).ok()?;
