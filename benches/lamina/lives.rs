@@ -136,5 +136,5 @@ pub async fn measure() {
     title(&format!("{LAYERS} layers through all phases on a pool that needs no time"));
     let rate = |took: Duration| format!("{:.2} a second", LAYERS as f64 / took.as_secs_f64());
     row("with the controller", &rate(took));
-    row("the same calls replayed, without controller and API server", &rate(replayed));
+    row("the same calls replayed, without streams, controller and API server", &rate(replayed));
 }

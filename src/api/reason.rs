@@ -109,10 +109,11 @@ reasons! {
     // A person's turn.
     StartMachine - [Ready ActionRequired] "machine <machine> is ready and spec.machine.powerOn is false", "Start the machine, or set spec.machine.powerOn to true.";
     InstallSoftware - [Ready ActionRequired] "machine <machine> runs: software is to be installed", "Open the machine's console, install the guest tools and the platform's software, run the check and shut down for finalize.";
+    GuestSilent - [Ready ActionRequired] "the service in machine <machine> began something and has said nothing for longer than that may take", "Open the machine's console and see; reboot it from inside, and the service goes on from its record.";
     ShutDownGuest - [Ready ActionRequired] "machine <machine> runs and its check found nothing", "Shut the machine down for finalize.";
     ResumeMachine - [Ready ActionRequired] "machine <machine> is paused or suspended", "Resume the machine, then shut it down from inside.";
     FixIntegrity - [Ready ActionRequired] "machine <machine> was shut down, but its Windows is not at rest or was not checked", "Set spec.machine.restartToken to a new value, mend what status.integrity.findings lists, run the check, shut down for finalize.";
-    FixStep - [Ready ActionRequired] "step <step> of version <version> did not come to a good end: <how, exit code>", "See its log on the drive LAMINA in the machine (spec.machine.restartToken starts that), do by hand what is missing and say so with lamina-guest, or throw the version away with spec.discard.";
+    FixStep - [Ready ActionRequired] "step <step> of version <version> did not come to a good end: <how, exit code>", "See its log on the drive LAMINA in the machine (spec.machine.restartToken starts that), do by hand what is missing and say so there (`lamina-guest answer <step> again` or `skip`), or throw the version away with spec.discard.";
     StepsUnknown - [Ready ActionRequired] "nobody knows what the steps of version <version> came to: its config disk is lost or damaged", "Start the machine and look. If all is as it should be, set spec.finalize.answeredBoot to the boot that the message names, and spec.finalize.approved to the version; else throw it away with spec.discard.";
     ApproveFinalize - [Ready ActionRequired] "machine <machine> was shut down and version <version> can be frozen", "Approve: set spec.finalize.approved to the version, with the verb approve on platformlayers.";
 

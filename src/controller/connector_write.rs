@@ -1,16 +1,16 @@
 //! What is written on a Connector: status, finalizer, events. Called by `connector` alone; one field manager, one verb.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::{Value, json};
 
 use super::context::{Context, Guarded};
+use super::write::{self, WriteError};
 use crate::api::condition::{ConditionType as C, find};
 use crate::api::connector::ConnectorStatus;
 use crate::api::reason::Reason;
-use crate::api::{Connector, FIELD_MANAGER, FINALIZER};
+use crate::api::{Connector, FINALIZER};
 
 /// The longest note that the API server takes in an event, in characters.
 const LONGEST_NOTE: usize = 1000;
@@ -27,10 +27,10 @@ pub enum Error {
 
 /// Writes the status, if it differs.
 pub async fn publish(ctx: &Context, guard: &Guarded<Connector>, status: &ConnectorStatus) -> Result<(), Error> {
-    if guard.0.as_ref().is_ok_and(|connector| connector.status.as_ref() == Some(status)) {
+    if told(guard) == Some(status) {
         return Ok(());
     }
-    apply(ctx, guard, Some("status"), json!({ "metadata": identity(guard), "status": status })).await?;
+    apply(ctx, guard, Some("status"), json!({ "status": status })).await?;
     ctx.metrics.status_write("connector");
     Ok(())
 }
@@ -40,15 +40,11 @@ pub async fn set_finalizer(ctx: &Context, guard: &Guarded<Connector>, held: bool
     if guard.finalizers().iter().any(|f| f == FINALIZER) == held {
         return Ok(());
     }
-    let finalizers: &[&str] = if held { &[FINALIZER] } else { &[] };
-    let mut metadata = identity(guard);
-    metadata["finalizers"] = json!(finalizers);
-    apply(ctx, guard, None, json!({ "metadata": metadata })).await
+    apply(ctx, guard, None, write::finalizers(held)).await
 }
 
-/// With the uid an apply can change this object, and never make another of its name; with the version, nothing that was not read.
-fn identity(guard: &Guarded<Connector>) -> Value {
-    json!({ "uid": guard.meta().uid, "resourceVersion": guard.meta().resource_version })
+fn told(guard: &Guarded<Connector>) -> Option<&ConnectorStatus> {
+    guard.0.as_ref().ok()?.status.as_ref()
 }
 
 /// One server-side apply, by whoever leads. A refused one wakes nobody by itself: what it is older than does.
@@ -58,24 +54,13 @@ async fn apply(ctx: &Context, guard: &Guarded<Connector>, subresource: Option<&s
         return Err(Error::Outdated(name));
     }
     let api: Api<Guarded<Connector>> = Api::namespaced(ctx.client.clone(), &guard.namespace().unwrap_or_default());
-    let mut body = json!({ "apiVersion": Connector::api_version(&()), "kind": Connector::kind(&()) });
-    if let (Some(body), Value::Object(part)) = (body.as_object_mut(), part) {
-        body.extend(part);
-    }
-    let (how, patch) = (PatchParams::apply(FIELD_MANAGER).force(), Patch::Apply(&body));
-    let write = async {
-        match subresource {
-            Some(subresource) => api.patch_subresource(subresource, &name, &how, &patch).await,
-            None => api.patch(&name, &how, &patch).await,
-        }
-    };
-    match tokio::time::timeout(ctx.pace.write, write).await {
-        Ok(Ok(_)) => Ok(()),
+    match write::apply(&api, &ctx.pace, guard, subresource, part, told).await {
+        Ok(_) => Ok(()),
         // Gone: nothing is left to write on.
-        Ok(Err(kube::Error::Api(refusal))) if refusal.code == 404 => Ok(()),
-        Ok(Err(kube::Error::Api(refusal))) if refusal.code == 409 => Err(Error::Outdated(name)),
-        Ok(Err(error)) => Err(Error::Write(name, error)),
-        Err(_elapsed) => Err(Error::Slow(name)),
+        Err(WriteError::Refused(kube::Error::Api(refusal))) if refusal.code == 404 => Ok(()),
+        Err(WriteError::Outdated) => Err(Error::Outdated(name)),
+        Err(WriteError::Refused(error)) => Err(Error::Write(name, error)),
+        Err(WriteError::TimedOut) => Err(Error::Slow(name)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The reconcile of a layer: want, observe, decide, act, report.
 //!
 //! Called by the kube controller for every wake. One step a pass, and never a wait inside one: whatever takes long is a task on the
-//! pool, and its event wakes us.
+//! pool, and its event wakes us. But for a stream (`act/config.rs`).
 
 use std::sync::Arc;
 use std::sync::PoisonError;
@@ -183,6 +183,8 @@ async fn ask_hosts(site: &Site, view: &View, want: &Want, scene: &mut Scene, pla
 /// Asks for a machine slot, where a machine will be wanted. Only a decision asks: a grant that nobody decides on would be kept.
 fn slot(ctx: &Context, layer: &PlatformLayer, want: &Want, site: &Site, all: &Census) -> Result<(), String> {
     if layer.metadata.deletion_timestamp.is_some() || want.suspend || is_frozen(layer) {
+        // What is made already counts by its status.
+        ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).give_back(&want.uid);
         return Ok(());
     }
     let limit = usize::try_from(site.connector.spec.limits.machines).unwrap_or(0);
@@ -250,6 +252,10 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
         let told = Plan { step: Step::Nothing, ..plan };
         return report(ctx, layer, want, None, Some((&scene, &told)), None).await;
     }
+    if plan.step.is_stream() && !pool.memory().turns.take(turns::STREAMS, &uid) {
+        let told = Plan { step: Step::Nothing, next: Next::Stream, ..plan };
+        return report(ctx, layer, want, None, Some((&scene, &told)), refusal.as_ref().map(|r| &r.trouble)).await;
+    }
     let acted = {
         let result = audit::scope(layer, &scene.observed.subject, lens.view, act(lens, &scene, &plan.step)).await;
         if let Ok(task) = &result {
@@ -299,15 +305,19 @@ async fn report(
         let uid = layer.uid().unwrap_or_default();
         ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).give_back(&uid);
     }
-    debug_assert_eq!(invariants(layer, &status), Vec::<String>::new(), "a status that breaks the rules of conditions");
+    debug_assert_eq!(invariants(layer, &status), [""; 0], "a status that breaks the rules of conditions");
     may_write(ctx)?;
-    let wrote = write::publish(&api(ctx, layer), &ctx.pace, layer, &status).await.map_err(Error::Status)?;
-    if wrote {
+    turns::settle(ctx, layer, seen);
+    let wrote = write::publish(&api(ctx, layer), &ctx.pace, layer, &status).await;
+    // An intent that was not written holds nobody up.
+    if matches!(wrote, Err(WriteError::Outdated | WriteError::Refused(_))) {
+        turns::settle(ctx, layer, None);
+    }
+    if wrote.map_err(Error::Status)? {
         ctx.metrics.status_write("layer");
         tell::transition(ctx, layer, &status).await;
     }
     tell::measure(ctx, layer, &status);
-    turns::settle(ctx, layer, seen);
     Ok(come_back(ctx, layer, seen, failed.or(connector)))
 }
 

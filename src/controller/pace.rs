@@ -70,7 +70,7 @@ impl Pace {
             Next::Task => Some(self.task),
             // A little over, so that the second look is not a moment too early.
             Next::InFlight => Some(self.in_flight + self.in_flight / 20),
-            Next::Turn(_) | Next::Capacity => Some(self.jittered(self.capacity)),
+            Next::Turn(_) | Next::Stream | Next::Mark | Next::Capacity => Some(self.jittered(self.capacity)),
             Next::Rest => Some(self.jittered(self.rest)),
         }
     }

@@ -79,6 +79,8 @@ pub struct Memory {
     pub turns: Turns,
     scans: HashMap<String, Scans>,
     since: HashMap<String, Instant>,
+    /// By the machine's uuid: what its guest said last, and since when it says so; none: for too long already as this process began.
+    heard: HashMap<String, (String, Option<Instant>)>,
     /// What is waited for: at the first look and at the last one.
     waits: HashMap<String, (Instant, Instant)>,
     last: HashMap<String, Last>,
@@ -145,6 +147,7 @@ impl Memory {
     pub fn removing(&mut self, uuid: &str, agent_start: &str) {
         self.removed.retain(|_, start| start == agent_start);
         self.since.retain(|fact, _| !fact.contains(uuid));
+        self.heard.remove(uuid);
         self.removed.insert(uuid.to_owned(), agent_start.to_owned());
     }
 
@@ -285,6 +288,16 @@ impl Memory {
             return None;
         }
         Some(*self.since.entry(fact.to_owned()).or_insert(now))
+    }
+
+    /// Since when the guest in a machine has said this and nothing else. `silent`: an earlier process told that it says nothing new.
+    pub fn heard(&mut self, machine: &str, said: String, silent: bool, now: Instant) -> Option<Instant> {
+        let first = || (said.clone(), (!silent).then_some(now));
+        let heard = self.heard.entry(machine.to_owned()).or_insert_with(first);
+        if heard.0 != said {
+            *heard = (said, Some(now));
+        }
+        heard.1
     }
 
     /// Since when every look has seen something that stands in the way. Nobody looks any more once it is gone, so what was not looked at

@@ -61,3 +61,17 @@ fn a_wait_that_was_over_begins_anew() {
     assert_eq!(memory.waited_since("dom0/v", at(90), gap), at(90));
     assert_eq!(memory.waited_since("dom0/v", at(700), gap), at(700), "nobody looked in between");
 }
+
+/// What was told of a silent guest outlives the process that told it, until the guest says something new.
+#[test]
+fn a_guest_is_silent_since_it_said_something() {
+    let (mut memory, begun) = (Memory::default(), Instant::now());
+    let at = |secs| begun + Duration::from_secs(secs);
+    let mut heard = |said: &str, silent, secs| memory.heard("m", said.to_owned(), silent, at(secs));
+    assert_eq!(heard("a", false, 0), Some(at(0)));
+    assert_eq!(heard("a", false, 9), Some(at(0)));
+    assert_eq!(heard("b", true, 10), Some(at(10)));
+    memory.removing("m", "0");
+    assert_eq!(memory.heard("m", "b".to_owned(), true, at(20)), None);
+    assert_eq!(memory.heard("m", "c".to_owned(), true, at(30)), Some(at(30)));
+}

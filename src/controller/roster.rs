@@ -3,8 +3,8 @@
 //! Kept by `watched`, which is told of each event. When one changes, it wakes those whom it concerns: the Connector, whose users are
 //! counted, the layers that wanted its name, and the layer whose turn it is for a slot. Only wakes: who may have them is said elsewhere.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kube::Resource;
 
@@ -26,6 +26,13 @@ struct Place {
 }
 
 impl Roster {
+    /// Takes out those that are not in the store any more, each with the Connector where it belonged.
+    pub fn gone(&self, stored: &[Arc<Guarded<PlatformLayer>>]) -> Vec<(String, ConnectorKey)> {
+        let there: HashSet<_> = stored.iter().filter_map(|guard| guard.meta().uid.as_ref()).collect();
+        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        places.extract_if(|uid, _| !there.contains(uid)).map(|(uid, place)| (uid, place.connector)).collect()
+    }
+
     /// A layer as the store has it now; `gone`: as it had it last. Returns where it belonged before.
     pub fn seen(&self, ctx: &Context, stored: &Guarded<PlatformLayer>, gone: bool) -> Option<ConnectorKey> {
         let uid = stored.meta().uid.clone()?;

@@ -12,7 +12,7 @@ pub fn of(error: &Error) -> Trouble {
         Error::Api(failure) => of_failure(failure),
         Error::Stream { problem: StreamProblem::Busy, .. } => Trouble::new(
             Reason::WaitingForPool,
-            "other layers' config disks are being moved, two at a time in a pool: asked again by itself",
+            "other layers' config disks are being moved, two at a time for a Connector: asked again by itself",
         ),
         Error::Unreadable { class, reference } => Trouble::new(
             Reason::ReplyLost,

@@ -1,6 +1,8 @@
-//! Layers that are made from the same disk take turns at it, first come, first served (life.md 2.1).
+//! Layers of a Connector that are made from the same disk take turns at it, and all of them at its pool's few streams: first come, first
+//! served (life.md 2.1).
 //!
-//! Called by `layer`; `pool` keeps them. The mark on the disk is what keeps two of them apart: a process that begins anew knows no lines.
+//! Called by `layer`; `pool` keeps them. The mark on a disk is what keeps two layers apart: a process that begins anew knows no lines, and
+//! another Connector of the same pool has its own.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -10,57 +12,68 @@ use super::context::{Context, connector_of};
 use super::observe::Scene;
 use super::pool::Pool;
 use crate::api::PlatformLayer;
+use crate::domain::observed::{Flight, Making, MarkSight};
 use crate::domain::plan::{Next, Plan, Step};
+use crate::xapi::client::TRANSFERS_IN_FLIGHT;
+
+/// The line for the pool's streams, among those at disks, which are named by their uuids.
+pub const STREAMS: &str = "streams";
 
 /// Who is at each disk, and who is in line there.
 #[derive(Default)]
 pub struct Turns(HashMap<String, Source>);
 
+#[derive(Default)]
 struct Source {
-    holder: String,
+    holders: Vec<String>,
     waiting: VecDeque<String>,
 }
 
 impl Turns {
     /// Is it this layer's turn on the source, or would it be if it asked?
     pub fn may_take(&self, source: &str, layer: &str) -> bool {
-        self.0.get(source).is_none_or(|s| s.holder == layer)
+        self.0.get(source).is_none_or(|s| s.holders.len() < room(source) || s.holders.iter().any(|l| l == layer))
     }
 
     /// uid of the layer whose turn it is on the source.
     pub fn holder(&self, source: &str) -> Option<&str> {
-        Some(self.0.get(source)?.holder.as_str())
+        self.0.get(source)?.holders.first().map(String::as_str)
     }
 
     /// Takes the turn, or gets in line for it.
     pub fn take(&mut self, source: &str, layer: &str) -> bool {
-        let begun = || Source { holder: layer.to_owned(), waiting: VecDeque::new() };
-        let s = self.0.entry(source.to_owned()).or_insert_with(begun);
-        let free = s.holder == layer;
-        if !free && !s.waiting.iter().any(|l| l == layer) {
-            s.waiting.push_back(layer.to_owned());
+        let may = self.may_take(source, layer);
+        let s = self.0.entry(source.to_owned()).or_default();
+        if !s.holders.iter().chain(&s.waiting).any(|l| l == layer) {
+            if may { s.holders.push(layer.to_owned()) } else { s.waiting.push_back(layer.to_owned()) }
         }
-        free
+        may
     }
 
-    /// Ends the layer's turns, and takes it out of every line, but for the one that it wants. Returns those whose turn it is now.
-    pub fn leave(&mut self, layer: &str, wanted: Option<&str>) -> Vec<String> {
+    /// Ends the layer's turns, and takes it out of every line, but for those that it wants. Returns those whose turn it is now.
+    pub fn leave(&mut self, layer: &str, wanted: &[&str]) -> Vec<String> {
         let mut next = Vec::new();
         self.0.retain(|source, s| {
-            if Some(source.as_str()) == wanted {
+            if wanted.contains(&source.as_str()) {
                 return true;
             }
             s.waiting.retain(|l| l != layer);
-            if s.holder != layer {
-                return true;
+            s.holders.retain(|l| l != layer);
+            while s.holders.len() < room(source)
+                && let Some(first) = s.waiting.pop_front()
+            {
+                next.push(first.clone());
+                s.holders.push(first);
             }
-            let Some(first) = s.waiting.pop_front() else { return false };
-            next.push(first.clone());
-            s.holder = first;
-            true
+            !s.holders.is_empty()
         });
         next
     }
+}
+
+/// How many may be at it at a time.
+fn room(source: &str) -> usize {
+    if source == STREAMS { TRANSFERS_IN_FLIGHT } else { 1 }
 }
 
 /// At the end of a pass: whose turn it is and who does not want it passes it on, so that whoever was suspended or went wrong in line holds
@@ -68,37 +81,53 @@ impl Turns {
 pub fn settle(ctx: &Context, layer: &PlatformLayer, seen: Option<(&Scene, &Plan)>) {
     let Some(pool) = ctx.pools.get(&connector_of(layer)) else { return };
     let uid = layer.uid().unwrap_or_default();
-    let wanted = seen.and_then(|(scene, plan)| wanted(scene, plan));
-    pass_on(ctx, &pool, &uid, wanted);
-    let waits = seen.is_some_and(|(_, plan)| matches!(plan.next, Next::Turn(_)));
+    let wanted: Vec<&str> = match seen {
+        Some((scene, plan)) => wanted(scene, plan).collect(),
+        // Nobody can look now: whoever was at a disk is at it still.
+        None => layer.status.iter().filter_map(|s| s.operation.as_ref()?.source.as_deref()).collect(),
+    };
+    pass_on(ctx, &pool, &uid, &wanted);
+    let mine = wanted.iter().filter(|source| pool.memory().turns.take(source, &uid)).count();
+    let waits = seen.is_some_and(|(_, plan)| matches!(plan.next, Next::Turn(_) | Next::Stream));
     // No event tells of a turn. This one came since it was looked at.
-    if wanted.is_some_and(|source| pool.memory().turns.take(source, &uid)) && waits {
+    if waits && mine == wanted.len() {
         ctx.wake(layer);
     }
 }
 
-/// A layer that is gone.
+/// A layer that is gone, or led elsewhere.
 pub fn leave(ctx: &Context, pool: &Pool, uid: &str) {
-    pass_on(ctx, pool, uid, None);
+    pass_on(ctx, pool, uid, &[]);
 }
 
-/// The disk that it is at, or in line for.
-fn wanted<'a>(scene: &'a Scene, plan: &Plan) -> Option<&'a str> {
+/// The disk that it is at, or in line for, and the streams that it is in line for.
+fn wanted<'a>(scene: &'a Scene, plan: &Plan) -> impl Iterator<Item = &'a str> {
     let seen = &scene.observed;
-    match (&plan.next, &plan.step) {
-        (_, Step::DropIntent) => None,
-        (Next::Turn(making), _) | (_, Step::RecordIntent(making)) => Some(seen.flight(*making)?.source.as_str()),
-        _at_work => Some(seen.records.operation.as_ref()?.source.as_str()),
-    }
+    let made = |making| seen.flight(making).map(|f| f.source.as_str());
+    let disk = match (&plan.next, &plan.step) {
+        (_, Step::DropIntent) | (Next::Mark, _) => None,
+        (Next::Turn(making), _) | (_, Step::RecordIntent(making)) => made(*making),
+        _at_work => {
+            // All who want a base share its operation, and pause together.
+            let pauses =
+                |f: &&Flight| f.refused.is_some() && f.mark != MarkSight::Ours && f.making != Making::SnapshotOsDisk;
+            let intent = seen.records.operation.as_ref();
+            let paused = intent.and_then(|i| seen.flights.iter().filter(pauses).find(|f| f.opid == i.opid));
+            intent.filter(|_| paused.is_none()).map(|i| i.source.as_str())
+        }
+    };
+    disk.into_iter().chain((plan.next == Next::Stream).then_some(STREAMS))
 }
 
-fn pass_on(ctx: &Context, pool: &Pool, uid: &str, wanted: Option<&str>) {
+fn pass_on(ctx: &Context, pool: &Pool, uid: &str, wanted: &[&str]) {
     let mut next = pool.memory().turns.leave(uid, wanted);
     let census = ctx.census();
+    // One that is led elsewhere by now settles there.
+    let here = |l: &&PlatformLayer| ctx.pools.get(&connector_of(l)).is_some_and(|its| std::ptr::eq(its.as_ref(), pool));
     while let Some(uid) = next.pop() {
-        match census.with_uid(&uid) {
+        match census.with_uid(&uid).filter(here) {
             Some(layer) => ctx.wake(layer),
-            None => next.extend(pool.memory().turns.leave(&uid, None)),
+            None => next.extend(pool.memory().turns.leave(&uid, &[])),
         }
     }
 }
@@ -112,13 +141,21 @@ mod tests {
         let mut turns = Turns::default();
         assert!(turns.take("s", "a") && turns.take("s", "a"));
         assert!(!turns.take("s", "b") && !turns.take("s", "c") && !turns.take("s", "b") && !turns.may_take("s", "b"));
-        assert_eq!(turns.leave("a", Some("s")), [""; 0], "it wants it still");
-        assert_eq!(turns.leave("a", Some("other")), ["b"]);
+        assert_eq!(turns.leave("a", &["s"]), [""; 0], "it wants it still");
+        assert_eq!(turns.leave("a", &["other"]), ["b"]);
         assert!(!turns.take("s", "c") && turns.take("s", "b"), "nobody pushes in");
         assert!(!turns.take("s", "a"));
-        assert_eq!(turns.leave("c", None), [""; 0], "it has thought better of it");
-        assert_eq!(turns.leave("b", None), ["a"]);
-        assert_eq!(turns.leave("a", None), [""; 0]);
+        assert_eq!(turns.leave("c", &[]), [""; 0], "it has thought better of it");
+        assert_eq!(turns.leave("b", &[]), ["a"]);
+        assert_eq!(turns.leave("a", &[]), [""; 0]);
         assert!(turns.may_take("s", "c"));
+    }
+    #[test]
+    fn two_stream_at_a_time() {
+        let mut turns = Turns::default();
+        assert!(turns.take(STREAMS, "a") && turns.take(STREAMS, "b") && !turns.take(STREAMS, "c"));
+        assert_eq!(turns.leave("a", &[STREAMS]), [""; 0]);
+        assert_eq!(turns.leave("a", &[]), ["c"]);
+        assert!(!turns.take(STREAMS, "a") && turns.take(STREAMS, "c") && turns.take(STREAMS, "b"));
     }
 }

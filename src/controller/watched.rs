@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
 
-use super::context::{ConnectorKey, Context, Guarded, belongs, readable};
+use super::context::{ConnectorKey, Context, Guarded, belongs, connector_of, readable};
 use super::layer;
 use super::roster::Roster;
 use crate::api::condition::{ConditionType, find};
@@ -38,12 +38,20 @@ impl Watched {
             Event::Delete(guard) => (guard, true),
             Event::Init => return,
             Event::InitDone => {
-                self.ctx.synced.layers.send_replace(true);
+                // What changed while nobody watched was told before the store had it.
+                if self.ctx.synced.layers.send_replace(true) {
+                    let stored = self.ctx.layers.state();
+                    let gone = self.roster.gone(&stored);
+                    gone.iter().for_each(|(uid, belonged)| layer::forget(&self.ctx, uid, Some(belonged)));
+                    readable(&stored).for_each(|layer| self.ctx.wake(layer));
+                }
                 return;
             }
         };
         let belonged = self.roster.seen(&self.ctx, guard, gone);
-        if let (true, Some(uid)) = (gone, &guard.meta().uid) {
+        let belongs = guard.0.as_ref().ok().filter(|_| !gone).map(connector_of);
+        let elsewhere = belonged.is_some() && belongs.is_some() && belongs != belonged;
+        if let (true, Some(uid)) = (gone || elsewhere, &guard.meta().uid) {
             layer::forget(&self.ctx, uid, belonged.as_ref());
         }
     }

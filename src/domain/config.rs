@@ -4,9 +4,12 @@
 //! lost before the first start it is made again. Lost later, only a person can say what the steps came to, and nothing is made in its place,
 //! for a new one would run every step once more.
 
+use std::time::Duration;
+
 use lamina_guest::disk::{Layer, Purpose};
 use lamina_guest::report::{Lines, Report};
 use lamina_guest::steps as guest;
+use lamina_guest::steps::progress::Doing;
 use lamina_guest::steps::record::{Ran, State};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -121,6 +124,30 @@ fn seconds(text: &str) -> u64 {
         number.clear();
     }
     if number.is_empty() { all } else { 0 }
+}
+
+/// How long what the guest's service says it does may take at most, `patience` beyond the step's own timeout; none: it waits for a person.
+pub fn may_take(want: &Want, m: &Machine, patience: Duration) -> Option<Duration> {
+    match m.doing? {
+        Doing::Steps => {
+            let step = going(want, m).and_then(|at| want.steps.get(at));
+            Some(patience + Duration::from_secs(step.map_or(0, |s| seconds(&s.timeout))))
+        }
+        // An update of Windows may be put in place meanwhile.
+        Doing::Rebooting => Some(6 * patience),
+        // Both frameworks' native images, findings that time clears, and the report, each within two hours.
+        Doing::Finalizing => Some(48 * patience),
+        Doing::Stopped | Doing::Damaged | Doing::Done | Doing::Findings | Doing::Failed => None,
+    }
+}
+
+/// Which step has not ended yet, by its place; none: all have.
+pub fn going(want: &Want, m: &Machine) -> Option<usize> {
+    let ended = |s: &Step| {
+        let ran = m.progress.iter().find(|p| p.name == s.name);
+        ran.is_some_and(|p| !matches!(p.state, State::Pending | State::Running))
+    };
+    want.steps.iter().position(|s| !ended(s))
 }
 
 /// What is to be on the disk, but for the bytes of its files, in 16 hexadecimal digits: until the first start a disk that was made for
@@ -245,11 +272,11 @@ pub fn fix_step(want: &Want, m: &Machine, step: &StepStatus) -> Trouble {
     Trouble::new(
         Reason::FixStep,
         format!(
-            "step '{}' of version '{}' {what}. Its log is {log} on the drive LAMINA of {}: {start}see to it in its console and tell lamina-guest so, or throw the version \
-             away (spec.discard)",
-            step.name,
+            "step '{name}' of version '{}' {what}. Its log is {log} on the drive LAMINA of {}: {start}see to it in its console and answer there (`lamina-guest answer {name} again`, \
+             or `skip` once it is done by hand), or throw the version away (spec.discard)",
             want.version,
             place(m),
+            name = step.name,
         ),
     )
 }

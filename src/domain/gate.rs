@@ -10,7 +10,7 @@ use lamina_guest::report::Report;
 
 use super::config::{self, Read};
 use super::identity::BOOT;
-use super::observed::{Holder, Machine, Making, Observed, OsDisk, Power, Storage, Trouble};
+use super::observed::{Disk, Holder, Machine, Making, Observed, OsDisk, Power, Storage, Trouble};
 use super::report::{self, Finding, fitting, named};
 use super::want::{BaseFrom, FinalizePolicy, IntegrityPolicy, Want};
 use crate::api::reason::Reason;
@@ -370,21 +370,8 @@ pub fn same_boot(seen: &Observed, machine: &Machine) -> Result<(), Trouble> {
 
 /// Before the freeze, and again on the live pool before the frozen disk is claimed.
 pub fn freeze(seen: &Observed, machine: &Machine) -> Result<(), Trouble> {
-    if machine.power != Power::Halted || machine.busy {
-        return Err(Trouble::new(
-            Reason::WaitingForMachine,
-            format!("machine '{}' is not at rest yet: its disk is frozen when it is", machine.name),
-        ));
-    }
-    if machine.key(BOOT).and_then(|b| b.split_once('@')).is_some_and(|(_, started)| started != machine.start_time) {
-        return Err(Trouble::new(
-            Reason::FixIntegrity,
-            format!(
-                "{} was started once more after its last check: start it with a new spec.machine.restartToken and run Shutdown For Finalize in it",
-                place(machine)
-            ),
-        ));
-    }
+    machine_is_at_rest(machine)?;
+    machine_has_not_run_since(machine)?;
     let Some(work) = seen.work.found() else {
         return Err(Trouble::new(
             Reason::WaitingForStorage,
@@ -395,47 +382,72 @@ pub fn freeze(seen: &Observed, machine: &Machine) -> Result<(), Trouble> {
         ));
     };
     // Storage pauses what it copies: our own freeze is no reason to take it back.
-    let freezing = seen.flight(Making::FreezeDisk).is_some_and(|f| f.intent.is_some());
-    if work.paused && !work.left_paused && !freezing {
-        return Err(Trouble::new(
-            Reason::WaitingForStorage,
+    if !seen.flight(Making::FreezeDisk).is_some_and(|f| f.intent.is_some()) {
+        work_is_not_paused(work)?;
+    }
+    work_is_in_nobodys_hands(work)?;
+    room(&seen.storage, if seen.storage.thick { work.virtual_size } else { 0 }, "the frozen version")
+}
+
+fn machine_is_at_rest(machine: &Machine) -> Result<(), Trouble> {
+    if machine.power == Power::Halted && !machine.busy {
+        return Ok(());
+    }
+    let told = format!("machine '{}' is not at rest yet: its disk is frozen when it is", machine.name);
+    Err(Trouble::new(Reason::WaitingForMachine, told))
+}
+
+fn machine_has_not_run_since(machine: &Machine) -> Result<(), Trouble> {
+    let started = machine.key(BOOT).and_then(|b| b.split_once('@')).map(|(_, started)| started);
+    if started.is_none_or(|started| started == machine.start_time) {
+        return Ok(());
+    }
+    Err(Trouble::new(
+        Reason::FixIntegrity,
+        format!(
+            "{} was started once more after its last check: start it with a new spec.machine.restartToken and run Shutdown For Finalize in it",
+            place(machine)
+        ),
+    ))
+}
+
+fn work_is_not_paused(work: &Disk) -> Result<(), Trouble> {
+    if !work.paused || work.left_paused {
+        return Ok(());
+    }
+    Err(Trouble::new(
+        Reason::WaitingForStorage,
+        format!(
+            "packaging disk '{}' ({}) is paused by its storage repository: it is frozen when that is over",
+            work.name, work.uuid
+        ),
+    ))
+}
+
+/// Storage would snapshot a disk that is attached without a word.
+fn work_is_in_nobodys_hands(work: &Disk) -> Result<(), Trouble> {
+    work.attachments.iter().try_for_each(|a| match &a.holder {
+        Holder::Machine if !a.attached => Ok(()),
+        Holder::Machine => Err(Trouble::new(
+            Reason::WaitingForMachine,
             format!(
-                "packaging disk '{}' ({}) is paused by its storage repository: it is frozen when that is over",
+                "packaging disk '{}' ({}) is still attached to its machine: it is frozen when that is over",
                 work.name, work.uuid
             ),
-        ));
-    }
-    for a in &work.attachments {
-        match &a.holder {
-            Holder::Machine if !a.attached => {}
-            Holder::Machine => {
-                return Err(Trouble::new(
-                    Reason::WaitingForMachine,
-                    format!(
-                        "packaging disk '{}' ({}) is still attached to its machine: it is frozen when that is over",
-                        work.name, work.uuid
-                    ),
-                ));
-            }
-            Holder::ControlDomain { .. } => {
-                return Err(Trouble::new(
-                    Reason::HeldByDom0,
-                    format!(
-                        "packaging disk {} is held by a control domain, as an export or a copy does: it is frozen when that is over",
-                        work.uuid
-                    ),
-                ));
-            }
-            Holder::Other { name, .. } => {
-                return Err(Trouble::new(
-                    Reason::ForeignDisk,
-                    format!(
-                        "disk {} is also attached to machine '{name}': take it off there (xe vbd-destroy uuid={})",
-                        work.uuid, a.vbd
-                    ),
-                ));
-            }
-        }
-    }
-    room(&seen.storage, if seen.storage.thick { work.virtual_size } else { 0 }, "the frozen version")
+        )),
+        Holder::ControlDomain { .. } => Err(Trouble::new(
+            Reason::HeldByDom0,
+            format!(
+                "packaging disk {} is held by a control domain, as an export or a copy does: it is frozen when that is over",
+                work.uuid
+            ),
+        )),
+        Holder::Other { name, .. } => Err(Trouble::new(
+            Reason::ForeignDisk,
+            format!(
+                "disk {} is also attached to machine '{name}': take it off there (xe vbd-destroy uuid={})",
+                work.uuid, a.vbd
+            ),
+        )),
+    })
 }

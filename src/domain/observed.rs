@@ -138,6 +138,8 @@ pub struct Machine {
     pub progress: Vec<lamina_guest::steps::progress::Step>,
     /// What the guest's service says it is doing.
     pub doing: Option<Doing>,
+    /// It has said that for longer than it may take.
+    pub silent: bool,
     pub dvd: Dvd,
     /// For ten minutes, in this boot.
     pub runs_long: bool,

@@ -29,8 +29,8 @@ use super::wire::{Ref, Reply, Request, standard_json};
 
 /// A pool stays responsive to its other users; the event stream is not counted.
 const CALLS_IN_FLIGHT: usize = 20;
-/// Streams go through the control domain's processors, which are few.
-const TRANSFERS_IN_FLIGHT: usize = 2;
+/// Streams go through the control domain's processors, which are few. One more is refused.
+pub const TRANSFERS_IN_FLIGHT: usize = 2;
 
 #[derive(Clone, Debug)]
 pub struct Timeouts {

@@ -107,7 +107,10 @@ pub fn is_first(case: &Case, records: &BTreeMap<Life, Run>) -> bool {
     Fault::OF_CI.contains(&case.fault) && matches!(case.at, At::Call(_)) && !known
 }
 
-/// Puts the cases in an order whose every beginning goes evenly over calls by name and faults, those that come first before all else.
+/// Of so many cases in a row one is of all else, so that a run that ends early has tried some of that.
+const ELSE: usize = 12;
+
+/// Puts the cases in an order whose every beginning goes evenly over calls by name and faults, nearly all of it those that come first.
 pub fn rotate(cases: &mut Vec<Case>, records: &BTreeMap<Life, Run>) {
     let name = |case: &Case| method(case, records).map_or("status", |entry| entry.method.as_str());
     let die = |c: &Case| {
@@ -122,8 +125,13 @@ pub fn rotate(cases: &mut Vec<Case>, records: &BTreeMap<Life, Run>) {
         *count += 1;
         turns.push((!is_first(&case, records), *count, case));
     }
-    turns.sort_by_key(|(later, turn, _)| (*later, *turn));
-    cases.extend(turns.into_iter().map(|(_, _, case)| case));
+    turns.sort_by_key(|(_, turn, _)| *turn);
+    let (rest, first): (Vec<_>, Vec<_>) = turns.into_iter().partition(|(later, _, _)| *later);
+    let mut rest = rest.into_iter().map(|(_, _, case)| case);
+    for some in first.chunks(ELSE - 1) {
+        cases.extend(some.iter().map(|(_, _, case)| case.clone()).chain(rest.next()));
+    }
+    cases.extend(rest);
 }
 
 /// What is lived on one layer, one after the other.

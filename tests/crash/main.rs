@@ -2,8 +2,8 @@
 //! the controller dies before or after it, the wire fails, or xapi dies, and everything starts again. Each life must end, and the
 //! invariants hold over all that was seen (`invariants`).
 //!
-//! `cargo test` strikes calls by each of [`Fault::OF_CI`], evenly over their names and by a seed, then all else, until [`BUDGET`] is over;
-//! then what was called in recoveries alone. Everything: `cargo test --test crash -- --all`. Some of it: `cargo test --test crash --
+//! `cargo test` strikes calls by each of [`Fault::OF_CI`], evenly over their names and by a seed, and a sample of all else, until [`BUDGET`]
+//! is over; then what was called in recoveries alone. Everything: `cargo test --test crash -- --all`. Some of it: `cargo test --test crash --
 //! 'Happy/Call/7/XapiDies' 'Second/*Late'`. `killed` does ten with the real binary meanwhile, which mostly wait.
 
 mod cases;

@@ -262,3 +262,27 @@ async fn a_config_disk_that_another_machine_has_is_not_started_with() {
     rig.hands.call("VBD.destroy", json!([vbd])).await;
     rig.until_reason("shared", "ApproveFinalize").await;
 }
+
+/// Somebody looks at it in a machine of their own, once ours is off: it is neither read nor wiped under their hands.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_disk_in_use_elsewhere_is_waited_for_by_name() {
+    let rig = Rig::new().await;
+    files(&rig).await;
+    rig.guest("looked", served());
+    let refused = Effect::Refuse(Failure::new("SR_BACKEND_FAILURE_453", ["x"]));
+    rig.sim.pool.faults.add(Fault { target: Target::Method(GET.to_owned()), effect: refused, times: None });
+    let _controller = rig.run().await;
+    rig.layer("looked", two_steps()).await;
+    let halted = rig.until_reason("looked", "StorageError").await;
+    let c = rig.hands.disk(&status(&halted).config_disk.expect("a config disk").uuid).await.expect("C");
+    let (vm, vbd) = rig.hands.stranger("thief", &c.r).await;
+    rig.hands.call("VM.start", json!([vm, false, false])).await;
+    let stalled = rig.until_reason("looked", "ForeignDisk").await;
+    for word in ["thief", c.uuid(), "xe vbd-destroy"] {
+        assert!(ready(&stalled).is_some_and(|(_, m)| m.contains(word)), "{word}: {stalled:?}");
+    }
+    rig.sim.pool.faults.clear();
+    rig.hands.call("VM.hard_shutdown", json!([vm])).await;
+    rig.hands.call("VBD.destroy", json!([vbd])).await;
+    rig.until_reason("looked", "ApproveFinalize").await;
+}

@@ -1,7 +1,11 @@
 //! What changes while a call is under way: nothing is claimed that is not wanted any more, and nothing is left behind.
 
+use std::time::Duration;
+
 use kube::api::{Patch, PatchParams};
 use lamina::api::Phase;
+use lamina::sim::faults::{Effect, Fault, Target};
+use lamina::xapi::wire::Failure;
 use serde_json::json;
 
 use crate::common::eventually;
@@ -197,6 +201,76 @@ async fn layers_of_one_disk_are_made_in_the_order_of_coming() {
         }
     });
     assert_eq!(seen, [0, 2, 3, 1]);
+}
+
+/// Who is led to another Connector while in line holds nobody up at the first one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_leaves_its_connector_leaves_its_line() {
+    let rig = Rig::new().await;
+    rig.sim.pool.clock.hold("VDI.clone/queued");
+    let _controller = rig.run().await;
+    for (name, reason) in [("first", "CreatingDisk"), ("leaves", "WaitingForMark"), ("next", "WaitingForMark")] {
+        rig.layer(name, json!({"machine": {"powerOn": false}})).await;
+        rig.until_reason(name, reason).await;
+        rig.sim.pool.clock.held("VDI.clone/queued").await;
+    }
+    rig.patch("leaves", json!({"connectorRef": {"name": "elsewhere"}})).await;
+    rig.until_reason("leaves", "ConnectorNotFound").await;
+    rig.sim.pool.clock.unhold("VDI.clone/queued");
+    rig.until_reason("next", "StartMachine").await;
+    rig.patch("leaves", json!({"connectorRef": {"name": "lab"}})).await;
+    rig.until_reason("leaves", "StartMachine").await;
+    rig.hands.assert_tidy().await;
+}
+
+/// It is nobody's: whoever needs no base of that kind goes on, and the next one tries again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_base_that_cannot_be_destroyed_stops_nobody() {
+    let rig = Rig::new().await;
+    rig.sim.pool.clock.hold("VDI.clone/queued");
+    let refused = Effect::Refuse(Failure::new("SR_BACKEND_FAILURE_453", ["x"]));
+    let destroy = Target::Method("Async.VDI.destroy".to_owned());
+    rig.sim.pool.faults.add(Fault { target: destroy, effect: refused, times: None });
+    let _controller = rig.run().await;
+    rig.layer("moved", json!({"machine": {"powerOn": false}, "deletionPolicy": "Delete"})).await;
+    rig.sim.pool.clock.held("VDI.clone/queued").await;
+    rig.patch("moved", json!({"osLayer": {"version": "25H1"}})).await;
+    rig.sim.pool.clock.unhold("VDI.clone/queued");
+    rig.until_reason("moved", "StartMachine").await;
+    let bases = rig.hands.all("VDI").await.into_iter().filter(|d| d.role() == "base").count();
+    assert_eq!(bases, 2, "one is idle");
+    rig.sim.pool.faults.clear();
+    rig.delete("moved").await;
+    rig.until_gone("moved").await;
+    rig.hands.assert_tidy().await;
+}
+
+/// A pool takes two streams at a time, and more layers than passes at a time wait for theirs: nobody else waits with them.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_in_line_for_a_stream_hold_up_nobody() {
+    let rig = Rig::new().await;
+    let limits = Patch::Merge(json!({"spec": {"limits": {"machines": 64}}}));
+    rig.connectors().patch("lab", &PatchParams::default(), &limits).await.expect("a patch");
+    rig.sim.pool.clock.hold("import_raw_vdi/block");
+    let _controller = rig.run().await;
+    let names: Vec<_> = (0..20).map(|n| format!("stream-{n}")).collect();
+    for name in &names {
+        rig.layer(name, json!({"machine": {"powerOn": false}})).await;
+    }
+    let at_it = |l: &_| ready(l).is_some_and(|(_, m)| m.contains("writing the config disk"));
+    for name in &names {
+        rig.until(name, "in line", at_it).await;
+    }
+    rig.layer("other", json!({"connectorRef": {"name": "elsewhere"}})).await;
+    let told = tokio::time::timeout(Duration::from_secs(10), rig.until_reason("other", "ConnectorNotFound"));
+    told.await.expect("no pass waits in line");
+    assert_eq!(rig.calls("PUT /import_raw_vdi"), 2);
+    rig.sim.pool.clock.unhold("import_raw_vdi/block");
+    for name in &names {
+        rig.until_reason(name, "StartMachine").await;
+    }
+    assert_eq!(rig.calls("PUT /import_raw_vdi"), 20);
+    rig.hands.assert_tidy().await;
 }
 
 /// What was wished meanwhile cannot be had: whoever needs the disk that it holds is told whose turn it is.

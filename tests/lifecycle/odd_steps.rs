@@ -108,6 +108,25 @@ async fn a_step_that_restarts_the_machine_by_itself_is_run_again_only_if_it_may(
     }
 }
 
+/// The service in it was killed, or hangs: xenstore keeps its last word. What it says next is believed again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_says_nothing_for_too_long_is_a_persons() {
+    let rig = Rig::new().await;
+    rig.guest("silent", served());
+    rig.sim.pool.clock.hold("guest/program");
+    let _controller = rig.run().await;
+    let step = |name: &str| json!({"name": name, "command": "rem", "timeout": "1s"});
+    rig.layer("silent", json!({"steps": [step("one"), step("two")]})).await;
+    rig.until_reason("silent", "RunningSteps").await;
+    let asked = rig.until_reason("silent", "GuestSilent").await;
+    assert!(ready(&asked).is_some_and(|(_, m)| m.contains("Reboot it from inside")), "{asked:#?}");
+    let held = rig.sim.pool.clock.held("guest/program").await;
+    rig.sim.pool.clock.release(held.id);
+    rig.until("silent", "the next step", |l| ready(l).is_some_and(|(_, m)| m.contains("step 'two', 2 of 2"))).await;
+    rig.sim.pool.clock.unhold("guest/program");
+    rig.until_reason("silent", "ApproveFinalize").await;
+}
+
 /// The rule that fixes steps at the start reads the status, which tells of a start a moment later.
 #[tokio::test(flavor = "multi_thread")]
 async fn steps_changed_during_the_start_are_told_and_a_person_answers() {

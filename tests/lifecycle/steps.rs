@@ -117,7 +117,7 @@ async fn a_failed_step_asks_a_person_and_a_restart_goes_on_from_the_record() {
     let asks = |l: &_| ready(l).is_some_and(|(r, m)| r == "FixStep" && m.contains("restartToken"));
     let asked = rig.until("fails", "a halt after the failed step", asks).await;
     let (_, message) = ready(&asked).expect("Ready");
-    for word in ["'tools'", "exit code 1603", "logs\\01-tools.log", "LAMINA", &machine(&asked)] {
+    for word in ["'tools'", "exit code 1603", "logs\\01-tools.log", "LAMINA", "answer tools again", &machine(&asked)] {
         assert!(message.contains(word), "{word}: {message}");
     }
     let states: Vec<_> = status(&asked).steps.iter().map(|s| (s.state, s.exit_code)).collect();

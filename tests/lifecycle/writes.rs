@@ -8,7 +8,7 @@ use kube::api::{Patch, PatchParams};
 use lamina::api::{FINALIZER, Phase};
 use lamina::controller::Settings;
 use lamina::controller::lease::{Candidate, Terms};
-use lamina::controller::write;
+use lamina::controller::write::{self, WriteError};
 use serde_json::json;
 
 use crate::common::rig::{PACE, Rig, quick, status};
@@ -35,6 +35,22 @@ async fn what_was_decided_on_an_older_status_is_not_written() {
     write::set_finalizer(&rig.layers(), &PACE, &now, true).await.expect("who has read it may");
     let now = rig.layers().get("slept").await.expect("a layer");
     assert_eq!((status(&now).pool.as_deref(), now.finalizers()), (Some("newer"), [FINALIZER.to_owned()].as_slice()));
+}
+
+/// Notes of other tools move an object's version, and decide nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_note_on_a_connector_makes_no_word_outdated() {
+    let rig = Rig::new().await;
+    let api = rig.connectors();
+    let read = api.get("lab").await.expect("a Connector");
+    let write = async |pool: &str| {
+        let status = json!({"status": {"product": pool}});
+        write::apply(&api, &PACE, &read, Some("status"), status, |c| c.status.as_ref()).await.map(drop)
+    };
+    let note = Patch::Merge(json!({"metadata": {"annotations": {"example.com/n": "1"}}}));
+    api.patch("lab", &PatchParams::default(), &note).await.expect("a patch");
+    write("newer").await.expect("nothing of ours has changed");
+    assert!(matches!(write("older").await, Err(WriteError::Outdated)), "another word was said");
 }
 
 /// Somebody writes on the layer during each look at the pool: whatever is decided on that is late, and no decision for it.

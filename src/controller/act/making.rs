@@ -28,7 +28,11 @@ impl Hand<'_, '_> {
 
     pub(super) fn take_turn(&self, making: Making) -> Done {
         let Some(f) = self.scene.observed.flight(making) else { return Err(Failed::Stale) };
-        if self.lens.pool.memory().turns.take(&f.source, &self.lens.want.uid) {
+        self.turn(&f.source)
+    }
+
+    fn turn(&self, source: &str) -> Done {
+        if self.lens.pool.memory().turns.take(source, &self.lens.want.uid) {
             return Ok(None);
         }
         Err(Failed::Told(Trouble::new(Reason::WaitingForMark, "another layer is being made from the same disk")))
@@ -36,6 +40,7 @@ impl Hand<'_, '_> {
 
     pub(super) async fn mark(&self, source: &str, mark: &Mark) -> Done {
         let (client, r) = (&self.lens.pool.client, self.vdi(source)?);
+        self.turn(source)?;
         // A refusal is seen at the next look: whose mark it is decides what follows.
         let added = client.write().vdi_add_to_other_config(&r, identity::MAKING, &mark.to_string()).await;
         if added.is_ok() {

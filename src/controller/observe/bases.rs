@@ -5,8 +5,10 @@
 use std::sync::Arc;
 
 use super::Lens;
+use super::storage::attached;
 use crate::domain::identity::{self, Lineage, Proof, Role, prove};
 use crate::domain::observed::{Making, Observed, Records, VersionRecord};
+use crate::domain::plan::Step;
 use crate::xapi::model::Vdi;
 
 /// Candidates for S, best first: by lineage; where the OS disk or S's keys are gone, those that our records name for this OS layer version.
@@ -94,6 +96,15 @@ pub(super) fn idle_bases(lens: &Lens<'_>, subject: &str) -> Vec<Arc<Vdi>> {
     let removal = lens.deleting || lens.want.discard.as_deref() == Some(subject);
     let wanted =
         |d: &Vdi| !removal && d.other_config.get(identity::OS_VERSION).is_some_and(|v| lens.around.is_wanted(v, uid));
+    // A base that cannot be destroyed now keeps nobody from anything: the next one looks again.
+    let in_use = |d: &Vdi| {
+        let vbds = d.vbds.iter().filter_map(|r| lens.view.vbds.get(r)).filter(|vbd| vbd.currently_attached);
+        vbds.filter_map(|vbd| lens.view.vms.get(&vbd.vm)).any(|vm| !vm.is_control_domain)
+    };
+    let refused = |d: &Vdi| {
+        let step = Step::DestroyBase { disk: d.uuid.clone() };
+        !removal && (!d.vbds.is_empty() || lens.pool.memory().refusal(uid, &step).is_some())
+    };
     let free = |uuid: &str| {
         !lens.around.is_base(uuid, uid, lens.want.discard.as_deref())
             && lens.pool.memory().turns.may_take(uuid, uid)
@@ -104,6 +115,7 @@ pub(super) fn idle_bases(lens: &Lens<'_>, subject: &str) -> Vec<Arc<Vdi>> {
         .bases()
         .filter(|(_, d)| prove(lens.cluster, &d.uuid, &d.other_config, false) == Proof::ByKeys(Role::Base))
         .filter(|(_, d)| free(&d.uuid) && !wanted(d))
+        .filter(|(_, d)| attached(lens.view, &d.sr) && !in_use(d) && !refused(d))
         .filter(|(_, d)| {
             identity::Mark::read(&d.other_config).is_none_or(|m| m.is_removal() && m.cluster == lens.cluster)
         })

@@ -195,8 +195,8 @@ fn mark_sight(lens: &Lens<'_>, source: &str, wanted: Option<&Mark>, sr: &Ref) ->
     }
 }
 
-/// Tasks that bear exactly this tag; a sub-task bears none. What one made that is known by its tag alone counts only with the mark on it: a call that was carried out when
-/// the mark was off again was an earlier attempt's, and its copy may lack what was done since.
+/// Tasks that bear exactly this tag; a sub-task bears none. What one made that is known by its tag alone counts only with the mark on it: a
+/// call that was carried out when the mark was off again was an earlier attempt's, and its copy may lack what was done since.
 fn task_sight(
     lens: &Lens<'_>,
     making: Making,

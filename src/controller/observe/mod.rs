@@ -27,6 +27,7 @@ use super::pool::Pool;
 use crate::api::condition::{ConditionType, find};
 use crate::api::reason::Reason;
 use crate::api::{Connector, PlatformLayer};
+use crate::domain::config;
 use crate::domain::gate::{self, BaseChoice};
 use crate::domain::identity::{self, BOOT, Lineage, Role};
 use crate::domain::observed::{Disk, Holder, Machine, Making, Observed, Sight, Trouble};
@@ -232,7 +233,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
     observed.stray_marks = stray_marks(lens, &observed);
     observed.leftover = seen.leftover;
     let soon = match &mut observed.machine {
-        Sight::Found(m) => tools(lens, m, vm.map(|(_, vm)| vm)),
+        Sight::Found(m) => [tools(lens, m, vm.map(|(_, vm)| vm)), heard(lens, m)].into_iter().flatten().min(),
         Sight::CannotLook | Sight::Absent | Sight::Lost => None,
     };
     if let Some(d) = observed.work.found().filter(|d| d.uuid.is_empty()) {
@@ -309,6 +310,19 @@ fn tools(lens: &Lens<'_>, m: &mut Machine, vm: Option<&Arc<Vm>>) -> Option<Durat
         Some(_) if lens.want.steps.is_empty() => None,
         Some(_) | None => age(booted).filter(|a| *a < lens.pace.patience).map(|a| lens.pace.patience - a),
     }
+}
+
+/// What the guest's service says it is doing holds as long as that may take; the wait for the end of that is returned.
+fn heard(lens: &Lens<'_>, m: &mut Machine) -> Option<Duration> {
+    let running = m.power == crate::domain::observed::Power::Running;
+    let may_take = config::may_take(lens.want, m, lens.pace.patience).filter(|_| running)?;
+    let said = format!("{} {:?} {:?}", m.boot_id(), m.doing, m.progress);
+    let told = find(&lens.layer.status.as_ref()?.conditions, ConditionType::Ready)?;
+    let silent = told.reason == Reason::GuestSilent.as_str();
+    let since = lens.pool.memory().heard(&m.uuid, said, silent, lens.now);
+    let left = since.map(|since| may_take.saturating_sub(lens.now.duration_since(since))).unwrap_or_default();
+    m.silent = left.is_zero();
+    (!m.silent).then_some(left)
 }
 
 /// What the status says of the tools, if it speaks of the present boot.

@@ -138,6 +138,7 @@ pub fn machine(view: &View, layer: &PlatformLayer, want: &Want, vm: &Arc<Vm>, ar
         read: vm.other_config.get(identity::READ).and_then(|text| Read::parse(text)),
         progress: lamina_guest::steps::progress::read(&vm.xenstore_data),
         doing: Doing::read(&vm.xenstore_data),
+        silent: false,
         dvd: dvd(&vbds, around.tools_iso),
         runs_long: false,
         tools: Tools::default(),

@@ -109,7 +109,21 @@ pub(in crate::domain) fn remove_config(seen: &Observed, c: &Disk, why: Reason, w
 }
 
 fn stream(seen: &Observed, c: &Disk, step: Step, why: Reason, what: &str) -> Verdict {
-    at_stream(c, why, what).unwrap_or_else(|| destroy_disk(seen, c, step, why, what))
+    in_use(c).or_else(|| at_stream(c, why, what)).unwrap_or_else(|| destroy_disk(seen, c, step, why, what))
+}
+
+/// A machine of somebody else's that is on has it: no stream can be had.
+fn in_use(c: &Disk) -> Option<Verdict> {
+    c.attachments.iter().find_map(|a| match &a.holder {
+        Holder::Other { name, .. } if a.attached => Some(Verdict::rest(Say::Stalled(
+            Reason::ForeignDisk,
+            format!(
+                "disk '{}' ({}) is in use by machine '{name}': shut that down and take the disk off it (xe vbd-destroy uuid={})",
+                c.name, c.uuid, a.vbd
+            ),
+        ))),
+        Holder::Other { .. } | Holder::Machine | Holder::ControlDomain { .. } => None,
+    })
 }
 
 /// Nobody but our own streams is at this disk: that the pool still shows one that is over is the same stage, and no news.

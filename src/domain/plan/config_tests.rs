@@ -1,5 +1,7 @@
 //! The config disk in the walk, row by row.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::tests::{disk, machine, made, want};
@@ -215,12 +217,28 @@ fn a_machine_that_runs_its_steps_says_which() {
     assert!(words.contains("step 'a', 1 of 1"), "{words}");
     let Say::Person(R::FixStep, words) = said(State::Failed, Doing::Stopped) else { panic!("a person's turn") };
     assert!(words.contains("'a'") && words.contains("exit code 5") && !words.contains("restartToken"), "{words}");
-    assert!(matches!(said(State::Succeeded, Doing::Done), Say::Person(R::InstallSoftware, _)), "all are done");
+    let Say::Working(R::RunningSteps, words) = said(State::Succeeded, Doing::Steps) else { panic!("it works") };
+    assert!(words.contains("all steps are done"), "{words}");
+    for (doing, told) in [
+        (Doing::Done, "all its steps are done. For what they leave"),
+        (Doing::Damaged, "cannot use the config disk"),
+        (Doing::Findings, "its check found what needs a person"),
+        (Doing::Failed, "was refused something"),
+    ] {
+        let Say::Person(R::InstallSoftware, words) = said(State::Succeeded, doing) else { panic!("a person's turn") };
+        assert!(words.contains(told) && !words.contains("nothing was heard"), "{words}");
+    }
     for (doing, told) in [(Doing::Rebooting, "restarted"), (Doing::Finalizing, "all steps are done")] {
         let Say::Working(R::RunningSteps, words) = said(State::Succeeded, doing) else {
             panic!("it goes on by itself")
         };
         assert!(words.contains(told), "{words}");
+    }
+    for doing in [Doing::Steps, Doing::Rebooting, Doing::Finalizing] {
+        let mut m = Machine { power: Power::Running, silent: true, doing: Some(doing), ..machine() };
+        m.keys.insert(BOOT.into(), m.boot_id());
+        let Say::Person(R::GuestSilent, words) = decide(&w, &with_config(&w, m)).say else { panic!("it hangs") };
+        assert!(words.contains("Reboot it from inside"), "{words}");
     }
     let unheard = |runs_long| {
         let mut m = Machine { power: Power::Running, runs_long, ..machine() };
@@ -236,6 +254,34 @@ fn a_machine_that_runs_its_steps_says_which() {
     let seen = Observed { program: Some("hash".into()), ..with_config(&w, m) };
     let Say::Person(_, words) = decide(&w, &seen).say else { panic!("nobody else does it") };
     assert!(words.contains("lamina-guest.exe on its drive LAMINA"), "{words}");
+}
+
+/// Nobody waits for ever for a service that is gone; what it leaves to a person has no bound.
+#[test]
+fn what_a_service_does_by_itself_has_a_bound() {
+    use lamina_guest::steps::progress::{Doing, Step as Ran};
+    use lamina_guest::steps::record::State;
+    let w = want(
+        json!({"steps": [{"name": "a", "command": "rem", "timeout": "1h"}, {"name": "b", "command": "rem", "timeout": "2h"}]}),
+    );
+    let bound = |doing: Option<Doing>, first| {
+        let progress = vec![Ran { name: "a".into(), state: first, exit_code: None }];
+        let m = Machine { doing, progress, ..machine() };
+        crate::domain::config::may_take(&w, &m, Duration::from_secs(600)).map(|t| t.as_secs())
+    };
+    assert_eq!(bound(Some(Doing::Steps), State::Running), Some(3600 + 600));
+    assert_eq!(bound(Some(Doing::Steps), State::Succeeded), Some(7200 + 600), "the next one");
+    assert!(bound(Some(Doing::Finalizing), State::Succeeded) > Some(6 * 3600));
+    for doing in [
+        None,
+        Some(Doing::Stopped),
+        Some(Doing::Damaged),
+        Some(Doing::Done),
+        Some(Doing::Findings),
+        Some(Doing::Failed),
+    ] {
+        assert_eq!(bound(doing, State::Succeeded), None);
+    }
 }
 
 /// Whatever the guest is to be given is in it.

@@ -252,6 +252,10 @@ pub enum Next {
     InFlight,
     /// In line for the disk that this is made of.
     Turn(Making),
+    /// In line for a stream.
+    Stream,
+    /// For the mark of another of ours to go. Whoever set it may be in line: nobody waits for it with a turn in hand.
+    Mark,
     Capacity,
     Rest,
 }
@@ -312,10 +316,10 @@ impl Verdict {
                 Self::wait(Next::Turn(making), Reason::WaitingForMark, behind(what, &ahead))
             }
             Move::Wait(Waiting::Mark { ahead: Some(ahead) }) => {
-                Self::wait(Next::Capacity, Reason::WaitingForMark, behind(what, &ahead))
+                Self::wait(Next::Mark, Reason::WaitingForMark, behind(what, &ahead))
             }
             Move::Wait(Waiting::Mark { ahead: None }) => Self::wait(
-                Next::Capacity,
+                Next::Mark,
                 Reason::WaitingForMark,
                 format!(
                     "{what}: another layer's operation is at work on the same disk, and this one goes on when its mark is off"

@@ -68,6 +68,7 @@ pub(super) fn machine() -> Machine {
         read: None,
         progress: Vec::new(),
         doing: None,
+        silent: false,
         dvd: Dvd::ToolsIn { vbd: "dvd".into() },
         runs_long: false,
         tools: Tools::default(),

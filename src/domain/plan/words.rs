@@ -1,10 +1,10 @@
 //! What is told while Lamina is at work: by the stage that a version is in and not by the step, so that a status rests while a stage lasts.
 //! And what is told of a running machine: what a person is to do in it, or what it does by itself.
 //!
-//! Pure; asked last by `plan::decide` and `removal::decide_removal`, and by the machine's row. Troubles, waits and a person's turn come with words of their own and
-//! pass through untouched.
+//! Pure; asked last by `plan::decide` and `removal::decide_removal`, and by the machine's row. Troubles, waits and a person's turn come with
+//! words of their own and pass through untouched.
 
-use lamina_guest::steps::progress::{self, Doing};
+use lamina_guest::steps::progress::Doing;
 use lamina_guest::steps::record::State;
 
 use super::super::config;
@@ -184,10 +184,10 @@ pub(super) fn instruction(want: &Want, seen: &Observed, m: &Machine) -> Say {
     } else {
         "install the guest tools from its DVD drive, if they do not come up by themselves; then install"
     };
-    let steps = if want.steps.is_empty() { "" } else { NOT_BEGUN };
+    let steps = if want.steps.is_empty() { "" } else { of_steps(m) };
     let kms = if want.kms_rearm { ", rearms it (spec.kms)" } else { "" };
     Say::Person(
-        Reason::InstallSoftware,
+        if m.silent { Reason::GuestSilent } else { Reason::InstallSoftware },
         format!(
             "{} runs{steps}: open its console, {tools} the platform software; at last run Shutdown For Finalize in it ({}), which checks Windows{kms} \
              and switches the machine off",
@@ -206,15 +206,32 @@ fn program(seen: &Observed) -> &'static str {
     }
 }
 
-/// Nothing shows that the guest's program is in the machine.
-const NOT_BEGUN: &str = ", and nothing was heard of its steps yet; if that stays, lamina-guest is not in the OS layer: run `lamina-guest install` in it and reboot. For what the \
-     steps leave to you";
+/// What was last heard of the steps, where the guest does not go on by itself.
+fn of_steps(m: &Machine) -> &'static str {
+    match m.doing {
+        None => {
+            ", and nothing was heard of its steps yet; if that stays, lamina-guest is not in the OS layer: run `lamina-guest install` in it and reboot. For what the \
+             steps leave to you"
+        }
+        Some(Doing::Steps | Doing::Rebooting | Doing::Finalizing) => {
+            ", but its service has said nothing for longer than what it began may take. Reboot it from inside and it goes on from its record. To see what is wrong"
+        }
+        Some(Doing::Done | Doing::Stopped) => ", and all its steps are done. For what they leave to you",
+        Some(Doing::Damaged) => {
+            ", but its service cannot use the config disk (drive LAMINA) and runs no step. Throw the version away (spec.discard), or do what is left by hand"
+        }
+        Some(Doing::Findings) => ", all its steps are done, and its check found what needs a person. To see that",
+        Some(Doing::Failed) => {
+            ", but its service was refused something that it had to do (the record, the report, the shutdown). To see what"
+        }
+    }
+}
 
 /// What is told while the guest goes on by itself; `None`: it is a person's turn as ever, or nothing is heard of the steps. `judgement`: what
 /// its check said so far, which it may still mend by itself.
 fn going_on(want: &Want, m: &Machine, judgement: &Judgement) -> Option<Say> {
     let of = |s: &Step| m.progress.iter().find(|p| p.name == s.name);
-    if want.steps.is_empty() {
+    if want.steps.is_empty() || m.silent {
         return None;
     }
     let by_itself = |what: String| {
@@ -244,10 +261,11 @@ fn going_on(want: &Want, m: &Machine, judgement: &Judgement) -> Option<Say> {
             Some(Say::Person(trouble.reason, trouble.message))
         }
         Doing::Steps => {
-            let ended = |p: &progress::Step| !matches!(p.state, State::Pending | State::Running);
-            let at = want.steps.iter().position(|s| !of(s).is_some_and(ended))?;
-            let name = want.steps.get(at).map(|s| s.name.as_str()).unwrap_or_default();
-            by_itself(format!("step '{name}', {} of {}", at + 1, want.steps.len()))
+            let step = config::going(want, m).and_then(|at| Some((at, want.steps.get(at)?)));
+            by_itself(match step {
+                Some((at, step)) => format!("step '{}', {} of {}", step.name, at + 1, want.steps.len()),
+                None => "all steps are done".to_owned(),
+            })
         }
         Doing::Rebooting => by_itself("Windows is restarted".to_owned()),
         Doing::Finalizing => {
