@@ -5,6 +5,8 @@
 //! record on the disk does not call `Running`, never restarts Windows more than [`MOST_REBOOTS`] times for findings, and leaves the machine
 //! on, with its reason told, whenever a person is needed.
 //!
+//! Longer than 350 lines: one boot, told from its mark to its end.
+//!
 //! ```text
 //! boot ─▶ mark, drop reports ─▶ steps ─┬─▶ reboot ─▶ (next boot)
 //!                                      ├─▶ stopped: a person says `again` or `skip`
@@ -295,8 +297,10 @@ impl Work {
         let bound = Bound { nonce: self.layer.nonce.clone(), boot, domid };
         let mut order = Order { rearm: self.layer.kms_rearm, wait_ngen: false, leave_on: false };
         let started = machine.facts.uptime();
+        let mut queue_was_run = false;
         loop {
             let outcome = finalize(machine, &bound, order)?;
+            order.wait_ngen = false;
             if outcome.off {
                 return Ok(End::Off);
             }
@@ -313,7 +317,7 @@ impl Work {
                     return Ok(stays(machine, Doing::Findings, Why::TooLong(left)));
                 }
                 // Once it was run, what is still queued is left to time.
-                Next::RunQueue if !order.wait_ngen => order.wait_ngen = true,
+                Next::RunQueue if !queue_was_run => (queue_was_run, order.wait_ngen) = (true, true),
                 Next::RunQueue | Next::Wait => machine.deeds.wait(PAUSE),
                 Next::Reboot if self.record.reboots >= MOST_REBOOTS => {
                     return Ok(stays(machine, Doing::Findings, Why::TooManyReboots(left)));
