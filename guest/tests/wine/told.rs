@@ -114,6 +114,19 @@ fn a_report_reaches_xenstore_sealed_and_bound_to_its_boot() {
     }
 }
 
+/// The service makes the mutex as LocalSystem does: administrators may wait for it, and no more. Whoever may not even that is told the same.
+#[test]
+#[ignore = "needs wine: run guest/test-wine.sh"]
+fn a_service_at_work_is_named_whatever_its_mutex_allows() {
+    let wine = Wine::new();
+    for rights in ["D:(A;;GA;;;SY)(A;;0x120001;;;BA)", "D:(A;;GA;;;SY)"] {
+        let service = wine.helper("helper.exe", &["hold", r"Global\LaminaGuest", rights]);
+        let ended = wine.lamina(&["shutdown-for-finalize", "--leave-on"]);
+        assert!(ended.code == 2 && ended.complained.contains("is at work"), "{rights}: {}", ended.complained);
+        drop(service);
+    }
+}
+
 #[test]
 #[ignore = "needs wine: run guest/test-wine.sh"]
 fn without_a_channel_nothing_is_shut_down() {
