@@ -44,6 +44,8 @@ static void file_of(char *file, size_t size, const char *key) {
 static int store(int count, char **words) {
     char file[1024], pattern[1040];
     CreateDirectoryA(STORE, NULL);
+    // One that never answers.
+    if (GetFileAttributesA("C:\\hang") != INVALID_FILE_ATTRIBUTES) Sleep(INFINITE);
     file_of(file, sizeof file, words[2]);
     if (!strcmp(words[1], "read")) {
         char value[4096];
