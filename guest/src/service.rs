@@ -1,9 +1,9 @@
 //! What the guest's service does at each boot: marks it, drops what earlier boots reported, runs the steps, and shuts down for finalize by
 //! itself where that is asked for.
 //!
-//! Called by the Windows service (`boot`, `is_marked`), by the command line (`mark`, `answer`) and by simulated guests. It never runs a step that the
-//! record on the disk does not call `Running`, never restarts Windows more than [`MOST_REBOOTS`] times for findings, and leaves the machine
-//! on, with its reason told, whenever a person is needed.
+//! Called by the Windows service (`boot`, `is_marked`), by the command line (`mark`, `take_answer`, `boot`) and by simulated guests, for which
+//! `answer` is too. It never runs a step that the record on the disk does not call `Running`, never restarts Windows more than [`MOST_REBOOTS`]
+//! times for findings, and leaves the machine on, with its reason told, whenever a person is needed.
 //!
 //! Longer than 350 lines: one boot, told from its mark to its end.
 //!
@@ -158,8 +158,14 @@ pub fn is_marked(machine: &Machine<'_>, id: &str) -> bool {
     record.is_some_and(|here| here.id == id) || told.as_deref() == Some(id)
 }
 
-/// Takes a person's answer about the step that stopped, and goes on.
+/// Takes a person's answer about the step that stopped, and goes on as the service would.
 pub fn answer(machine: &Machine<'_>, id: &str, step: &str, answer: Answer) -> Result<End, Why> {
+    take_answer(machine, id, step, answer)?;
+    Ok(boot(machine, id))
+}
+
+/// Takes it, and leaves it to the service to go on.
+pub fn take_answer(machine: &Machine<'_>, id: &str, step: &str, answer: Answer) -> Result<(), Why> {
     let root = config_disk(machine.facts)?.map(|v| v.root).unwrap_or_default();
     let mut work = Work::load(machine.facts, &root)?;
     work.nothing_runs(id)?;
@@ -169,7 +175,7 @@ pub fn answer(machine: &Machine<'_>, id: &str, step: &str, answer: Answer) -> Re
     }
     work.save(machine)?;
     work.tell(machine);
-    work.go(machine)
+    Ok(())
 }
 
 fn await_disk(machine: &Machine<'_>) -> Result<Option<String>, Blind> {

@@ -1,7 +1,7 @@
 //! Puts the program into a Windows, and takes it out again without a trace: directory, service, desktop icon. There is nothing
 //! else: the one key that `service` keeps lives in memory and ends with its boot.
 //!
-//! Called by `install`, `uninstall`, and by a start from the config disk, which leaves nothing of us in the layer.
+//! Called by `install`, `uninstall`, `answer`, and by a start from the config disk, which leaves nothing of us in the layer.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,8 @@ const NOT_ACTIVE: i32 = 1062;
 /// `ERROR_INVALID_SERVICE_CONTROL`, `ERROR_SERVICE_CANNOT_ACCEPT_CTRL`: ours takes no order to stop, while it runs and while it comes up.
 const NO_ORDER: i32 = 1052;
 const NOT_YET: i32 = 1061;
+/// `ERROR_SERVICE_ALREADY_RUNNING`
+const AT_WORK: i32 = 1056;
 /// Looks, a quarter of a second apart, at a service that is to end; Windows allows one 20 s at shutdown.
 const PATIENCE: u32 = 80;
 
@@ -148,6 +150,15 @@ fn open_service(access: ServiceAccess) -> Result<Option<windows_service::service
     match manager.open_service(NAME, access) {
         Err(e) if says(&e, NO_SERVICE) => Ok(None),
         other => other.map(Some).map_err(trouble),
+    }
+}
+
+/// Has the service go on; `false`: it is not installed.
+pub fn start_service() -> Result<bool, Trouble> {
+    let Some(service) = open_service(ServiceAccess::START)? else { return Ok(false) };
+    match service.start::<&str>(&[]) {
+        Err(e) if !says(&e, AT_WORK) => Err(trouble(e)),
+        Ok(()) | Err(_) => Ok(true),
     }
 }
 

@@ -23,7 +23,7 @@ use crate::facts::Facts;
 use crate::finalize::{self, Machine, Order, finalize};
 use crate::page::Page;
 use crate::report::PREFIX;
-use crate::service::{End, answer, mark};
+use crate::service::{End, boot, mark, take_answer};
 use crate::steps::engine;
 use crate::verify::{BLIND, CLEAN, exit_code, json, table};
 
@@ -197,15 +197,26 @@ fn uninstall() -> Outcome {
     Ok(CLEAN)
 }
 
+/// The service goes on, where there is one: what it runs belongs to it and not to a prompt that may be closed.
 fn answered(step: &str, said: Answer) -> Outcome {
-    let _turn = turn()?;
+    let turn = turn()?;
     let windows = Windows::open();
     let machine = Machine { facts: &windows, deeds: &windows, store: Some(&Xenstore) };
     let said = match said {
         Answer::Again => engine::Answer::Again,
         Answer::Skip => engine::Answer::Skip,
     };
-    match answer(&machine, &service::boot_id()?, step, said)? {
+    let id = service::boot_id()?;
+    take_answer(&machine, &id, step, said)?;
+    // It would take us for a shutdown for finalize.
+    drop(turn);
+    let serves = install::start_service().map_err(|e| format!("the answer is recorded, reboot to go on: {e}"))?;
+    if serves {
+        println!("The answer is recorded, and the service goes on with the steps.");
+        return Ok(CLEAN);
+    }
+    let _turn = self::turn()?;
+    match boot(&machine, &id) {
         End::Stays(why) => Err(why.into()),
         End::NoDisk | End::Done | End::Rebooting | End::Off => Ok(CLEAN),
     }
