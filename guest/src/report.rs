@@ -1,7 +1,7 @@
 //! The report: the guest's word on its Windows, in the one form that both channels carry.
 //!
 //! Written by `finalize` and read by the controller. It is a set of lines, key and value: in xenstore a key each below [`XENSTORE`], on the
-//! config disk one JSON object in [`FILE`]. Its last line seals the others. Reading never fails for what it does not know: unknown lines are
+//! config disk one JSON object in [`FILE`], both in ASCII. Its last line seals the others. Reading never fails for what it does not know: unknown lines are
 //! sealed too and mean nothing. A report is a claim, never a proof; what it is worth is judged by who reads it.
 
 use std::collections::BTreeMap;
@@ -76,9 +76,9 @@ impl Report {
     pub fn lines(&self) -> Lines {
         let mut lines = Lines::new();
         let mut put = |key: &str, value: String| lines.insert(key.to_owned(), value);
-        put("nonce", clean(&self.nonce, LONGEST_FINDING));
-        put("boot", clean(&self.boot, LONGEST_FINDING));
-        put("domid", clean(&self.domid, LONGEST_FINDING));
+        put("nonce", plain(&self.nonce, LONGEST_FINDING));
+        put("boot", plain(&self.boot, LONGEST_FINDING));
+        put("domid", plain(&self.domid, LONGEST_FINDING));
         let numbers = [
             ("block-finalize", self.block_finalize),
             ("rearms-before", self.rearms_before.map(u64::from)),
@@ -98,8 +98,8 @@ impl Report {
             told.push((MORE.to_owned(), format!("{dropped} more")));
         }
         for (n, (reason, detail)) in told.iter().enumerate() {
-            let reason = clean(reason, LONGEST_REASON).replace(' ', "");
-            put(&format!("findings/{n}"), clean(&format!("{reason} {detail}"), LONGEST_FINDING));
+            let reason = plain(reason, LONGEST_REASON).replace(' ', "");
+            put(&format!("findings/{n}"), plain(&format!("{reason} {detail}"), LONGEST_FINDING));
         }
         let seal = seal(lines.iter().map(|(k, v)| (k.as_str(), v.as_str())));
         lines.insert("sealed".to_owned(), seal);
@@ -178,6 +178,13 @@ pub fn seal<'a>(lines: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
         hash.update(format!("{k}={v}\n"));
     }
     hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Text as a channel carries it: ASCII alone, with `\u{…}` for the rest. The vendor's `xenstore_client` takes its arguments through a code
+/// page, and Windows speaks its user's language: the seal would not fit.
+fn plain(s: &str, most: usize) -> String {
+    let ascii = |c: char| if c.is_ascii() { c.to_string() } else { c.escape_unicode().to_string() };
+    clean(&clean(s, most).chars().map(ascii).collect::<String>(), most)
 }
 
 /// Guest text on its way to others: no control characters, and no longer than `most` bytes.

@@ -1,9 +1,11 @@
 //! What the guest's service does at each boot: marks it, drops what earlier boots reported, runs the steps, and shuts down for finalize by
 //! itself where that is asked for.
 //!
-//! Called by the Windows service (`boot`, `is_marked`), by the command line (`mark`, `answer`) and by simulated guests. It never runs a step that the
-//! record on the disk does not call `Running`, never restarts Windows more than [`MOST_REBOOTS`] times for findings, and leaves the machine
-//! on, with its reason told, whenever a person is needed.
+//! Called by the Windows service (`boot`, `is_marked`), by the command line (`mark`, `take_answer`, `boot`) and by simulated guests, for which
+//! `answer` is too. It never runs a step that the record on the disk does not call `Running`, never restarts Windows more than [`MOST_REBOOTS`]
+//! times for findings, and leaves the machine on, with its reason told, whenever a person is needed.
+//!
+//! Longer than 350 lines: one boot, told from its mark to its end.
 //!
 //! ```text
 //! boot ─▶ mark, drop reports ─▶ steps ─┬─▶ reboot ─▶ (next boot)
@@ -156,8 +158,14 @@ pub fn is_marked(machine: &Machine<'_>, id: &str) -> bool {
     record.is_some_and(|here| here.id == id) || told.as_deref() == Some(id)
 }
 
-/// Takes a person's answer about the step that stopped, and goes on.
+/// Takes a person's answer about the step that stopped, and goes on as the service would.
 pub fn answer(machine: &Machine<'_>, id: &str, step: &str, answer: Answer) -> Result<End, Why> {
+    take_answer(machine, id, step, answer)?;
+    Ok(boot(machine, id))
+}
+
+/// Takes it, and leaves it to the service to go on.
+pub fn take_answer(machine: &Machine<'_>, id: &str, step: &str, answer: Answer) -> Result<(), Why> {
     let root = config_disk(machine.facts)?.map(|v| v.root).unwrap_or_default();
     let mut work = Work::load(machine.facts, &root)?;
     work.nothing_runs(id)?;
@@ -167,7 +175,7 @@ pub fn answer(machine: &Machine<'_>, id: &str, step: &str, answer: Answer) -> Re
     }
     work.save(machine)?;
     work.tell(machine);
-    work.go(machine)
+    Ok(())
 }
 
 fn await_disk(machine: &Machine<'_>) -> Result<Option<String>, Blind> {
@@ -295,8 +303,10 @@ impl Work {
         let bound = Bound { nonce: self.layer.nonce.clone(), boot, domid };
         let mut order = Order { rearm: self.layer.kms_rearm, wait_ngen: false, leave_on: false };
         let started = machine.facts.uptime();
+        let mut queue_was_run = false;
         loop {
             let outcome = finalize(machine, &bound, order)?;
+            order.wait_ngen = false;
             if outcome.off {
                 return Ok(End::Off);
             }
@@ -313,7 +323,7 @@ impl Work {
                     return Ok(stays(machine, Doing::Findings, Why::TooLong(left)));
                 }
                 // Once it was run, what is still queued is left to time.
-                Next::RunQueue if !order.wait_ngen => order.wait_ngen = true,
+                Next::RunQueue if !queue_was_run => (queue_was_run, order.wait_ngen) = (true, true),
                 Next::RunQueue | Next::Wait => machine.deeds.wait(PAUSE),
                 Next::Reboot if self.record.reboots >= MOST_REBOOTS => {
                     return Ok(stays(machine, Doing::Findings, Why::TooManyReboots(left)));

@@ -18,7 +18,9 @@ how sure it is that the place says what it is taken to say: *documented* by the 
 
 The vendor's bits are those of `BlockFinalize` in its `LayerIntegrity.txt`. Where that record is of this boot, each of its bits is a finding
 too, whatever was seen otherwise; a bit that is not in this table is `Bit<n>`, and blocks. Reasons with a bit and no place are judged by
-that record alone: nobody says where the vendor's service looks.
+that record alone: nobody says where the vendor's service looks. Bit 2048 is taken to mean the directory of the vendor's KMS scripts,
+`%SystemRoot%\\Setup\\scripts\\kmsdir`; every Windows without them lacks it, so its absence says nothing from outside. The vendor's bit 2 also
+stands for changed boot drivers, which are not looked at from outside.
 
 ";
 

@@ -457,6 +457,32 @@ fn findings_that_clear_at_different_times_are_waited_for_and_restarted_for() {
     assert_eq!(guest.back().record.expect("a record").reboots, 1);
 }
 
+/// One attempt: what else is waited for does not have it all compiled anew.
+#[test]
+fn the_queue_of_the_native_image_generator_is_run_once_in_a_boot() {
+    let runs = |stuck: bool| {
+        let windows = Windows::scripted(move |state, deed| {
+            match deed {
+                Deed::Run(_) if stuck => return Reply::Fails("access is denied (5)".to_owned()),
+                // The installer is at work for five minutes more.
+                Deed::Wait(_) if state.uptime > Duration::from_secs(400) => state.held_mutexes.clear(),
+                _ => {}
+            }
+            Reply::Usual
+        });
+        let mut guest = Guest::new(serde_json::json!([]), true, windows);
+        guest.start();
+        guest.windows.change(|s| {
+            s.make(View::Bits64, r"SOFTWARE\Microsoft\.NETFramework\NGenQueue\WIN64\Default\one");
+            s.held_mutexes.insert(r"Global\_MSIExecute".to_owned());
+        });
+        (boot(&guest.machine(), "boot-1"), guest.ran().len())
+    };
+    assert_eq!(runs(false), (End::Off, 4), "each framework and version");
+    let left = vec!["NGenNeeded".to_owned()];
+    assert_eq!(runs(true), (End::Stays(Why::TooLong(left)), 4));
+}
+
 #[test]
 fn a_reboot_that_never_clears_ends_after_three_and_hands_are_asked_for_at_once() {
     let pending = |state: &mut State, _: &Deed| {

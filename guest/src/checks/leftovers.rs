@@ -1,7 +1,8 @@
 //! What an installation leaves behind and every copy of the layer would inherit.
 //!
 //! Four of the vendor's bits are judged by the vendor's own number alone, as nobody says where its service looks: the key file of the WEM
-//! agent (512), the tokens (1024), and the directory and the policy for the KMS script (2048, 4096).
+//! agent (512), the tokens (1024), and the directory and the policy for the KMS script (2048, 4096). The directory is taken to be
+//! `%SystemRoot%\Setup\scripts\kmsdir`, but every Windows without the vendor's KMS scripts lacks it: its absence says nothing from outside.
 
 use super::{Basis, Check, paths};
 use crate::cause::Cause::{FSLogixAltitude, RunOncePending, SCCMClientIdentity, WindowsUpgradeUnfinished};

@@ -38,7 +38,7 @@ pub struct Check {
     pub place: &'static str,
     pub basis: Basis,
     /// What is there that should not be, one line each.
-    look: fn(&dyn Facts) -> Seen<Vec<String>>,
+    pub look: fn(&dyn Facts) -> Seen<Vec<String>>,
 }
 
 /// Every place, in the order in which it is looked at.

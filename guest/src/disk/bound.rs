@@ -48,7 +48,9 @@ pub enum Unbound {
         "it says that the guest booted {0} s off the machine's start: it is of another boot, or the guest's clock is wrong; set that, or install the guest tools, and run the check again"
     )]
     Clock(i64),
-    #[error("it says that it was written before the machine was started, or before the boot that it is of")]
+    #[error(
+        "it says that it was written before the machine was started, or before the boot that it is of: it is of another boot, or the guest's clock is wrong; set that, or install the guest tools, and run the check again"
+    )]
     WrittenBefore,
 }
 
@@ -178,6 +180,9 @@ mod tests {
         assert_eq!(at(START - 7200, START), Err(Unbound::Clock(-7200)), "two hours slow");
         assert_eq!(at(START + 30, START + 29), Err(Unbound::WrittenBefore));
         assert_eq!(at(START - 30, START - 1), Err(Unbound::WrittenBefore), "of the boot before, a moment ago");
+        for doubt in [Unbound::Clock(601), Unbound::WrittenBefore] {
+            assert!(doubt.to_string().contains("the guest's clock is wrong; set that, or install"), "{doubt}");
+        }
         let none = Report { domid: String::new(), booted_at: None, ..report() };
         assert_eq!(bound(&none, Some(&record()), &known()), Err(Unbound::NoTime));
     }

@@ -140,8 +140,8 @@ impl Log {
     }
 }
 
-/// Runs the suspended program to its end or limit.
-fn held(mut child: Child, limit: Duration) -> windows::core::Result<Ended> {
+/// Runs the suspended program to its end or limit; `store` has the vendor's program run by it too.
+pub fn held(mut child: Child, limit: Duration) -> windows::core::Result<Ended> {
     let process = HANDLE(child.as_raw_handle());
     // SAFETY: takes no pointers; what it returns is ours to close, which `Owned` does. Closing it ends nobody: what a step leaves
     // running, such as an agent, goes on.

@@ -1,7 +1,7 @@
 //! Puts the program into a Windows, and takes it out again without a trace: directory, service, desktop icon. There is nothing
 //! else: the one key that `service` keeps lives in memory and ends with its boot.
 //!
-//! Called by `install`, `uninstall`, and by a start from the config disk, which leaves nothing of us in the layer.
+//! Called by `install`, `uninstall`, `answer`, and by a start from the config disk, which leaves nothing of us in the layer.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -31,6 +31,11 @@ const ICON: &str = "Shutdown For Finalize.lnk";
 /// `ERROR_SERVICE_DOES_NOT_EXIST`, `ERROR_SERVICE_NOT_ACTIVE`
 const NO_SERVICE: i32 = 1060;
 const NOT_ACTIVE: i32 = 1062;
+/// `ERROR_INVALID_SERVICE_CONTROL`, `ERROR_SERVICE_CANNOT_ACCEPT_CTRL`: ours takes no order to stop, while it runs and while it comes up.
+const NO_ORDER: i32 = 1052;
+const NOT_YET: i32 = 1061;
+/// `ERROR_SERVICE_ALREADY_RUNNING`
+const AT_WORK: i32 = 1056;
 /// Looks, a quarter of a second apart, at a service that is to end; Windows allows one 20 s at shutdown.
 const PATIENCE: u32 = 80;
 
@@ -106,7 +111,7 @@ fn trouble(error: windows_service::Error) -> Trouble {
     Trouble::Service(words(&error))
 }
 
-fn absent(error: &windows_service::Error, code: i32) -> bool {
+fn says(error: &windows_service::Error, code: i32) -> bool {
     matches!(error, windows_service::Error::Winapi(e) if e.raw_os_error() == Some(code))
 }
 
@@ -127,7 +132,7 @@ fn make_service(program: &Path) -> Done {
         account_password: None,
     };
     let service = match manager.open_service(NAME, ServiceAccess::CHANGE_CONFIG) {
-        Err(e) if absent(&e, NO_SERVICE) => {
+        Err(e) if says(&e, NO_SERVICE) => {
             manager.create_service(&wanted, ServiceAccess::CHANGE_CONFIG).map_err(trouble)?
         }
         found => {
@@ -143,15 +148,25 @@ fn make_service(program: &Path) -> Done {
 fn open_service(access: ServiceAccess) -> Result<Option<windows_service::service::Service>, Trouble> {
     let manager = ServiceManager::local_computer(None::<&str>, ServiceManagerAccess::CONNECT).map_err(trouble)?;
     match manager.open_service(NAME, access) {
-        Err(e) if absent(&e, NO_SERVICE) => Ok(None),
+        Err(e) if says(&e, NO_SERVICE) => Ok(None),
         other => other.map(Some).map_err(trouble),
     }
 }
 
+/// Has the service go on; `false`: it is not installed.
+pub fn start_service() -> Result<bool, Trouble> {
+    let Some(service) = open_service(ServiceAccess::START)? else { return Ok(false) };
+    match service.start::<&str>(&[]) {
+        Err(e) if !says(&e, AT_WORK) => Err(trouble(e)),
+        Ok(()) | Err(_) => Ok(true),
+    }
+}
+
+/// It ends by itself when its work is done.
 fn stop_service() -> Done {
     let Some(service) = open_service(ServiceAccess::STOP | ServiceAccess::QUERY_STATUS)? else { return Ok(()) };
     match service.stop() {
-        Err(e) if !absent(&e, NOT_ACTIVE) => return Err(trouble(e)),
+        Err(e) if ![NOT_ACTIVE, NO_ORDER, NOT_YET].iter().any(|code| says(&e, *code)) => return Err(trouble(e)),
         Ok(_) | Err(_) => {}
     }
     for _ in 0..PATIENCE {

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use windows::Win32::System::Console::GetConsoleProcessList;
-use windows::Win32::UI::Shell::{IsUserAnAdmin, ShellExecuteW};
+use windows::Win32::System::Console::{FreeConsole, GetConsoleProcessList};
+use windows::Win32::System::Threading::{GetExitCodeProcess, INFINITE, WaitForSingleObject};
+use windows::Win32::UI::Shell::{
+    IsUserAnAdmin, SEE_MASK_NOASYNC, SEE_MASK_NOCLOSEPROCESS, SHELLEXECUTEINFOW, ShellExecuteExW,
+};
 use windows::Win32::UI::WindowsAndMessaging::SW_SHOWMINNOACTIVE;
-use windows::core::{HSTRING, PCWSTR, w};
+use windows::core::{HSTRING, Owned, PCWSTR, w};
 
 use super::system::Turn;
 use super::{Windows, Xenstore, install, service, window};
@@ -20,7 +23,7 @@ use crate::facts::Facts;
 use crate::finalize::{self, Machine, Order, finalize};
 use crate::page::Page;
 use crate::report::PREFIX;
-use crate::service::{End, answer, mark};
+use crate::service::{End, boot, mark, take_answer};
 use crate::steps::engine;
 use crate::verify::{BLIND, CLEAN, exit_code, json, table};
 
@@ -103,7 +106,7 @@ fn in_window(how: Shutdown) -> Outcome {
     Ok(last.load(Ordering::Relaxed))
 }
 
-/// Starts this program once more, with the rights that it needs; Windows asks the person.
+/// Starts this program once more, with the rights that it needs, and ends with its exit code; Windows asks the person.
 fn as_administrator(how: Shutdown) -> Outcome {
     let own = HSTRING::from(std::env::current_exe()?.as_path());
     let flag = |set: bool, name: &'static str| if set { name } else { "" };
@@ -112,15 +115,30 @@ fn as_administrator(how: Shutdown) -> Outcome {
         flag(how.wait_ngen, " --wait-ngen"),
         flag(how.leave_on, " --leave-on")
     );
-    // SAFETY: every string lives through the call.
-    let started =
-        unsafe { ShellExecuteW(None, w!("runas"), &own, &HSTRING::from(args), PCWSTR::null(), SW_SHOWMINNOACTIVE) };
-    // Up to 32 it is an error's number, such as 5 where the person said no.
-    if started.0 as usize > 32 {
-        Ok(CLEAN)
-    } else {
-        Err("it needs an administrator's rights, and did not get them".into())
-    }
+    let args = HSTRING::from(args);
+    let mut how = SHELLEXECUTEINFOW {
+        cbSize: size_of::<SHELLEXECUTEINFOW>() as u32,
+        fMask: SEE_MASK_NOCLOSEPROCESS | SEE_MASK_NOASYNC,
+        lpVerb: w!("runas"),
+        lpFile: PCWSTR(own.as_ptr()),
+        lpParameters: PCWSTR(args.as_ptr()),
+        nShow: SW_SHOWMINNOACTIVE.0,
+        ..Default::default()
+    };
+    // SAFETY: the structure says how long it is, and it and every string live through the call.
+    unsafe { ShellExecuteExW(&mut how) }.map_err(|e| format!("it needs an administrator's rights: {e}"))?;
+    // SAFETY: what the call returned is ours to close, which `Owned` does.
+    let copy = unsafe { Owned::new(how.hProcess) };
+    // A console that came with the icon has nothing to say while the window is open. Without one this fails, and nothing is lost.
+    // SAFETY: takes nothing.
+    let _ = unsafe { FreeConsole() };
+    let mut code = u32::from(BLIND);
+    // SAFETY: the handle is open, or null, which both calls refuse: then nobody knows, and the code says so.
+    let _ = unsafe {
+        WaitForSingleObject(*copy, INFINITE);
+        GetExitCodeProcess(*copy, &mut code)
+    };
+    Ok(u8::try_from(code).unwrap_or(BLIND))
 }
 
 fn shutdown_for_finalize(how: Shutdown) -> Result<finalize::Outcome, Box<dyn Error>> {
@@ -179,15 +197,26 @@ fn uninstall() -> Outcome {
     Ok(CLEAN)
 }
 
+/// The service goes on, where there is one: what it runs belongs to it and not to a prompt that may be closed.
 fn answered(step: &str, said: Answer) -> Outcome {
-    let _turn = turn()?;
+    let turn = turn()?;
     let windows = Windows::open();
     let machine = Machine { facts: &windows, deeds: &windows, store: Some(&Xenstore) };
     let said = match said {
         Answer::Again => engine::Answer::Again,
         Answer::Skip => engine::Answer::Skip,
     };
-    match answer(&machine, &service::boot_id()?, step, said)? {
+    let id = service::boot_id()?;
+    take_answer(&machine, &id, step, said)?;
+    // It would take us for a shutdown for finalize.
+    drop(turn);
+    let serves = install::start_service().map_err(|e| format!("the answer is recorded, reboot to go on: {e}"))?;
+    if serves {
+        println!("The answer is recorded, and the service goes on with the steps.");
+        return Ok(CLEAN);
+    }
+    let _turn = self::turn()?;
+    match boot(&machine, &id) {
         End::Stays(why) => Err(why.into()),
         End::NoDisk | End::Done | End::Rebooting | End::Off => Ok(CLEAN),
     }

@@ -3,8 +3,13 @@
 //! The device's interface is the same under XenServer's drivers and XCP-ng's; the program lies where its vendor put it. Each call looks
 //! anew, as drivers come and go while they are being installed.
 
+use std::io::Read;
+use std::os::windows::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use windows::Win32::Devices::DeviceAndDriverInstallation::{
     DIGCF_DEVICEINTERFACE, DIGCF_PRESENT, HDEVINFO, SP_DEVICE_INTERFACE_DATA, SP_DEVICE_INTERFACE_DETAIL_DATA_W,
@@ -15,9 +20,12 @@ use windows::Win32::Storage::FileSystem::{
     CreateFileW, FILE_FLAGS_AND_ATTRIBUTES, FILE_SHARE_READ, FILE_SHARE_WRITE, OPEN_EXISTING,
 };
 use windows::Win32::System::IO::DeviceIoControl;
+use windows::Win32::System::Threading::{CREATE_NO_WINDOW, CREATE_SUSPENDED};
 use windows::core::{GUID, HSTRING, Owned, PCWSTR, Result};
 
+use super::deeds::held;
 use crate::channel::{Store, StoreError};
+use crate::deeds::Ended;
 use crate::raw;
 
 /// xapi.md 7.5
@@ -41,6 +49,12 @@ const CLIENTS: [&str; 4] = [
     r"XCP-ng\XenTools\xenstore_client.exe",
     r"Xen Project\XenTools\xenstore_client.exe",
 ];
+
+/// What `xenstore_client` gets for one answer, which takes it some milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// One that did not answer is not asked again for so long: a boot asks dozens of times.
+const REST: Duration = Duration::from_secs(60);
+static SILENT: Mutex<Option<Instant>> = Mutex::new(None);
 
 /// The store of this machine, by whatever way there is.
 pub struct Xenstore;
@@ -178,8 +192,33 @@ fn client(args: &[&str]) -> std::result::Result<Option<String>, String> {
     let found =
         roots.flat_map(|root| CLIENTS.map(|client| PathBuf::from(&root).join(client))).find(|path| path.is_file());
     let program = found.ok_or("the hypervisor's drivers are not there, nor is xenstore_client")?;
-    let run =
-        Command::new(program).args(args).stdin(Stdio::null()).output().map_err(|e| format!("xenstore_client: {e}"))?;
-    let said = String::from_utf8_lossy(&run.stdout);
-    Ok(run.status.success().then(|| said.trim_end_matches(['\r', '\n']).to_owned()))
+    let silent = || SILENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let no_answer = || format!("xenstore_client did not answer within {} s", PATIENCE.as_secs());
+    if silent().is_some_and(|since| since.elapsed() < REST) {
+        return Err(no_answer());
+    }
+    let failed = |why: &dyn std::fmt::Display| format!("xenstore_client: {why}");
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.creation_flags(CREATE_NO_WINDOW.0 | CREATE_SUSPENDED.0).spawn().map_err(|e| failed(&e))?;
+    let (tell, told) = channel();
+    if let Some(mut from) = child.stdout.take() {
+        std::thread::spawn(move || {
+            let mut said = Vec::new();
+            // What was read before an error counts, and who asked may have given up.
+            from.read_to_end(&mut said).unwrap_or_default();
+            tell.send(said).unwrap_or_default();
+        });
+    }
+    match held(child, PATIENCE).map_err(|e| failed(&e))? {
+        Ended::Code(0) => {
+            let said = told.recv_timeout(PATIENCE).map_err(|_| no_answer())?;
+            Ok(Some(String::from_utf8_lossy(&said).trim_end_matches(['\r', '\n']).to_owned()))
+        }
+        Ended::Code(_) => Ok(None),
+        Ended::TimedOut => {
+            *silent() = Some(Instant::now());
+            Err(no_answer())
+        }
+    }
 }

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use windows::Win32::Foundation::{
-    ERROR_FILE_NOT_FOUND, ERROR_NO_MORE_FILES, HANDLE, WAIT_ABANDONED, WAIT_OBJECT_0, WAIT_TIMEOUT,
+    ERROR_ACCESS_DENIED, ERROR_FILE_NOT_FOUND, ERROR_NO_MORE_FILES, HANDLE, WAIT_ABANDONED, WAIT_OBJECT_0, WAIT_TIMEOUT,
 };
 use windows::Win32::System::Diagnostics::ToolHelp::{
     CreateToolhelp32Snapshot, PROCESSENTRY32W, Process32FirstW, Process32NextW, TH32CS_SNAPPROCESS,
 };
 use windows::Win32::System::Threading::{
-    CreateMutexW, OpenMutexW, ReleaseMutex, SYNCHRONIZATION_SYNCHRONIZE, WaitForSingleObject,
+    CreateMutexExW, OpenMutexW, ReleaseMutex, SYNCHRONIZATION_SYNCHRONIZE, WaitForSingleObject,
 };
 use windows::core::{Error, HSTRING, Owned, PCWSTR, w};
 use windows_service::service::{ServiceAccess, ServiceState};
@@ -73,8 +73,14 @@ const TURN: PCWSTR = w!(r"Global\LaminaGuest");
 impl Turn {
     /// `None`: another one is at work, and was not done in this time.
     pub fn take(patience: Duration) -> windows::core::Result<Option<Self>> {
+        // The service's is LocalSystem's: administrators may wait for it, and not all that `CreateMutexW` asks for.
         // SAFETY: the name is static; what it returns is ours to close, which `Owned` does.
-        let mutex = unsafe { CreateMutexW(None, false, TURN).map(|h| Owned::new(h)) }?;
+        let mutex = unsafe { CreateMutexExW(None, TURN, 0, SYNCHRONIZATION_SYNCHRONIZE.0).map(|h| Owned::new(h)) };
+        let mutex = match mutex {
+            // It is there, and somebody's.
+            Err(e) if e.code() == ERROR_ACCESS_DENIED.to_hresult() => return Ok(None),
+            other => other?,
+        };
         let patience = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX - 1);
         // SAFETY: the handle is open, and the wait has an end.
         match unsafe { WaitForSingleObject(*mutex, patience) } {

@@ -1,6 +1,7 @@
 // What the tests under wine need inside a Windows: something that holds a mutex, bears a name, is a service, reads a window, or keeps a
 // store. One file of C, as it has to be built for Windows without the program's own code. Built by guest/test-wine.sh.
 #include <windows.h>
+#include <sddl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,6 +44,8 @@ static void file_of(char *file, size_t size, const char *key) {
 static int store(int count, char **words) {
     char file[1024], pattern[1040];
     CreateDirectoryA(STORE, NULL);
+    // One that never answers.
+    if (GetFileAttributesA("C:\\hang") != INVALID_FILE_ATTRIBUTES) Sleep(INFINITE);
     file_of(file, sizeof file, words[2]);
     if (!strcmp(words[1], "read")) {
         char value[4096];
@@ -116,8 +119,11 @@ int main(int count, char **words) {
         return 0;
     }
     if (!strcmp(what, "ask")) return getchar() == EOF ? 9 : 0;
-    // "hold [mutex]" owns it, "open mutex" only has it.
-    if (count > 2 && !CreateMutexA(NULL, !strcmp(what, "hold"), words[2])) return 1;
+    // "hold [mutex [who may do what with it]]" owns it, "open mutex" only has it.
+    SECURITY_ATTRIBUTES rights = {sizeof rights, NULL, FALSE};
+    if (count > 3 && !ConvertStringSecurityDescriptorToSecurityDescriptorA(
+                         words[3], SDDL_REVISION_1, &rights.lpSecurityDescriptor, NULL)) return 1;
+    if (count > 2 && !CreateMutexA(count > 3 ? &rights : NULL, !strcmp(what, "hold"), words[2])) return 1;
     puts("ready");
     fflush(stdout);
     Sleep(120000);

@@ -162,6 +162,40 @@ fn the_service_runs_the_steps_keeps_their_logs_and_ends_what_takes_too_long() {
     assert_eq!(again.steps.iter().map(|ran| ran.runs).collect::<Vec<_>>(), [1; 5], "{again:?}");
 }
 
+/// The service takes no order to stop: what it is at is waited for.
+#[test]
+#[ignore = "needs wine: run guest/test-wine.sh"]
+fn a_service_at_work_is_waited_for_before_its_program_is_renewed() {
+    let wine = Wine::new();
+    let disk = wine.config_disk();
+    fill(&disk, &layer(false), &[step("slow", What::Command("ping -n 6 127.0.0.1".to_owned()))]);
+    assert_eq!(wine.lamina(&["install"]).code, 0);
+    wine.done("sc", &["start", "LaminaGuest"]);
+    let renewed = wine.lamina(&["install"]);
+    assert_eq!(renewed.code, 0, "{}", renewed.complained);
+    assert_eq!(record(&disk).steps[0].state, State::Succeeded, "not broken off");
+}
+
+/// A person answers, and the service goes on: as itself, whatever becomes of the prompt.
+#[test]
+#[ignore = "needs wine: run guest/test-wine.sh"]
+fn after_an_answer_the_service_goes_on() {
+    let wine = Wine::new();
+    let disk = wine.config_disk();
+    let fails = Step { on_failure: OnFailure::Stop, ..step("fails", What::Command("exit 7".to_owned())) };
+    fill(&disk, &layer(false), &[fails, step("next", What::Command("exit 0".to_owned()))]);
+    assert_eq!(wine.lamina(&["install"]).code, 0);
+    wine.done("sc", &["start", "LaminaGuest"]);
+    served(&wine);
+    assert_eq!(record(&disk).steps[0].state, State::Failed);
+    assert_eq!(wine.lamina(&["answer", "next", "skip"]).code, 2, "it did not stop");
+    let said = wine.done(&std::env::var("LAMINA_EXE").expect("the program"), &["answer", "fails", "skip"]);
+    assert!(said.contains("the service goes on"), "{said}");
+    served(&wine);
+    let states: Vec<_> = record(&disk).steps.iter().map(|ran| ran.state).collect();
+    assert_eq!(states, [State::Skipped, State::Succeeded]);
+}
+
 /// Steps that are left need their service: who comes too early is refused, and nothing is taken away.
 #[test]
 #[ignore = "needs wine: run guest/test-wine.sh"]

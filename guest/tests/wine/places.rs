@@ -1,5 +1,7 @@
 //! Every place that wine can show: set from outside, seen, taken back, gone.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use super::prefix::{BITS_32, BITS_64, Running, Wine};
 
 /// Something set from outside.
@@ -7,12 +9,15 @@ enum Change {
     Value(&'static str, &'static str, &'static str, &'static str, &'static str),
     Key(&'static str, &'static str),
     File(&'static str, &'static str),
+    /// Written long before this boot.
+    OldFile(&'static str, &'static str),
     Process(&'static str),
     Mutex(&'static str),
     Service(&'static str),
 }
-use Change::{File, Key, Mutex, Process, Service, Value};
+use Change::{File, Key, Mutex, OldFile, Process, Service, Value};
 
+const NAME: &str = "ComputerName";
 const MANAGER: &str = r"SYSTEM\CurrentControlSet\Control\Session Manager";
 
 impl Change {
@@ -21,6 +26,11 @@ impl Change {
             Value(view, key, name, kind, data) => wine.set(view, key, name, kind, data),
             Key(view, key) => wine.make_key(view, key),
             File(path, text) => wine.file(path, text.as_bytes()),
+            OldFile(path, text) => {
+                wine.file(path, text.as_bytes());
+                let file = std::fs::File::options().write(true).open(wine.c(path)).expect("the file");
+                file.set_modified(UNIX_EPOCH + Duration::from_secs(1_600_000_000)).expect("its time");
+            }
             Process(image) => return Some(wine.helper(image, &["hold"])),
             Mutex(name) => return Some(wine.helper("helper.exe", &["hold", name])),
             Service(name) => {
@@ -35,7 +45,7 @@ impl Change {
         match *self {
             Value(view, key, name, _, _) => wine.unset(view, key, name),
             Key(view, key) => wine.remove_key(view, key),
-            File(path, _) => std::fs::remove_file(wine.c(path)).expect("the file"),
+            File(path, _) | OldFile(path, _) => std::fs::remove_file(wine.c(path)).expect("the file"),
             // They end with what `make` returned.
             Process(_) | Mutex(_) => {}
             Service(name) => {
@@ -70,6 +80,28 @@ fn all() -> Vec<(Vec<Change>, &'static str, &'static str)> {
             "RebootInProgress",
         ),
         (
+            vec![Key(
+                BITS_64,
+                r"SOFTWARE\Microsoft\Windows\CurrentVersion\Component Based Servicing\PackagesPending\one",
+            )],
+            "RebootPending",
+            "PackagesPending names packages",
+        ),
+        (
+            vec![
+                Value(
+                    BITS_64,
+                    r"SYSTEM\CurrentControlSet\Control\ComputerName\ActiveComputerName",
+                    NAME,
+                    "REG_SZ",
+                    "OLD",
+                ),
+                Value(BITS_64, r"SYSTEM\CurrentControlSet\Control\ComputerName\ComputerName", NAME, "REG_SZ", "FRESH"),
+            ],
+            "RebootPending",
+            "computer OLD becomes FRESH",
+        ),
+        (
             vec![Key(BITS_64, r"SOFTWARE\Microsoft\Windows\CurrentVersion\WindowsUpdate\Auto Update\RebootRequired")],
             "RebootPending",
             "RebootRequired",
@@ -93,6 +125,9 @@ fn all() -> Vec<(Vec<Change>, &'static str, &'static str)> {
         ),
         (vec![Process("msiexec.exe")], "InstallerBusy", "process msiexec.exe"),
         (vec![Process("TiWorker.exe")], "InstallerBusy", "process TiWorker.exe"),
+        (vec![Process("wusa.exe")], "InstallerBusy", "process wusa.exe"),
+        (vec![Process("ngen.exe")], "NGenRunning", "process ngen.exe"),
+        (vec![Process("ngentask.exe")], "NGenRunning", "process ngentask.exe"),
         (vec![Process("mscorsvw.exe")], "NGenRunning", "process mscorsvw.exe"),
         (
             vec![
@@ -123,6 +158,17 @@ fn all() -> Vec<(Vec<Change>, &'static str, &'static str)> {
             "(32-bit view)",
         ),
         (
+            vec![Key(BITS_64, r"SOFTWARE\Microsoft\Windows\CurrentVersion\RunOnceEx\010")],
+            "RunOncePending",
+            r"RunOnceEx\010",
+        ),
+        (
+            vec![Value(BITS_64, r"SYSTEM\Setup", "SystemSetupInProgress", "REG_DWORD", "1")],
+            "WindowsUpgradeUnfinished",
+            "SystemSetupInProgress",
+        ),
+        (vec![Value(BITS_64, r"SYSTEM\Setup", "SetupType", "REG_DWORD", "2")], "WindowsUpgradeUnfinished", "SetupType"),
+        (
             vec![Value(BITS_64, r"SYSTEM\Setup", "UpgradeInProgress", "REG_DWORD", "1")],
             "WindowsUpgradeUnfinished",
             "UpgradeInProgress",
@@ -149,6 +195,11 @@ fn all() -> Vec<(Vec<Change>, &'static str, &'static str)> {
             ],
             "FSLogixAltitude",
             "is 1, not 138010",
+        ),
+        (
+            vec![OldFile("Program Files/Unidesk/Uniservice/Log/LayerIntegrity.txt", r#"{"BlockFinalize": 0}"#)],
+            "VendorRecordOld",
+            "was not written in this boot",
         ),
         (vec![File("hiberfil.sys", "")], "HibernationOn", "hiberfil.sys exists"),
     ]

@@ -1,10 +1,12 @@
 //! A Windows for one test: a copy of wine's prefix, programs in it, and what a test sets from outside.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -19,6 +21,8 @@ fn variable(name: &str) -> String {
 /// Ends with its programs and its files.
 pub struct Wine {
     path: PathBuf,
+    /// Its services and drives are there.
+    up: Cell<bool>,
 }
 
 /// A program that was started and goes on; ends when it is dropped.
@@ -50,7 +54,7 @@ impl Wine {
         copy("-al", &["drive_c"]);
         copy("-a", &["dosdevices", "system.reg", "user.reg", "userdef.reg", ".update-timestamp"]);
         fs::copy(home.join("helper.exe"), path.join("drive_c/helper.exe")).expect("the helper");
-        Self { path }
+        Self { path, up: Cell::default() }
     }
 
     /// A file or directory on drive C:, by its path there with slashes.
@@ -97,8 +101,18 @@ impl Wine {
         ended.said
     }
 
+    /// On a busy host the first program comes before the services and drives that it asks for.
+    fn come_up(&self) {
+        let patience = Instant::now() + Duration::from_secs(60);
+        while !self.up.get() {
+            assert!(Instant::now() < patience, "wine does not come up");
+            self.up.set(self.run("sc", &["query", "MountMgr"]).said.contains("RUNNING"));
+        }
+    }
+
     /// Our program.
     pub fn lamina(&self, args: &[&str]) -> Ended {
+        self.come_up();
         self.run(&variable("LAMINA_EXE"), args)
     }
 
@@ -165,6 +179,7 @@ impl Wine {
         // One that ended by itself is no longer there to be told.
         let _ = server("-k");
         let _ = server("-w");
+        self.up.set(false);
     }
 
     pub fn registry(&self) -> String {

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::{Duration, Instant};
 
-use lamina_guest::report::Report;
+use lamina_guest::report::{FILE, Report};
 
 use super::prefix::{BITS_64, Wine};
 
@@ -111,6 +112,36 @@ fn a_report_reaches_xenstore_sealed_and_bound_to_its_boot() {
         assert!(!Report::from_xenstore(&store(&wine)).expect("a report").rearmed);
         // Only in memory: another boot finds no mark of this one.
         assert!(!wine.registry().to_ascii_lowercase().contains("lamina"), "a key on the disk");
+    }
+}
+
+/// A program of the vendor's that hangs costs its limit once, and the config disk carries the report.
+#[test]
+#[ignore = "needs wine: run guest/test-wine.sh"]
+fn a_client_that_never_answers_is_ended_and_told() {
+    let wine = Wine::new();
+    let disk = wine.config_disk();
+    with_store(&wine, "XenServer");
+    wine.file("hang", b"");
+    let begun = Instant::now();
+    let ended = wine.lamina(&["shutdown-for-finalize", "--leave-on"]);
+    assert_eq!(ended.code, 0, "{}{}", ended.said, ended.complained);
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert!(ended.complained.contains("xenstore_client did not answer"), "{}", ended.complained);
+    assert!(Report::from_json(&fs::read(disk.join(FILE)).expect("a report")).is_ok_and(|r| r.sealed));
+    assert!(!wine.done("tasklist", &[]).contains("xenstore_client"), "one is left");
+}
+
+/// The service makes the mutex as LocalSystem does: administrators may wait for it, and no more. Whoever may not even that is told the same.
+#[test]
+#[ignore = "needs wine: run guest/test-wine.sh"]
+fn a_service_at_work_is_named_whatever_its_mutex_allows() {
+    let wine = Wine::new();
+    for rights in ["D:(A;;GA;;;SY)(A;;0x120001;;;BA)", "D:(A;;GA;;;SY)"] {
+        let service = wine.helper("helper.exe", &["hold", r"Global\LaminaGuest", rights]);
+        let ended = wine.lamina(&["shutdown-for-finalize", "--leave-on"]);
+        assert!(ended.code == 2 && ended.complained.contains("is at work"), "{rights}: {}", ended.complained);
+        drop(service);
     }
 }
 
