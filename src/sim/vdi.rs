@@ -58,11 +58,11 @@ pub async fn make(pool: &Arc<Pool>, call: &Call, row: &Record) -> Result<Ref, Fa
     }
     let subject = Subject { sr: sr.clone(), vdi: None };
     let name = field("name_label").as_str().unwrap_or_default().to_owned();
-    let what = What::Create { sr: sr_uuid.clone(), size, name };
-    let work = start(pool, call, &subject, "create", what).await?;
     let inflated = format == Format::Raw || thick(&pool.db(), &sr);
-    sr::room(pool, &sr, if inflated { size } else { 0 })?;
     let node = Node { sr: sr_uuid, virtual_size: size, inflated, format, ..Node::default() };
+    let what = What::Create { node: node.clone(), name };
+    let work = start(pool, call, &subject, "create", what).await?;
+    sr::room(pool, &sr, if inflated { size } else { 0 })?;
     let uuid = pool.world.disks().create(node);
     work.redo.made();
     let vdi = row::add_row(pool, &sr, &uuid);

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::{
     brisk,
     checks::disk,
+    plans,
     restarts::{back, scan},
 };
 use crate::wire::{Raw, failure};
@@ -58,6 +59,24 @@ async fn a_disk_is_created_twice() {
         let nameless = all.iter().filter(|row| row["name_label"] == "").count();
         assert_eq!(nameless, 2 - told, "{clean} {stage}");
         assert_eq!(raw.get("SR", &sr, "current_operations").await, json!({}));
+    }
+}
+
+/// xapi.md 9.1 (LVM SRs, raw VDIs) and 14, Replay: what is made again is made as it was asked for, in its format and to its full size.
+#[tokio::test]
+async fn a_disk_is_created_in_its_format_both_times() {
+    let mut raw = plans::of("replace: true\nrepositories: [{name: Block, type: lvmoiscsi, size_gib: 9}]\n").await;
+    let sr = raw.named("SR", "Block").await;
+    for (format, shown) in [("vhd", "vhd"), ("raw", "aio")] {
+        let before = known(&raw).await;
+        let row = json!({"name_label": format, "SR": sr, "virtual_size": 1 << 30, "type": "user", "sharable": false, "read_only": false,
+            "other_config": {}, "sm_config": {"image-format": format}});
+        died_at(&mut raw, "VDI.create", json!([row]), "row", true).await;
+        raw.seen("the second run", async || (fresh(&raw, &before).await.len() == 2).then_some(())).await;
+        for row in fresh(&raw, &before).await {
+            assert_eq!(row["sm_config"]["vdi_type"], shown);
+            assert!(row["physical_utilisation"].as_u64().unwrap() >= 1 << 30, "{format}: {row}");
+        }
     }
 }
 
