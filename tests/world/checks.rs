@@ -196,7 +196,8 @@ async fn a_copy_wants_a_target_that_fits() {
         target(json!({"virtual_size": size, "sm_config": {"image-format": "raw"}})).await,
     ];
     let base = raw.make("VDI.snapshot", json!([source])).await;
-    raw.sim.pool.world.disks().write(&uuid(&source).await, 7, &pattern(3, 7)).unwrap();
+    let written = uuid(&source).await;
+    raw.sim.pool.world.disks().write(&written, 7, &pattern(3, 7)).unwrap();
     let into =
         async |base: &str, target: &str| raw.run("VDI.copy", json!([source, "OpaqueRef:NULL", base, target])).await;
     let none = "OpaqueRef:NULL";
@@ -206,7 +207,7 @@ async fn a_copy_wants_a_target_that_fits() {
     assert_eq!(into(none, &dense).await, Ok(json!(dense)));
     assert_eq!(raw.sim.pool.digest(&uuid(&dense).await), raw.sim.pool.digest(&uuid(&source).await));
     assert_eq!(into(&base, &fits).await, Ok(json!(fits)));
-    let alone = target(json!({"virtual_size": size})).await;
-    raw.sim.pool.world.disks().write(&uuid(&alone).await, 7, &pattern(3, 7)).unwrap();
-    assert_eq!(raw.sim.pool.digest(&uuid(&fits).await), raw.sim.pool.digest(&uuid(&alone).await), "the difference");
+    let alone = uuid(&target(json!({"virtual_size": size})).await).await;
+    raw.sim.pool.world.disks().write(&alone, 7, &pattern(3, 7)).unwrap();
+    assert_eq!(raw.sim.pool.digest(&uuid(&fits).await), raw.sim.pool.digest(&alone), "the difference");
 }
