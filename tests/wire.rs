@@ -1,11 +1,13 @@
 //! The simulator's wire, spoken by hand: requests and replies as bytes and JSON, without the controller and without its client.
 //!
-//! Each test names the line of `xapi.md` that it holds the simulator to.
+//! Each test names the section of `xapi.md` that it holds the simulator to, or says that it is about the instrument itself: faults, holds, world
+//! files and the panel, which no real pool has.
 
 mod calls;
 mod events;
 mod faults;
 mod http;
+mod model;
 mod records;
 mod sdk;
 mod sessions;

@@ -1,15 +1,23 @@
 //! The simulated world, spoken to by hand: disks, machines, guests and deaths of the daemon, without the controller and without its client.
 //!
-//! Each test names the line of `xapi.md` that it holds the simulator to.
+//! Each test names the section of `xapi.md` that it holds the simulator to, or says that it is about the instrument itself: faults, holds, world
+//! files and the panel, which no real pool has.
 
+mod checks;
 mod disks;
 mod guests;
 mod machines;
+mod pace;
 mod panel;
 mod paused;
 mod plans;
+mod refusals;
+mod replays;
+mod repositories;
 mod restarts;
+mod settings;
 mod snapshots;
+mod stages;
 mod trees;
 
 use std::time::Duration;

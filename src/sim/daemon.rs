@@ -1,4 +1,5 @@
-//! Calls that concern the daemon itself: its database, its clock, its certificate, its messages and roles.
+//! Calls that concern the daemon itself: its database (xapi.md 14, Durability), its clock (9.2), its certificate (1.5), its messages (3),
+//! roles (2.3), the coordinator's place (9.2) and what high availability looks at (9.2).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +53,7 @@ pub fn call(pool: &Arc<Pool>, call: &Call) -> Option<Answer> {
     })
 }
 
-/// High availability on or off; the statefile on the heartbeat's repository is not simulated.
+/// High availability on or off (xapi.md 3, `ha_enabled`); the statefile on the heartbeat's repository is not simulated.
 fn set_ha(pool: &Arc<Pool>, on: bool) -> Value {
     {
         let mut db = pool.db();
@@ -63,7 +64,7 @@ fn set_ha(pool: &Arc<Pool>, on: bool) -> Value {
     json!("")
 }
 
-/// The answer goes out, then the daemons change their roles.
+/// The answer goes out, then the daemons change their roles: sessions and tasks are gone with that (xapi.md 2.2, 9.2).
 fn designate(pool: &Arc<Pool>, host: &Ref) -> Answer {
     let uuid = pool.db().text("host", host, "uuid")?.to_owned();
     let inner = Arc::clone(pool);
@@ -83,6 +84,7 @@ fn after(row: &Record, since: Option<jiff::Timestamp>) -> bool {
     parse_time(text(row, "timestamp")) >= since
 }
 
+/// Files on the coordinator's disk that nobody prunes here (xapi.md 3, message).
 fn messages(pool: &Pool, wanted: impl Fn(&Record) -> bool) -> Value {
     let db = pool.db();
     let rows = db.all("message").filter(|(_, row)| wanted(row));
@@ -101,6 +103,7 @@ fn message(pool: &Pool, call: &Call) -> Value {
     json!(pool.db().create("message", row))
 }
 
+/// The host's own certificate as PEM (xapi.md 1.5); a host that has no listener is off line.
 fn certificate(pool: &Pool, host: &Ref) -> Answer {
     let address = pool.db().text("host", host, "address")?.to_owned();
     pool.certificates.get(&address).map(|pem| json!(pem)).ok_or_else(|| Failure::new("HOST_OFFLINE", [host.as_str()]))

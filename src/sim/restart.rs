@@ -22,7 +22,7 @@ const REDO_AFTER: Duration = Duration::from_millis(200);
 /// What a storage driver was told to do.
 #[derive(Clone, Debug)]
 pub enum What {
-    Create { sr: String, size: u64, name: String },
+    Create { node: Node, name: String },
     Branch { source: String, snapshot: bool },
     Destroy { uuid: String },
     Resize { uuid: String, size: u64 },
@@ -141,7 +141,7 @@ pub fn start(pool: &Arc<Pool>) {
 fn repository(pool: &Pool, what: &What) -> Option<Ref> {
     let db = pool.db();
     match what {
-        What::Create { sr, .. } => db.by_uuid("SR", sr).ok(),
+        What::Create { node, .. } => db.by_uuid("SR", &node.sr).ok(),
         What::Branch { source: uuid, .. } | What::Destroy { uuid } | What::Resize { uuid, .. } => {
             db.by_uuid("VDI", uuid).and_then(|vdi| db.link_to("VDI", &vdi, "SR")).ok()
         }
@@ -208,11 +208,10 @@ fn redo(pool: &Pool, what: &What, made: bool) -> Result<(), Failure> {
             }
             sr::redo_branch(pool, source, *snapshot, true)
         }
-        What::Create { sr, size, name } => {
-            let repository = pool.db().by_uuid("SR", sr)?;
+        What::Create { node, name } => {
+            let repository = pool.db().by_uuid("SR", &node.sr)?;
             for _ in 0..if made { 1 } else { 2 } {
-                let node = Node { sr: sr.clone(), virtual_size: *size, ..Node::default() };
-                let uuid = pool.world.disks().create(node);
+                let uuid = pool.world.disks().create(node.clone());
                 let row = row::add_row(pool, &repository, &uuid);
                 row::set(pool, &row, [("name_label", json!(name))]);
             }

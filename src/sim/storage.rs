@@ -252,7 +252,9 @@ pub fn check_vdi(db: &Db, vdi: &Ref, op: &str) -> Result<(), Failure> {
             Err(Failure::new("SR_OPERATION_NOT_SUPPORTED", [sr.as_str()]))
         }
         "destroy" if text("type") == "rrd" => fail("VDI_HAS_RRDS"),
-        "destroy" if text("type") == "ha_statefile" => Err(Failure::new::<String>("HA_IS_ENABLED", [])),
+        "destroy" if text("type") == "ha_statefile" && protected(db) => {
+            Err(Failure::new::<String>("HA_IS_ENABLED", []))
+        }
         "snapshot" if flag("sharable") => fail("VDI_IS_SHARABLE"),
         "snapshot" | "copy" if text("on_boot") == "reset" => {
             Err(Failure::new::<String>("VDI_ON_BOOT_MODE_INCOMPATIBLE_WITH_OPERATION", []))
@@ -280,6 +282,11 @@ fn upgrading(db: &Db) -> bool {
         row.get("other_config").is_some_and(|keys| keys.get("rolling_upgrade_in_progress").is_some())
     };
     db.all("pool").any(|(_, row)| marked(row))
+}
+
+/// Row 9 of xapi.md 4.3: a statefile is in use for as long as high availability is on.
+fn protected(db: &Db) -> bool {
+    db.all("pool").any(|(_, row)| row.get("ha_enabled").and_then(Value::as_bool).unwrap_or_default())
 }
 
 /// Row 6 of xapi.md 4.3: what the SR's driver can do at all.

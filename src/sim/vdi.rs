@@ -58,11 +58,11 @@ pub async fn make(pool: &Arc<Pool>, call: &Call, row: &Record) -> Result<Ref, Fa
     }
     let subject = Subject { sr: sr.clone(), vdi: None };
     let name = field("name_label").as_str().unwrap_or_default().to_owned();
-    let what = What::Create { sr: sr_uuid.clone(), size, name };
-    let work = start(pool, call, &subject, "create", what).await?;
     let inflated = format == Format::Raw || thick(&pool.db(), &sr);
-    sr::room(pool, &sr, if inflated { size } else { 0 })?;
     let node = Node { sr: sr_uuid, virtual_size: size, inflated, format, ..Node::default() };
+    let what = What::Create { node: node.clone(), name };
+    let work = start(pool, call, &subject, "create", what).await?;
+    sr::room(pool, &sr, if inflated { size } else { 0 })?;
     let uuid = pool.world.disks().create(node);
     work.redo.made();
     let vdi = row::add_row(pool, &sr, &uuid);
@@ -215,7 +215,7 @@ pub async fn copy(pool: &Arc<Pool>, call: &Call) -> Answer {
 /// A copy of a disk on `to`, or into an existing disk; of a `base` only what differs from it is written.
 ///
 /// # Errors
-/// Those of `begin_copy`; `VDI_READONLY [dst]`, `VDI_TOO_SMALL [dst, size]`. A target of its own making goes with a failure, not with
+/// Those of `begin_copy`; `VDI_READONLY [dst]`, `VDI_TOO_SMALL [dst, size]`, with a base `VDI_NOT_SPARSE [dst]`. A target of its own making goes with a failure, not with
 /// the daemon's death (xapi.md 4.4).
 pub async fn copy_disk(
     pool: &Arc<Pool>,
@@ -245,6 +245,11 @@ pub async fn copy_disk(
     let uuid = |vdi: &Ref| pool.db().text("VDI", vdi, "uuid").map(str::to_owned);
     let (from_uuid, to_uuid) = (uuid(source)?, uuid(&target)?);
     let base = base.map(|base| uuid(&base)).transpose()?;
+    // What is not written must read as it did in the base: a format without holes cannot leave it out.
+    let dense = pool.world.disks().get(&to_uuid).is_ok_and(|node| node.format == Format::Raw);
+    if base.is_some() && dense {
+        return Err(Failure::new("VDI_NOT_SPARSE", [target.as_str()]));
+    }
     let held = [(source, "RO"), (&target, "RW")]
         .map(|(vdi, mode)| super::vbd::attach_to_dom0(&mut pool.db(), &call.host, vdi, mode));
     pool.clock.stage(&label(call, "copying", &from_uuid), STAGE * 5).await;

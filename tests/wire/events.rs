@@ -118,7 +118,8 @@ async fn an_injected_event_is_a_barrier() {
     );
 }
 
-/// What is told of is chosen at one moment and read at a later one: a change in between comes early, a new row comes with the next answer.
+/// xapi.md 5, Coalescing (only the newest state): what is told of is chosen at one moment and read at a later one. A change in between comes
+/// early, a new row comes with the next answer.
 #[tokio::test]
 async fn records_are_read_after_it_was_chosen_which_to_tell_of() {
     let raw = Raw::new().await;

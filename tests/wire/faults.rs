@@ -19,6 +19,7 @@ async fn note(raw: &Raw, effect: Effect) -> (bool, String, Option<String>) {
     (answered, now, Some(vm))
 }
 
+/// xapi.md 1.1: a connection that is cut before its request was taken.
 #[tokio::test]
 async fn a_dropped_call_was_never_made() {
     let raw = Raw::new().await;
@@ -26,6 +27,7 @@ async fn a_dropped_call_was_never_made() {
     assert!(!answered && now.is_empty());
 }
 
+/// xapi.md 14, Tags on tasks: a call goes on when its caller is gone.
 #[tokio::test]
 async fn a_cut_reply_hides_a_call_that_was_made() {
     let raw = Raw::new().await;
@@ -35,6 +37,7 @@ async fn a_cut_reply_hides_a_call_that_was_made() {
     }
 }
 
+/// xapi.md 4.2 and 14, Tags on tasks: a call that waits is made long after its caller hung up.
 #[tokio::test]
 async fn a_late_call_is_made_after_its_connection_died() {
     let raw = Raw::new().await;
@@ -48,6 +51,7 @@ async fn a_late_call_is_made_after_its_connection_died() {
     }
 }
 
+/// xapi.md 1.1: a reply that is cut in its middle, whose length was told.
 #[tokio::test]
 async fn a_truncated_reply_breaks_off_in_its_body() {
     let raw = Raw::new().await;
@@ -67,6 +71,7 @@ async fn a_truncated_reply_breaks_off_in_its_body() {
     assert!(broken && seen == length / 2, "{seen} of {length}");
 }
 
+/// xapi.md 4.2: a refusal that passes, such as `TOO_MANY_PENDING_TASKS []`.
 #[tokio::test]
 async fn a_refusal_is_made_in_the_calls_place_as_often_as_counted() {
     let raw = Raw::new().await;
@@ -78,7 +83,7 @@ async fn a_refusal_is_made_in_the_calls_place_as_often_as_counted() {
     raw.call("VM.get_all", json!([])).await.unwrap();
 }
 
-/// Taken, and failed later: what storage, licence and hosts refuse is told by the task.
+/// xapi.md 4.1, `error_info`: taken, and failed later. What storage, licence and hosts refuse is told by the task.
 #[tokio::test]
 async fn a_task_fails_in_its_calls_place() {
     let raw = Raw::new().await;
@@ -99,7 +104,7 @@ async fn a_task_fails_in_its_calls_place() {
     assert_eq!(raw.call("VDI.get_name_label", json!([vdi])).await.unwrap(), "x");
 }
 
-/// The same seed strikes the same calls; calls that only look are never met.
+/// The instrument itself: the same seed strikes the same calls; calls that only look are never met.
 #[tokio::test]
 async fn random_faults_repeat_with_their_seed() {
     let mut runs = Vec::new();
@@ -119,6 +124,7 @@ async fn random_faults_repeat_with_their_seed() {
     assert!(runs[0].contains(&true) && runs[0].contains(&false));
 }
 
+/// The instrument itself: calls that change something have numbers, by which a test aims.
 #[tokio::test]
 async fn changing_calls_are_numbered_and_logged() {
     let raw = Raw::new().await;

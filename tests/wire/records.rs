@@ -20,7 +20,7 @@ fn fits(value: &Value, kind: &Type) -> bool {
     }
 }
 
-/// Every record served has exactly the schema's fields, of the schema's types.
+/// xapi.md 14, Clients in the field: every record served has exactly the schema's fields, of the schema's types.
 #[tokio::test]
 async fn every_record_has_every_field_and_no_other() {
     let raw = Raw::new().await;
@@ -40,7 +40,7 @@ async fn every_record_has_every_field_and_no_other() {
     }
 }
 
-/// Every call takes exactly the schema's number of parameters: one more is a mismatch, and so is one fewer than the compulsory ones.
+/// xapi.md 1.4: one parameter more than the schema's is a mismatch, and so is one fewer than the compulsory ones.
 #[tokio::test]
 async fn every_call_takes_exactly_the_schemas_parameters() {
     let raw = Raw::new().await;
@@ -57,7 +57,7 @@ async fn every_call_takes_exactly_the_schemas_parameters() {
     }
 }
 
-/// Every class, field and message of a packaging life is there, and the digest parses.
+/// xapi.md 3: every class, field and message of a packaging life is there, and the digest parses.
 #[test]
 fn the_schema_is_whole() {
     for name in "session task event pool VM VM_metrics VM_guest_metrics host host_metrics network VIF PIF SM SR VDI VBD PBD console message \

@@ -29,6 +29,7 @@ async fn python() -> PathBuf {
     python
 }
 
+/// xapi.md 1.2, 5 and 14 (Clients in the field): a client that nobody here wrote finds replies, records and events as it expects them.
 #[tokio::test]
 async fn the_python_sdk_lives_a_whole_life() {
     let raw = Raw::new().await;

@@ -23,7 +23,7 @@ async fn wrong_credentials_and_sessions_are_refused() {
     assert_eq!(raw.call("VM.get_all", json!([])).await, failure(["SESSION_INVALID", &raw.session]));
 }
 
-/// xapi.md 2.2: above the cap of an originator its oldest sessions go; others are left alone.
+/// xapi.md 2.2: above the cap of an originator its oldest sessions go; others are left alone. Without an originator the cap is lower.
 #[tokio::test]
 async fn the_cap_is_per_originator() {
     let raw = Raw::new().await;
@@ -32,6 +32,10 @@ async fn the_cap_is_per_originator() {
         raw.login("root", "secret").await.unwrap();
     }
     assert_eq!(raw.sim.pool.db().count("session"), 501);
+    for _ in 0..410 {
+        raw.bare("session.login_with_password", json!(["root", "secret"])).await.unwrap();
+    }
+    assert_eq!(raw.sim.pool.db().count("session"), 501 + 400);
     raw.bare("VM.get_all", json!([other])).await.unwrap();
 }
 

@@ -370,7 +370,7 @@ async fn an_export_beside_a_writer_depends_on_the_host() {
     }
 }
 
-/// A `PUT` is a changing call with a number, an export is not; both are in the log, without their session.
+/// The instrument itself: a `PUT` is a changing call with a number, an export is not; both are in the log, without their session.
 #[tokio::test]
 async fn streams_are_numbered_and_logged() {
     let (raw, vdi, _) = disk().await;
@@ -388,7 +388,7 @@ async fn streams_are_numbered_and_logged() {
     assert_eq!(raw.sim.pool.log.counts()[PUT], 1);
 }
 
-/// The faults of the wire, as `wire::faults` has them for calls.
+/// xapi.md 6.4 (the verdict is the task's alone): the faults of the wire, as `wire::faults` has them for calls.
 #[tokio::test]
 async fn faults_strike_an_import() {
     for (effect, answered, status, blocks) in [

@@ -57,7 +57,7 @@ async fn the_document_names_every_call_that_is_not_simulated() {
     assert_eq!(listed, list);
 }
 
-/// What makes, starts and destroys machines and disks, and what others do to them, is there.
+/// xapi.md 4, 5 and 11: what makes, starts and destroys machines and disks, and what others do to them, is there.
 #[tokio::test]
 async fn a_packaging_life_and_its_meddlers_are_simulated() {
     let raw = Raw::new().await;

@@ -240,7 +240,7 @@ async fn a_forgotten_disk_comes_back_without_its_name() {
     assert_eq!((&row["name_label"], &row["other_config"], &row["tags"]), (&json!(""), &json!({}), &json!([])));
 }
 
-/// A guest has the bytes of its disks: at any offset, by device, read-only where the VBD is, and only what is plugged.
+/// xapi.md 3 (VBD) and 4.6: a guest has the bytes of its disks, at any offset, by device, read-only where the VBD is, and only what is plugged.
 #[tokio::test]
 async fn a_guest_reads_and_writes_its_disks_by_bytes() {
     use lamina::sim::guest::{Match, program};

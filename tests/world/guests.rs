@@ -182,7 +182,7 @@ async fn high_availability_restarts_what_may_be_restarted() {
     assert_eq!(raw.sim.pool.clock.waiting(), [], "nobody is about to restart it");
 }
 
-/// The same for one that crashes, one that halts while the daemon is down, and one that became protected while it ran.
+/// xapi.md 9.2: the same for one that crashes, one that halts while the daemon is down, and one that became protected while it ran.
 #[tokio::test]
 async fn high_availability_sees_crashes_and_what_happened_while_it_was_down() {
     let mut raw = brisk().await;

@@ -170,3 +170,72 @@ async fn a_machine_that_no_host_can_run_is_refused() {
         "MEMORY_CONSTRAINT_VIOLATION"
     );
 }
+
+/// xapi.md 4.5 (Guest-driven power changes) and 14 (Power, start_time): Running all the while, in a new boot.
+#[tokio::test]
+async fn a_reboot_is_a_new_boot_of_a_running_machine() {
+    let raw = brisk().await;
+    let (vm, _) = raw.machine("m").await;
+    let refused = |expected: &str| failure(["VM_BAD_POWER_STATE", &vm, expected, "halted"]);
+    assert_eq!(raw.run("VM.clean_reboot", json!([vm])).await, refused("running"));
+    assert_eq!(raw.run("VM.hard_reboot", json!([vm])).await, refused("paused, running"));
+    raw.sim.pool.clock.hold("guest/boot");
+    raw.run("VM.start", json!([vm, false, false])).await.unwrap();
+    assert_eq!(raw.run("VM.clean_reboot", json!([vm])).await, failure(["VM_LACKS_FEATURE", &vm]), "no tools yet");
+    raw.sim.pool.clock.unhold("guest/boot");
+    let boot = async || {
+        let row = raw.call("VM.get_record", json!([vm])).await.unwrap();
+        assert_eq!(row["power_state"], "Running");
+        let metrics = row["guest_metrics"].as_str().unwrap().to_owned();
+        raw.until("VM_guest_metrics", &metrics, "PV_drivers_detected", |v| *v == json!(true)).await;
+        let started = raw.get("VM_metrics", row["metrics"].as_str().unwrap(), "start_time").await;
+        (row["domid"].as_i64().unwrap(), metrics, lamina::xapi::wire::parse_time(started.as_str().unwrap()).unwrap())
+    };
+    let mut before = boot().await;
+    for (call, paused) in [("VM.clean_reboot", false), ("VM.hard_reboot", false), ("VM.hard_reboot", true)] {
+        // `start_time` tells seconds.
+        raw.sim.pool.clock.sleep(std::time::Duration::from_secs(2)).await;
+        if paused {
+            raw.run("VM.pause", json!([vm])).await.unwrap();
+            let refused = failure(["VM_BAD_POWER_STATE", &vm, "running", "paused"]);
+            assert_eq!(raw.run("VM.clean_reboot", json!([vm])).await, refused);
+        }
+        raw.run(call, json!([vm])).await.unwrap();
+        let after = boot().await;
+        assert_eq!(after.0, before.0 + 1, "{call}: another domain");
+        assert!(after.1 != before.1 && after.2 > before.2, "{call}: fresh metrics, a later start");
+        let old = raw.call("VM_guest_metrics.get_uuid", json!([before.1])).await;
+        assert_eq!(old, failure(["HANDLE_INVALID", "VM_guest_metrics", &before.1]));
+        before = after;
+    }
+}
+
+/// xapi.md 4.5, `VM.copy`: its disks are copied in full, to the repository that is named or where they are; all else as with a clone.
+#[tokio::test]
+async fn a_copy_of_a_machine_has_disks_of_its_own() {
+    let raw = brisk().await;
+    let template = raw.named("VM", "with-disk").await;
+    let local = raw.named("SR", "Local storage on host2").await;
+    let source = raw.named("VDI", "with-disk 0").await;
+    let uuid = raw.get("VDI", &source, "uuid").await;
+    let home = raw.get("VDI", &source, "SR").await;
+    raw.sim.pool.world.disks().write(uuid.as_str().unwrap(), 1, b"content").unwrap();
+    for (name, given, expected) in [("here", "OpaqueRef:NULL", home.as_str().unwrap()), ("there", &local, &local)] {
+        let copy = raw.make("VM.copy", json!([template, name, given])).await;
+        let row = raw.call("VM.get_record", json!([copy])).await.unwrap();
+        assert_eq!((&row["name_label"], &row["is_a_template"]), (&json!(name), &json!(true)));
+        assert_eq!(row["other_config"]["base_template_name"], "with-disk");
+        let vbd = row["VBDs"][0].as_str().unwrap();
+        let disk = raw.get("VBD", vbd, "VDI").await;
+        let disk = raw.call("VDI.get_record", json!([disk])).await.unwrap();
+        assert_eq!(disk["SR"], expected, "{name}");
+        assert_eq!(disk["sm_config"].get("vhd-parent"), None, "{name}: no chain");
+        let content = raw.sim.pool.digest(disk["uuid"].as_str().unwrap());
+        assert_eq!(content, raw.sim.pool.digest(uuid.as_str().unwrap()), "{name}");
+    }
+    assert_eq!(raw.get("VDI", &source, "sm_config").await.get("vhd-parent"), None, "the source is as it was");
+    let (vm, _) = raw.machine("m").await;
+    raw.run("VM.start", json!([vm, false, false])).await.unwrap();
+    let running = failure(["VM_BAD_POWER_STATE", &vm, "halted", "running"]);
+    assert_eq!(raw.run("VM.copy", json!([vm, "c", local])).await, running, "xapi.md 14, Templates");
+}

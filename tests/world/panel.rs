@@ -15,6 +15,7 @@ async fn panel(raw: &Raw) -> String {
     format!("http://{at}/")
 }
 
+/// The instrument itself; what a turn of it makes of the pool has its section beside it.
 #[tokio::test]
 async fn the_panel_turns_what_a_test_can_turn() {
     let mut raw = brisk().await;
@@ -68,6 +69,7 @@ async fn a_leaked_device_blocks_destroy_until_it_is_taken_off() {
     raw.run("VDI.destroy", json!([disk])).await.unwrap();
 }
 
+/// The instrument itself: a mistaken command changes nothing and says what is wrong.
 #[tokio::test]
 async fn mistakes_are_named() {
     let raw = brisk().await;

@@ -33,7 +33,7 @@ async fn pass(raw: &Raw, seconds: u64) {
     raw.sim.pool.clock.sleep(Duration::from_secs(seconds)).await;
 }
 
-/// A guest that was about to reboot by itself stands still, and goes on where it stood: once, not twice.
+/// xapi.md 1.3 (power states), 4.5: a guest that was about to reboot by itself stands still, and goes on where it stood: once, not twice.
 #[tokio::test]
 async fn a_paused_guest_stands_still_and_goes_on() {
     let (raw, vm) = busy().await;
@@ -69,7 +69,7 @@ async fn a_machine_started_paused_boots_at_unpause() {
     assert_eq!(raw.get("VM", &vm, "power_state").await, "Halted");
 }
 
-/// A suspended machine has no domain; resumed it is in the same boot in another domain, and keeps its guest metrics.
+/// xapi.md 4.5, 14 (Power): a suspended machine has no domain; resumed it is in the same boot in another domain, and keeps its guest metrics.
 #[tokio::test]
 async fn a_resumed_machine_is_in_its_old_boot() {
     let (raw, vm) = busy().await;

@@ -29,6 +29,88 @@ async fn names(raw: &Raw, class: &str) -> Vec<String> {
     names
 }
 
+/// xapi.md 3 (PBD), 4.5 and 10: hosts, storage, networks, templates and the OS disk of a pool that nobody described.
+#[tokio::test]
+async fn the_default_world_is_what_is_promised() {
+    let raw = of("").await;
+    assert_eq!(names(&raw, "host").await, ["host1", "host2", "host3"]);
+    assert_eq!(raw.sim.urls().len(), 3, "each listens");
+    let networks = ["Internal", "Packaging", "Pool-wide network associated with eth0"];
+    assert_eq!(names(&raw, "network").await, networks);
+    let hosts = raw.call("host.get_all", json!([])).await.unwrap();
+    for network in networks {
+        let pifs = raw.get("network", &raw.named("network", network).await, "PIFs").await;
+        let expected = if network == "Internal" { 0 } else { 3 };
+        assert_eq!(pifs.as_array().unwrap().len(), expected, "{network}: a card of each host, or none");
+    }
+    for (name, kind, shared, files) in [
+        ("Shared storage", "nfs", true, vec!["win11-24h2", "with-disk 0"]),
+        ("Local storage on host1", "ext", false, vec![]),
+        ("Local storage on host2", "ext", false, vec![]),
+        ("Local storage on host3", "ext", false, vec![]),
+        ("ISO library", "iso", true, vec!["guest-tools.iso"]),
+        ("XenServer Tools", "iso", true, vec![]),
+    ] {
+        let sr = raw.named("SR", name).await;
+        let row = raw.call("SR.get_record", json!([sr])).await.unwrap();
+        let content = if kind == "iso" { "iso" } else { "user" };
+        assert_eq!(
+            (&row["type"], &row["content_type"], &row["shared"]),
+            (&json!(kind), &json!(content), &json!(shared))
+        );
+        let mut seen_by = Vec::new();
+        for pbd in row["PBDs"].as_array().unwrap() {
+            let pbd = raw.call("PBD.get_record", json!([pbd])).await.unwrap();
+            assert_eq!(pbd["currently_attached"], json!(true), "{name}");
+            seen_by.push(pbd["host"].clone());
+        }
+        let owner = name.strip_prefix("Local storage on ");
+        let expected = match owner {
+            Some(host) => vec![json!(raw.named("host", host).await)],
+            None => hosts.as_array().unwrap().clone(),
+        };
+        seen_by.sort_by_key(ToString::to_string);
+        let mut expected = expected;
+        expected.sort_by_key(ToString::to_string);
+        assert_eq!(seen_by, expected, "{name}: one PBD for each host that sees it");
+        let mut inside = Vec::new();
+        for vdi in row["VDIs"].as_array().unwrap() {
+            inside.push(raw.get("VDI", vdi.as_str().unwrap(), "name_label").await);
+        }
+        inside.sort_by_key(ToString::to_string);
+        assert_eq!(inside, files, "{name}");
+    }
+    assert_eq!(names(&raw, "SR").await.len(), 6);
+    let tools = raw.call("SR.get_record", json!([raw.named("SR", "XenServer Tools").await])).await.unwrap();
+    assert_eq!(tools["is_tools_sr"], json!(true));
+    assert_eq!(tools["other_config"], json!({"xenserver_tools_sr": "true", "xensource_internal": "true"}));
+    let shared = raw.named("SR", "Shared storage").await;
+    assert_eq!(raw.get("pool", &raw.first("pool").await, "default_SR").await, json!(shared));
+
+    let templates = raw.call("VM.get_all_records_where", json!(["field \"is_a_template\" = \"true\""])).await.unwrap();
+    let built_in = |row: &&serde_json::Value| row["is_default_template"] == json!(true);
+    let built: Vec<_> = templates.as_object().unwrap().values().filter(built_in).collect();
+    assert!(built.len() >= 4 && built.iter().any(|row| row["name_label"] == "Windows 11"), "{}", built.len());
+    for row in built {
+        let keys = &row["other_config"];
+        assert!(keys["disks"].as_str().unwrap().contains("<provision>") && keys["default_template"] == "true");
+    }
+    for (name, disks, cards) in [("packaging", 0, 1), ("with-disk", 1, 1), ("no-network", 0, 0)] {
+        let row = raw.call("VM.get_record", json!([raw.named("VM", name).await])).await.unwrap();
+        let count = |field: &str| row[field].as_array().unwrap().len();
+        assert_eq!((count("VBDs"), count("VIFs")), (disks, cards), "{name}");
+        assert_eq!((&row["is_a_template"], &row["is_default_template"]), (&json!(true), &json!(false)), "{name}");
+        assert_eq!((&row["HVM_boot_policy"], &row["other_config"]), (&json!("BIOS order"), &json!({})), "{name}");
+    }
+    let os = raw.named("VDI", "win11-24h2").await;
+    let row = raw.call("VDI.get_record", json!([os])).await.unwrap();
+    assert_eq!((&row["virtual_size"], &row["VBDs"]), (&json!(32_u64 << 30), &json!([])));
+    assert_eq!((&row["sm_config"]["vdi_type"], &row["managed"]), (&json!("vhd"), &json!(true)));
+    let (digest, empty) = (raw.sim.pool.digest(row["uuid"].as_str().unwrap()), raw.named("VDI", "with-disk 0").await);
+    assert_ne!(digest, raw.sim.pool.digest(raw.get("VDI", &empty, "uuid").await.as_str().unwrap()), "it has content");
+}
+
+/// The instrument itself: what a file names is there beside the default world.
 #[tokio::test]
 async fn a_world_file_adds_to_the_default_world() {
     let raw = of(
@@ -45,6 +127,7 @@ async fn a_world_file_adds_to_the_default_world() {
     assert_eq!(names(&raw, "host").await.len(), 3);
 }
 
+/// The instrument itself: nothing but what the file names, and the storage drivers of xapi.md 2.4.
 #[tokio::test]
 async fn a_world_file_can_be_the_whole_world() {
     let raw = of(
@@ -66,6 +149,7 @@ async fn a_world_file_can_be_the_whole_world() {
     raw.run("VM.start", json!([vm, false, false])).await.unwrap();
 }
 
+/// The instrument itself: a file that makes no world is refused before anybody listens.
 #[tokio::test]
 async fn names_that_nothing_bears_are_mistakes() {
     for (text, mistake) in [

@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 use super::brisk;
 use crate::wire::{Raw, failure};
 
-async fn back(raw: &mut Raw, clean: bool) {
+pub(super) async fn back(raw: &mut Raw, clean: bool) {
     restart::restart(&raw.sim.pool, clean).await;
     assert_eq!(raw.call("pool.get_all", json!([])).await, failure(["SESSION_INVALID", &raw.session]));
     raw.session = raw.login("root", "secret").await.unwrap();
 }
 
-async fn scan(raw: &Raw) {
+pub(super) async fn scan(raw: &Raw) {
     let sr = raw.named("SR", "Shared storage").await;
     raw.run("SR.scan", json!([sr])).await.unwrap();
 }
@@ -23,6 +23,7 @@ async fn started(raw: &Raw) -> Value {
     raw.get("host", master.as_str().unwrap(), "other_config").await["agent_start_time"].clone()
 }
 
+/// xapi.md 14, Durability: keys, machines and disks since the last write are gone, destroyed disks have their rows back, until the scan.
 #[tokio::test]
 async fn an_unclean_death_forgets_what_was_not_written() {
     let mut raw = brisk().await;
@@ -56,6 +57,7 @@ async fn an_unclean_death_forgets_what_was_not_written() {
     assert_eq!(gone, failure(["UUID_INVALID", "VDI", doomed_uuid.as_str().unwrap()]));
 }
 
+/// xapi.md 14, Durability: SIGTERM writes the database; 2.2 and 4.1: sessions and tasks are in memory only.
 #[tokio::test]
 async fn a_clean_stop_keeps_everything_but_tasks_and_sessions() {
     let mut raw = brisk().await;
@@ -68,7 +70,7 @@ async fn a_clean_stop_keeps_everything_but_tasks_and_sessions() {
     assert_eq!(raw.call("task.get_status", json!([task])).await, failure(["HANDLE_INVALID", "task", &task]));
 }
 
-/// One clone becomes two rows, of which one is named like its source; nothing else tells where they come from.
+/// xapi.md 14, Replay: one clone becomes two rows, of which one is named like its source; nothing else tells where they come from.
 #[tokio::test]
 async fn a_storage_call_under_way_runs_a_second_time() {
     for clean in [true, false] {
@@ -103,6 +105,7 @@ async fn a_storage_call_under_way_runs_a_second_time() {
     }
 }
 
+/// xapi.md 14, Replay: `sm_config.paused`, and what a later clone says of it.
 #[tokio::test]
 async fn a_source_may_stay_paused_until_somebody_takes_the_key_off() {
     let mut raw = brisk().await;
@@ -118,6 +121,7 @@ async fn a_source_may_stay_paused_until_somebody_takes_the_key_off() {
     raw.run("VDI.clone", json!([source])).await.unwrap();
 }
 
+/// xapi.md 14, Durability: a running machine keeps domid, start_time and guest_metrics.
 #[tokio::test]
 async fn machines_run_on_while_the_daemon_dies() {
     let mut raw = brisk().await;
@@ -141,7 +145,8 @@ async fn machines_run_on_while_the_daemon_dies() {
     assert_eq!(raw.get("VBD", vbds[0].as_str().unwrap(), "currently_attached").await, json!(true));
 }
 
-/// A start that was not written: the row is Halted in what the new daemon reads, and as its domain is once the daemon has looked.
+/// xapi.md 14, Durability: of a start that was not written the row is Halted in what the new daemon reads, and as its domain is once
+/// the daemon has looked.
 #[tokio::test]
 async fn a_start_that_was_not_written_shows_all_the_same() {
     let mut raw = brisk().await;
@@ -172,7 +177,8 @@ async fn a_start_that_was_not_written_shows_all_the_same() {
     );
 }
 
-/// A start that had not come to the domain is lost; one that was written keeps its guest metrics, too.
+/// xapi.md 14, Replay (queued calls are lost) and Durability: a start that had not come to the domain is lost; one that was written keeps its
+/// guest metrics, too.
 #[tokio::test]
 async fn a_start_before_its_domain_is_lost_and_a_written_one_is_whole() {
     let mut raw = brisk().await;
@@ -192,7 +198,8 @@ async fn a_start_before_its_domain_is_lost_and_a_written_one_is_whole() {
     assert_eq!(raw.get("VM", &vm, "guest_metrics").await, metrics);
 }
 
-/// A halt and a destroy that were not written: the machine's row is back and off, its VBD holds its disk again, and the domain is gone.
+/// xapi.md 14, Durability: of a halt and a destroy that were not written the machine's row is back and off, its VBD holds its disk again, and the
+/// domain is gone.
 #[tokio::test]
 async fn a_destroyed_machine_comes_back_as_a_row() {
     let mut raw = brisk().await;
@@ -212,7 +219,8 @@ async fn a_destroyed_machine_comes_back_as_a_row() {
     raw.run("VDI.destroy", json!([disk])).await.unwrap();
 }
 
-/// A disk destroyed since the last write: its row is back until a scan, or until somebody destroys it again; names and keys go on its row.
+/// xapi.md 14, Durability: the row of a disk destroyed since the last write is back until a scan, or until somebody destroys it again; names and
+/// keys go on its row.
 #[tokio::test]
 async fn a_row_without_its_disk_can_be_destroyed_again() {
     let mut raw = brisk().await;
@@ -251,7 +259,7 @@ async fn another_host_becomes_coordinator() {
     assert_eq!(raw.get("VM", &vm, "name_label").await, "m", "a planned change keeps everything");
 }
 
-/// As `xe pool-designate-new-master` does it: the answer goes out first.
+/// xapi.md 9.2 (a change of the coordinator), as `xe pool-designate-new-master` does it: the answer goes out first.
 #[tokio::test]
 async fn a_coordinator_can_be_designated() {
     let raw = brisk().await;

@@ -58,7 +58,7 @@ async fn disks(raw: &crate::wire::Raw, vm: &str) -> Vec<String> {
     disks
 }
 
-/// A checkpoint keeps the memory, of a machine that has some.
+/// xapi.md 4.5, 14 (Power): a checkpoint keeps the memory, of a machine that has some.
 #[tokio::test]
 async fn a_checkpoint_wants_a_machine_with_memory() {
     let raw = brisk().await;
@@ -79,7 +79,7 @@ async fn a_checkpoint_wants_a_machine_with_memory() {
     }
 }
 
-/// A move: the same boot, in another domain on another host; a full or disabled host takes nothing.
+/// xapi.md 2.3 (migration), 4.5: the same boot, in another domain on another host; a full or disabled host takes nothing.
 #[tokio::test]
 async fn a_machine_moves_with_its_boot() {
     let raw = brisk().await;
@@ -112,7 +112,7 @@ async fn a_machine_moves_with_its_boot() {
     raw.run("VM.clean_shutdown", json!([vm])).await.unwrap();
 }
 
-/// The record alone is reset; the domain runs on, and its next sign puts the record right.
+/// xapi.md 2.3, `VM.power_state_reset`: the record alone is reset; the domain runs on, and its next sign puts the record right.
 #[tokio::test]
 async fn a_reset_power_state_is_only_a_record() {
     let raw = brisk().await;
