@@ -227,15 +227,18 @@ async fn a_layer_that_leaves_its_connector_leaves_its_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_base_that_cannot_be_destroyed_stops_nobody() {
     let rig = Rig::new().await;
-    rig.sim.pool.clock.hold("VDI.clone/queued");
-    let refused = Effect::Refuse(Failure::new("SR_BACKEND_FAILURE_453", ["x"]));
-    let destroy = Target::Method("Async.VDI.destroy".to_owned());
-    rig.sim.pool.faults.add(Fault { target: destroy, effect: refused, times: None });
+    let refuse = |method: &str| {
+        let effect = Effect::Refuse(Failure::new("SR_BACKEND_FAILURE_453", ["x"]));
+        rig.sim.pool.faults.add(Fault { target: Target::Method(method.to_owned()), effect, times: None });
+    };
+    ["Async.VDI.clone", "Async.VDI.destroy"].into_iter().for_each(refuse);
     let _controller = rig.run().await;
     rig.layer("moved", json!({"machine": {"powerOn": false}, "deletionPolicy": "Delete"})).await;
-    rig.sim.pool.clock.held("VDI.clone/queued").await;
+    rig.until_reason("moved", "StorageError").await;
     rig.patch("moved", json!({"osLayer": {"version": "25H1"}})).await;
-    rig.sim.pool.clock.unhold("VDI.clone/queued");
+    eventually("it was tried", async || (rig.calls("Async.VDI.destroy") > 0).then_some(())).await;
+    rig.sim.pool.faults.clear();
+    refuse("Async.VDI.destroy");
     rig.until_reason("moved", "StartMachine").await;
     let bases = rig.hands.all("VDI").await.into_iter().filter(|d| d.role() == "base").count();
     assert_eq!(bases, 2, "one is idle");
@@ -257,7 +260,9 @@ async fn layers_in_line_for_a_stream_hold_up_nobody() {
     for name in &names {
         rig.layer(name, json!({"machine": {"powerOn": false}})).await;
     }
-    let at_it = |l: &_| ready(l).is_some_and(|(_, m)| m.contains("writing the config disk"));
+    let at_it = |l: &_| {
+        status(l).config_disk.is_some() && ready(l).is_some_and(|(reason, _)| reason == "SettingUpMachine")
+    };
     for name in &names {
         rig.until(name, "in line", at_it).await;
     }
