@@ -3,6 +3,7 @@
 //! Each rule has a case that passes and one that is refused. Longer than other files, since it is two tables.
 //! Words are matched in part: the server adds lines of its own.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
@@ -15,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::common;
+use crate::{common, crds};
 
 fn layer(name: &str) -> Value {
     json!({
@@ -413,7 +414,8 @@ async fn status_and_finalizer_can_always_be_written() {
     }
 }
 
-/// Every field of both statuses, written as the controller writes it: a schema that lacks one, or means another type, would refuse it.
+/// Every field of both statuses, written as the controller writes it: a schema that lacks one, or means another type, would refuse it. A
+/// field that is in the schema and not in here is told by its path.
 #[tokio::test]
 async fn full_statuses_come_back_as_they_were_written() {
     let client = common::installed().await;
@@ -423,14 +425,17 @@ async fn full_statuses_come_back_as_they_were_written() {
     let base = json!({"from": "Version", "version": "0", "uuid": "s"});
     let status = json!({
         "observedGeneration": 1, "phase": "AwaitingFinalize", "pool": "p", "conditions": [condition("Ready")],
-        "operation": {"step": "FreezeDisk", "progress": 35, "since": time, "opid": "o", "source": "u", "agentStart": "1.5"},
-        "disk": {
-            "uuid": "u", "name": "n", "fileName": "f", "format": "VHD", "storageRepository": "fast", "virtualSize": 64_424_509_440_i64,
-            "utilisation": 12_884_901_888_i64, "base": base, "worked": true,
+        "operation": {
+            "step": "FreezeDisk", "progress": 35, "since": time, "opid": "o", "source": "u", "agentStart": "1.5", "bootID": "7@t",
         },
+        "disk": {
+            "uuid": "u", "name": "n", "fileName": "f", "format": "VHD", "storageRepository": "fast", "storageRepositoryUUID": "s",
+            "virtualSize": 64_424_509_440_i64, "utilisation": 12_884_901_888_i64, "base": base, "version": "1", "worked": true,
+        },
+        "configDisk": {"uuid": "u", "version": "1", "storageRepositoryUUID": "s"},
         "machine": {
             "uuid": "u", "name": "n", "host": "h", "powerState": "Halted", "address": "10.0.0.5",
-            "tools": {"version": "9.4", "seen": true},
+            "tools": {"version": "9.4", "seen": true}, "restartToken": "again", "agentStart": "1.5",
         },
         "steps": [{"name": "tools", "state": "Failed", "exitCode": -1}, {"name": "agent", "state": "Pending"}],
         "integrity": {
@@ -439,8 +444,8 @@ async fn full_statuses_come_back_as_they_were_written() {
         },
         "current": {"version": "0", "disk": "u", "finalizedAt": time},
         "versions": [{
-            "version": "0", "disk": "u", "base": base, "osVersion": "24H2", "size": 64_424_509_440_i64, "rearmsLeft": 0,
-            "finalizedAt": time, "comment": "c",
+            "version": "0", "disk": "u", "base": base, "osVersion": "24H2", "storageRepositoryUUID": "s", "size": 64_424_509_440_i64,
+            "rearmsLeft": 0, "finalizedAt": time, "comment": "c", "lost": true,
         }],
         "history": [{"at": time, "phase": "Finalized", "reason": "Finalized", "message": "words", "comment": "c"}],
     });
@@ -465,12 +470,34 @@ where
         + Serialize
         + DeserializeOwned,
 {
-    let document = json!({"apiVersion": K::api_version(&()), "kind": K::kind(&()), "status": status});
+    let kind = K::kind(&()).to_string();
+    let (mut there, mut absent) = (BTreeSet::new(), vec![]);
+    paths(&format!("{kind}.status"), status, &mut there);
+    let schemas = crds::schemas();
+    let (_, schema) = schemas.iter().find(|(of, _)| *of == kind).unwrap();
+    crds::each_field(&kind, schema, &mut |path, _| {
+        if path.starts_with(&format!("{kind}.status.")) && !there.contains(path) {
+            absent.push(path.to_owned());
+        }
+    });
+    assert!(absent.is_empty(), "this status lacks {absent:#?}");
+    let document = json!({"apiVersion": K::api_version(&()), "kind": kind, "status": status});
     let objects: Api<K> = Api::namespaced(client.clone(), namespace);
     let written =
         objects.patch_status(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&document)).await;
     let read = serde_json::to_value(written.expect("the status is accepted")).unwrap();
-    assert_eq!(&read["status"], status, "{}: read into the types and written out again", K::kind(&()));
+    assert_eq!(&read["status"], status, "{kind}: read into the types and written out again");
+}
+
+/// Where something is, written as `crds::each_field` does.
+fn paths(at: &str, value: &Value, into: &mut BTreeSet<String>) {
+    into.insert(at.to_owned());
+    for (name, field) in value.as_object().into_iter().flatten() {
+        paths(&format!("{at}.{name}"), field, into);
+    }
+    for item in value.as_array().into_iter().flatten() {
+        paths(&format!("{at}[]"), item, into);
+    }
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use lamina::xapi::model::{Network, Pool, Task, TaskStatus, VbdType};
 use lamina::xapi::wire::{Failure, Ref};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::process::Command;
 
 mod transfers;
 
@@ -126,6 +127,31 @@ async fn a_certificate_is_believed_as_the_user_said() {
     let (elsewhere, _) = counted(&sim, 1).await;
     assert_eq!(problem(asked(&elsewhere, ca(&sim)).await), TlsProblem::Name);
     assert!(Client::new(options(sim.urls(), Tls::CaBundle(b"no PEM".to_vec()))).is_err());
+}
+
+/// In a process of its own, whose system trusts this pool's hosts.
+#[tokio::test]
+async fn without_a_choice_the_systems_roots_are_believed() {
+    const NAME: &str = "client::without_a_choice_the_systems_roots_are_believed";
+    const POOL: &str = "LAMINA_TEST_POOL";
+    if let Ok(url) = std::env::var(POOL) {
+        let client = Client::new(options(vec![url], Tls::SystemRoots)).unwrap();
+        return assert_eq!(pools(&client).await.unwrap(), 1);
+    }
+    let (sim, other, roots) = (pool().await, pool().await, tempfile::NamedTempFile::new().unwrap());
+    std::fs::write(roots.path(), sim.ca_pem()).unwrap();
+    for (sim, known) in [(&sim, true), (&other, false)] {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child
+            .args(["--exact", NAME])
+            .env(POOL, &sim.urls()[0])
+            .env("SSL_CERT_FILE", roots.path())
+            .env_remove("SSL_CERT_DIR");
+        let ended = child.output().await.unwrap();
+        let told = String::from_utf8_lossy(&ended.stdout);
+        assert_eq!((ended.status.success(), told.contains("1 passed")), (known, known), "{told}");
+        assert!(known || told.contains("Untrusted"), "{told}");
+    }
 }
 
 #[tokio::test]

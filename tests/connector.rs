@@ -94,7 +94,7 @@ fn logins(sim: &Sim) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connector_becomes_ready_and_says_what_it_found() {
     let rig = Rig::new().await;
-    let _controller = rig.run().await;
+    let controller = rig.run().await;
     let found = ready(&rig).await;
     assert!(found.finalizers().contains(&FINALIZER.to_owned()));
     let status = found.status.expect("a status");
@@ -110,6 +110,23 @@ async fn a_connector_becomes_ready_and_says_what_it_found() {
     assert_eq!(srs, ["Local storage on host1", "Local storage on host2", "Local storage on host3", "Shared storage"]);
     assert!(names(&inventory.networks).contains(&"Packaging".to_owned()));
     assert!(!json!(status.conditions).to_string().contains("secret\""), "no secret in a status");
+
+    // What Prometheus reads of it.
+    let login = "call=\"session.login_with_password\"";
+    assert_eq!(controller.metric(&format!("lamina_xapi_calls_total{{{login},outcome=\"ok\"}}")), 1);
+    assert_eq!(controller.metric(&format!("lamina_xapi_call_seconds_count{{{login}}}")), 1);
+    let free = format!("lamina_sr_free_bytes{{connector=\"{}/lab\",sr=\"Shared storage\"}}", rig.namespace);
+    let sr = named(&rig.sim, "SR", "Shared storage");
+    let room = {
+        let db = rig.sim.pool.db();
+        let of = |field: &str| db.field("SR", &sr, field).ok().and_then(Value::as_u64).expect("a size");
+        of("physical_size") - of("physical_utilisation")
+    };
+    assert_eq!(controller.metric(&free), room);
+    let batches = controller.metric("lamina_event_lag_seconds_count");
+    set(&rig.sim, "SR", &sr, "name_description", json!("an event"));
+    let later = async || (controller.metric("lamina_event_lag_seconds_count") > batches).then_some(());
+    common::eventually("its lag is measured", later).await;
 }
 
 /// What has not changed is not written, however often it is looked at.

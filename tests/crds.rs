@@ -31,7 +31,7 @@ fn crds_are_committed() {
 }
 
 /// Calls `see` with the path and schema of every field below `schema`.
-fn each_field(path: &str, schema: &Value, see: &mut impl FnMut(&str, &Value)) {
+pub fn each_field(path: &str, schema: &Value, see: &mut impl FnMut(&str, &Value)) {
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
         let path = format!("{path}.{name}");
         see(&path, field);
@@ -42,7 +42,7 @@ fn each_field(path: &str, schema: &Value, see: &mut impl FnMut(&str, &Value)) {
     }
 }
 
-fn schemas() -> Vec<(String, Value)> {
+pub fn schemas() -> Vec<(String, Value)> {
     crd::crds()
         .unwrap()
         .iter()

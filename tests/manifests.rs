@@ -101,32 +101,96 @@ fn alerts_ask_for_metrics_that_there_are() {
 }
 
 /// What `kubectl get` asks for, and prints as it comes.
+struct Table(Value);
+
+impl Table {
+    async fn of(rig: &Rig, plural: &str) -> Self {
+        let path = format!("/apis/lamina.dev/v1alpha1/namespaces/{}/{plural}", rig.namespace);
+        let request =
+            hyper::Request::get(path).header("Accept", "application/json;as=Table;v=v1;g=meta.k8s.io").body(Vec::new());
+        Self(rig.client.request(request.expect("a request")).await.expect("a table"))
+    }
+
+    fn columns(&self) -> &[Value] {
+        self.0["columnDefinitions"].as_array().expect("columns")
+    }
+
+    /// Heads of the columns; `wide`: with those of `-o wide`.
+    fn heads(&self, wide: bool) -> Vec<String> {
+        let shown = self.columns().iter().filter(|c| wide || c["priority"] == 0);
+        shown.map(|c| c["name"].as_str().unwrap_or_default().to_uppercase()).collect()
+    }
+
+    /// A cell of the first row.
+    fn cell(&self, head: &str) -> &Value {
+        let at = self.columns().iter().position(|c| c["name"].as_str().is_some_and(|c| c.eq_ignore_ascii_case(head)));
+        &self.0["rows"][0]["cells"][at.expect(head)]
+    }
+}
+
+fn not_ready(reason: &str) -> Value {
+    let now = "2026-01-01T00:00:00Z";
+    json!({"type": "Ready", "status": "False", "reason": reason, "message": "m", "lastTransitionTime": now})
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn kubectl_shows_reason_and_progress() {
     let rig = Rig::new().await;
     rig.layer("shown", json!({"suspend": true})).await;
-    let now = "2026-01-01T00:00:00Z";
-    let condition = json!({"type": "Ready", "status": "False", "reason": "CreatingDisk", "message": "m", "lastTransitionTime": now});
-    let status = json!({"status": {"phase": "Pending", "conditions": [condition], "operation": {"step": "CloneDisk", "progress": 35}}});
-    let patch = PatchParams::default();
-    rig.layers().patch_status("shown", &patch, &Patch::Merge(status)).await.expect("a status");
-    let path = format!("/apis/lamina.dev/v1alpha1/namespaces/{}/platformlayers", rig.namespace);
-    let request =
-        hyper::Request::get(path).header("Accept", "application/json;as=Table;v=v1;g=meta.k8s.io").body(Vec::new());
-    let table: Value = rig.client.request(request.expect("a request")).await.expect("a table");
-    let columns = table["columnDefinitions"].as_array().expect("columns");
-    let named = |wide: bool| {
-        let shown = columns.iter().filter(|c| wide || c["priority"] == 0);
-        shown.map(|c| c["name"].as_str().unwrap_or_default().to_uppercase()).collect::<Vec<_>>()
-    };
-    assert_eq!(named(false), ["NAME", "PHASE", "READY", "REASON", "VERSION", "PROGRESS", "AGE"]);
+    let status = json!({"phase": "Pending", "conditions": [not_ready("CreatingDisk")], "operation": {"step": "CloneDisk", "progress": 35}});
+    let patch = Patch::Merge(json!({ "status": status }));
+    rig.layers().patch_status("shown", &PatchParams::default(), &patch).await.expect("a status");
+    let table = Table::of(&rig, "platformlayers").await;
+    assert_eq!(table.heads(false), ["NAME", "PHASE", "READY", "REASON", "VERSION", "PROGRESS", "AGE"]);
     assert_eq!(
-        named(true),
+        table.heads(true),
         ["NAME", "PHASE", "READY", "REASON", "VERSION", "PROGRESS", "MACHINE", "CONNECTOR", "OS LAYER", "AGE"]
     );
-    let cell = |name: &str| {
-        let at = columns.iter().position(|c| c["name"].as_str().is_some_and(|c| c.eq_ignore_ascii_case(name)));
-        table["rows"][0]["cells"][at.expect(name)].clone()
-    };
-    assert_eq!((cell("reason"), cell("progress"), cell("ready")), (json!("CreatingDisk"), json!(35), json!("False")));
+    let cells = ["reason", "progress", "ready"].map(|head| table.cell(head).clone());
+    assert_eq!(cells, [json!("CreatingDisk"), json!(35), json!("False")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_shows_what_a_connector_leads_to_and_who_uses_it() {
+    let rig = Rig::new().await;
+    let status =
+        json!({"conditions": [not_ready("CredentialsRefused")], "coordinator": "xen1 (10.0.0.1)", "layers": 2});
+    let patch = Patch::Merge(json!({ "status": status }));
+    rig.connectors().patch_status("lab", &PatchParams::default(), &patch).await.expect("a status");
+    let table = Table::of(&rig, "connectors").await;
+    for wide in [false, true] {
+        assert_eq!(table.heads(wide), ["NAME", "READY", "REASON", "COORDINATOR", "LAYERS", "AGE"]);
+    }
+    let cells = ["name", "ready", "reason", "coordinator", "layers"].map(|head| table.cell(head).clone());
+    assert_eq!(json!(cells), json!(["lab", "False", "CredentialsRefused", "xen1 (10.0.0.1)", 2]));
+}
+
+/// What a cluster that enforces the restricted Pod Security Standard, and an operator who was woken at night, look for.
+#[test]
+fn the_pod_has_no_more_than_it_needs_and_is_probed() {
+    let deployment = shipped("deployment.yaml").remove(0);
+    let (spec, pod) = (&deployment["spec"], &deployment["spec"]["template"]["spec"]);
+    assert_eq!(deployment["kind"], "Deployment");
+    assert_eq!(spec["strategy"]["type"], "Recreate", "two would race for the Lease at every update");
+    let user = &pod["securityContext"];
+    assert_eq!(user["runAsNonRoot"], true);
+    assert!(user["runAsUser"].as_u64().is_some_and(|uid| uid > 0), "the image alone names no user: {user}");
+    assert_eq!(user["seccompProfile"]["type"], "RuntimeDefault");
+    assert_eq!(pod["serviceAccountName"], "lamina");
+    for what in ["hostNetwork", "hostPID", "hostIPC", "volumes"] {
+        assert!(pod.get(what).is_none(), "{what}");
+    }
+
+    let containers = pod["containers"].as_array().expect("containers");
+    let [container] = containers.as_slice() else { panic!("{containers:?}") };
+    let rights =
+        json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}});
+    assert_eq!(container["securityContext"], rights);
+    let (cpu, memory) = (&container["resources"]["requests"]["cpu"], &container["resources"]["requests"]["memory"]);
+    assert!(cpu.is_string() && memory.is_string() && container["resources"]["limits"]["memory"].is_string());
+    for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz")] {
+        assert_eq!(container[probe]["httpGet"], json!({"path": path, "port": "http"}), "{probe}");
+    }
+    let port = container["ports"].as_array().and_then(|ports| ports.iter().find(|port| port["name"] == "http"));
+    assert_eq!(port.expect("the port of the probes")["containerPort"], 8080, "where `run` listens");
 }

@@ -1,4 +1,6 @@
 //! The real binary as a pod would run it: under the service account and the rights that `deploy/` ships, stopped by signals.
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
@@ -68,6 +70,31 @@ async fn a_lost_lease_ends_the_process_and_says_why() {
     assert_eq!(why["error"], "another controller may lead by now: the lease was taken over by usurper");
     assert_eq!(running.ended().await.code(), Some(1));
     leases(&client).delete(NAME, &DeleteParams::default()).await.unwrap();
+}
+
+/// XAPI drops the oldest sessions of an originator that has too many: a pod that was replaced must not be ended by its successor's.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_process_logs_in_under_a_name_of_its_own() {
+    let _turn = TURN.lock().await;
+    let rig = Rig::new().await;
+    let originators = || -> BTreeSet<String> {
+        let db = rig.sim.pool.db();
+        let all = db.all("session").filter_map(|(_, row)| row.get("originator")?.as_str());
+        all.filter(|name| name.starts_with("same_")).map(str::to_owned).collect()
+    };
+    let mut seen = Vec::new();
+    for _process in 0..2 {
+        let account = Who::ServiceAccount { namespace: NAMESPACE, name: "lamina" };
+        let running = Binary::start(account, NAMESPACE, &rig.namespace, &["--identity", "same"]).await;
+        // With the call after it a log-in is over, and what is logged out in the end.
+        let at_work = async || (running.metric("lamina_xapi_calls_total").await > 1.0).then(originators);
+        let names = crate::common::eventually("a session", at_work).await;
+        assert_eq!(names.len(), 1, "one process has one name: {names:?}");
+        seen.extend(names);
+        running.stop().await;
+        assert!(originators().is_empty(), "a process that is stopped logs out");
+    }
+    assert_ne!(seen[0], seen[1]);
 }
 
 /// Whoever lost a disk reads these lines first: a reference is of no use to them, and dies with xapi.

@@ -202,8 +202,13 @@ pub fn check_connector(connector: &Connector) -> Vec<String> {
     let Some(status) = connector.status.as_ref().filter(|s| s.observed_generation != Some(-1)) else { return vec![] };
     let mut wrong = check(&status.conditions, status.observed_generation, connector.metadata.generation);
     let is_ready = find(&status.conditions, ConditionType::Ready).is_some_and(|c| c.status == "True");
-    if is_ready && find(&status.conditions, ConditionType::Reconciling).is_some() {
+    let [reconciling, stalled] =
+        [ConditionType::Reconciling, ConditionType::Stalled].map(|t| find(&status.conditions, t));
+    if is_ready && reconciling.is_some() {
         wrong.push("Ready=True while Reconciling".into());
+    }
+    if !is_ready && reconciling.or(stalled).is_none() {
+        wrong.push("Ready is not True, and neither Reconciling nor Stalled is there".into());
     }
 
     let mut failed: Option<ConditionType> = None;

@@ -178,6 +178,10 @@ fn later_checks_of_a_connector_are_unknown() {
     let good: Vec<_> = stalled.into_iter().chain(checks(3, Reason::TemplateNotFound)).collect();
     assert_eq!(check_connector(&connector(good.clone())), Vec::<String>::new());
 
+    let unread = good.iter().filter(|c| c.0 != C::Stalled).copied().collect();
+    let neither = "Ready is not True, and neither Reconciling nor Stalled is there";
+    assert_eq!(check_connector(&connector(unread)), [neither]);
+
     let stale = good.iter().map(|c| if c.0 == C::StorageReady { (c.0, True, Reason::Passed) } else { *c }).collect();
     assert_eq!(check_connector(&connector(stale)), ["StorageReady is True/Passed after TemplateValid failed"]);
 

@@ -164,6 +164,10 @@ mod tests {
         let args = Line::parse_from(["simulate", "--listen", "127.0.0.1:0"]).args;
         let sim = Sim::start(Options { listen: args.listen, ..Options::default() }).await.unwrap();
         let text = introduction(&sim, &args).unwrap();
+        for (host, url) in sim.hosts.iter().zip(sim.urls()) {
+            let line = format!("#   {url}  SHA-256 {}", host.fingerprint);
+            assert!(host.fingerprint.len() == 95 && text.lines().any(|told| told == line), "{line}\n{text}");
+        }
         let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
         let (secret, connector) = (&documents[0], &documents[1]);
         assert_eq!((&secret["kind"], &secret["stringData"]["password"]), (&"Secret".into(), &"simulated".into()));

@@ -22,7 +22,7 @@ use super::link::{Link, Origin, Setup, deliver};
 use super::site;
 use super::sweep::{Known, Swept, sweep};
 use super::wakes::Wakes;
-use crate::api::condition::{ConditionType as C, find};
+use crate::api::condition::{ConditionType as C, check_connector, find};
 use crate::api::connector::ConnectorStatus;
 use crate::api::reason::Reason;
 use crate::api::{Connector, PlatformLayer, REQUESTED_AT};
@@ -322,10 +322,17 @@ async fn once(guard: Arc<Guarded<Connector>>, hub: &Connectors) -> Result<Action
         return Ok(Action::requeue(pause));
     }
     let status = compose(&subject, &old, outcome, swept.as_ref(), &hub.ctx.pace.wall());
+    debug_assert_eq!(invariants(connector, &status), Vec::<String>::new(), "a status against the rules of conditions");
     publish(&hub.ctx, &guard, &status).await?;
     announce(&hub.ctx, &guard, &old, &status).await;
     lock(&hub.written).insert(uid, status);
     Ok(Action::requeue(pause))
+}
+
+/// What a status breaks; nothing can be said of an object that cannot be read.
+fn invariants(connector: Option<&Connector>, status: &ConnectorStatus) -> Vec<String> {
+    let told = connector.map(|connector| Connector { status: Some(status.clone()), ..connector.clone() });
+    told.as_ref().map(check_connector).unwrap_or_default()
 }
 
 /// Has Ready been told of this generation?

@@ -191,7 +191,7 @@ async fn machine_slots_go_to_one_layer_at_a_time() {
     for name in ["first", "second", "third"] {
         rig.guest(name, quick());
     }
-    let _controller = rig.run().await;
+    let controller = rig.run().await;
     rig.layer("first", json!({})).await;
     rig.until_reason("first", "ApproveFinalize").await;
     for name in ["second", "third"] {
@@ -202,11 +202,18 @@ async fn machine_slots_go_to_one_layer_at_a_time() {
         assert_eq!(status(&waits.await).phase, Some(Phase::Pending));
     }
     assert_eq!(rig.calls("Async.VM.clone"), 1);
+    // Metrics come after the status.
+    let waiting = async |n| {
+        let waits = controller.metric("lamina_waits{reason=\"WaitingForSlot\"}");
+        (waits == n).then_some(())
+    };
+    crate::common::eventually("both are counted", async || waiting(2).await).await;
     rig.approve("first", "1").await;
     rig.until_finalized("first", "1").await;
     for name in ["second", "third"] {
         rig.until_finalized(name, "1").await;
     }
+    crate::common::eventually("nobody waits", async || waiting(0).await).await;
     rig.hands.assert_tidy().await;
 }
 

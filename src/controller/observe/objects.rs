@@ -285,3 +285,7 @@ fn networks_of(view: &View, vm: &Vm) -> Vec<String> {
 pub fn owned(cluster: &str, uuid: &str, keys: &Keys, role: identity::Role, layer: &str) -> bool {
     prove(cluster, uuid, keys, false) == Proof::ByKeys(role) && keys.get(identity::LAYER).is_some_and(|l| l == layer)
 }
+
+#[cfg(test)]
+#[path = "objects_tests.rs"]
+mod tests;
