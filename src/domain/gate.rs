@@ -382,7 +382,7 @@ pub fn freeze(seen: &Observed, machine: &Machine) -> Result<(), Trouble> {
         ));
     };
     // Storage pauses what it copies: our own freeze is no reason to take it back.
-    if !seen.flight(Making::FreezeDisk).is_some_and(|f| f.intent.is_some()) {
+    if seen.flight(Making::FreezeDisk).is_none_or(|f| f.intent.is_none()) {
         work_is_not_paused(work)?;
     }
     work_is_in_nobodys_hands(work)?;

@@ -12,7 +12,8 @@ use serde_json::json;
 use tokio::sync::Notify;
 
 use super::steps::{GET, PUT, answer};
-use crate::common::rig::{Rig, ready, status};
+use crate::common::eventually;
+use crate::common::rig::{Rig, machine, ready, status};
 use crate::common::unattended::{files, image, served, two_steps};
 
 /// A first boot in which nobody helps; then a person sees to the step in its machine.
@@ -90,8 +91,12 @@ async fn a_step_that_restarts_the_machine_by_itself_is_run_again_only_if_it_may(
         more["steps"][0]["retry"] = json!(retry);
         rig.layer(name, more).await;
         let runs = |l: &_| status(l).operation.is_some_and(|o| o.step == "RunStep tools");
-        rig.until(name, "the first step", runs).await;
+        let vm = machine(&rig.until(name, "the first step", runs).await);
+        let domid = async || rig.hands.machine(&vm).await.expect("M").row["domid"].clone();
+        let first = domid().await;
         now.notify_one();
+        // Nothing of its first boot goes on.
+        eventually("the restart", async || (domid().await != first).then_some(())).await;
         rig.sim.pool.clock.unhold("guest/program");
         if !retry {
             let asks = |l: &_| ready(l).is_some_and(|(r, m)| r == "FixStep" && m.contains("restartToken"));
