@@ -260,9 +260,8 @@ async fn layers_in_line_for_a_stream_hold_up_nobody() {
     for name in &names {
         rig.layer(name, json!({"machine": {"powerOn": false}})).await;
     }
-    let at_it = |l: &_| {
-        status(l).config_disk.is_some() && ready(l).is_some_and(|(reason, _)| reason == "SettingUpMachine")
-    };
+    let at_it =
+        |l: &_| status(l).config_disk.is_some() && ready(l).is_some_and(|(reason, _)| reason == "SettingUpMachine");
     for name in &names {
         rig.until(name, "in line", at_it).await;
     }
