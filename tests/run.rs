@@ -12,7 +12,8 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 
 use crate::common::binary::Binary;
-use crate::common::rig::{Rig, quick, ready, uid};
+use crate::common::rig::{Rig, ready, uid};
+use crate::common::unattended::{SECRET, files as step_files, served, two_steps};
 use crate::common::{cluster, installed, tls, until};
 
 const NAMESPACE: &str = "lamina-system";
@@ -170,8 +171,12 @@ async fn no_secret_is_told_to_anybody() {
         Some(serde_json::from_str::<Value>(starting).unwrap()["listen"].as_str()?.to_owned())
     })
     .await;
-    rig.guest("discreet", quick());
-    rig.layer("discreet", json!({"finalize": {"policy": "OnShutdown"}, "deletionPolicy": "Delete"})).await;
+    step_files(&rig).await;
+    rig.guest("discreet", served());
+    let mut spec = two_steps();
+    spec["finalize"] = json!({"policy": "OnShutdown"});
+    spec["deletionPolicy"] = json!("Delete");
+    rig.layer("discreet", spec).await;
     rig.until("discreet", "refused", |l| ready(l).is_some_and(|(_, m)| m.contains("refused the account"))).await;
     set_password(&right).await;
     rig.until_finalized("discreet", "1").await;
@@ -195,7 +200,8 @@ async fn no_secret_is_told_to_anybody() {
     for word in ["Async.VDI.clone", "CredentialsRefused", "\"DEBUG\"", "lamina_xapi_calls"] {
         assert!(told.contains(word), "{word} is not told, so nothing is proved");
     }
-    for secret in [wrong, right].into_iter().chain(sessions) {
+    let of_steps = [SECRET, "rem set up"].map(str::to_owned);
+    for secret in [wrong, right].into_iter().chain(sessions).chain(of_steps) {
         let at = told.find(&secret);
         assert!(at.is_none(), "{}", &told[at.unwrap_or(0).saturating_sub(300)..][..400]);
     }

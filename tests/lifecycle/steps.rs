@@ -272,6 +272,29 @@ async fn a_deletion_wipes_and_takes_the_disk() {
     assert_eq!(rig.calls(PUT), 4, "two disks, each filled and wiped");
 }
 
+/// Storage may keep what zeros replace; the disk itself holds nothing any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_left_on_the_disk_when_it_goes() {
+    let rig = Rig::new().await;
+    files(&rig).await;
+    rig.guest("zeros", served());
+    let _controller = rig.run().await;
+    rig.layer("zeros", two_steps()).await;
+    let halted = rig.until_reason("zeros", "ApproveFinalize").await;
+    let c = status(&halted).config_disk.expect("its record").uuid;
+    let size = rig.hands.disk(&c).await.expect("C").row["virtual_size"].to_string().trim_matches('"').parse();
+    let size: usize = size.expect("bytes");
+    let bytes = || rig.sim.pool.world.disks().read_at(&c, 0, size).expect("its bytes");
+    assert!(bytes().windows(SECRET.len()).any(|at| at == SECRET.as_bytes()), "what is to be wiped");
+    let effect = Effect::Refuse(Failure::new("SR_BACKEND_FAILURE_453", ["x"]));
+    rig.sim.pool.faults.add(Fault { target: Target::Method("Async.VDI.destroy".to_owned()), effect, times: None });
+    rig.approve("zeros", "1").await;
+    rig.until_reason("zeros", "StorageError").await;
+    assert!(bytes().iter().all(|b| *b == 0));
+    rig.sim.pool.faults.clear();
+    rig.until_finalized("zeros", "1").await;
+}
+
 /// A report needs the second way out where the drivers of the first are only being installed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_without_steps_and_program_has_its_disk_too() {
