@@ -1,6 +1,6 @@
 //! The house rules that no compiler knows: who may see whom, what stays pure, and how long a file may be without an excuse.
 //!
-//! Reads the source as text. A line that breaks a rule is printed as `file:line: text`.
+//! Reads the source as text. A line that breaks a rule is printed as `file:line: text`. Longer than other files: one rule after another.
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -12,6 +12,7 @@ mod gates;
 mod happy;
 mod integrity;
 mod law;
+mod lines;
 mod loss;
 mod machine;
 mod midway;

@@ -1,0 +1,120 @@
+//! Layers that stand in line for a disk or a stream: whose turn it is, and that nobody is held up by one that does not want it any more.
+
+use std::time::Duration;
+
+use kube::api::{Patch, PatchParams};
+use lamina::sim::faults::{Effect, Fault, Target};
+use lamina::xapi::wire::Failure;
+use serde_json::json;
+
+use crate::common::eventually;
+use crate::common::rig::{Rig, ready, status, uid};
+
+/// First come, first served, at the base that all are cloned from. Who was suspended in line holds nobody up, and comes last.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_of_one_disk_are_made_in_the_order_of_coming() {
+    let rig = Rig::new().await;
+    rig.sim.pool.clock.hold("VDI.clone/queued");
+    let _controller = rig.run().await;
+    let mut uids = Vec::new();
+    for (name, reason) in
+        [("z", "CreatingDisk"), ("late", "WaitingForMark"), ("y", "WaitingForMark"), ("x", "WaitingForMark")]
+    {
+        rig.layer(name, json!({"machine": {"powerOn": false}})).await;
+        uids.push(uid(&rig.until_reason(name, reason).await));
+        rig.sim.pool.clock.held("VDI.clone/queued").await;
+    }
+    rig.patch("late", json!({"suspend": true})).await;
+    rig.until_reason("late", "Suspended").await;
+    rig.sim.pool.clock.unhold("VDI.clone/queued");
+    for name in ["z", "y", "x"] {
+        rig.until_reason(name, "StartMachine").await;
+    }
+    rig.patch("late", json!({"suspend": false})).await;
+    rig.until_reason("late", "StartMachine").await;
+    let entries = rig.sim.pool.log.entries().into_iter();
+    let marks = entries.filter(|e| e.method == "VDI.add_to_other_config").map(|e| json!(e.params).to_string());
+    // On the base, then on each one's own disk, from which its machine is cloned: each once.
+    let order = marks.filter_map(|m| uids.iter().position(|uid| m.contains(uid.as_str())));
+    let mut seen = Vec::new();
+    order.for_each(|layer| {
+        if !seen.contains(&layer) {
+            seen.push(layer)
+        }
+    });
+    assert_eq!(seen, [0, 2, 3, 1]);
+}
+
+/// Who is led to another Connector while in line holds nobody up at the first one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_leaves_its_connector_leaves_its_line() {
+    let rig = Rig::new().await;
+    rig.sim.pool.clock.hold("VDI.clone/queued");
+    let _controller = rig.run().await;
+    for (name, reason) in [("first", "CreatingDisk"), ("leaves", "WaitingForMark"), ("next", "WaitingForMark")] {
+        rig.layer(name, json!({"machine": {"powerOn": false}})).await;
+        rig.until_reason(name, reason).await;
+        rig.sim.pool.clock.held("VDI.clone/queued").await;
+    }
+    rig.patch("leaves", json!({"connectorRef": {"name": "elsewhere"}})).await;
+    rig.until_reason("leaves", "ConnectorNotFound").await;
+    rig.sim.pool.clock.unhold("VDI.clone/queued");
+    rig.until_reason("next", "StartMachine").await;
+    rig.patch("leaves", json!({"connectorRef": {"name": "lab"}})).await;
+    rig.until_reason("leaves", "StartMachine").await;
+    rig.hands.assert_tidy().await;
+}
+
+/// It is nobody's: whoever needs no base of that kind goes on, and the next one tries again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_base_that_cannot_be_destroyed_stops_nobody() {
+    let rig = Rig::new().await;
+    let refuse = |method: &str| {
+        let effect = Effect::Refuse(Failure::new("SR_BACKEND_FAILURE_453", ["x"]));
+        rig.sim.pool.faults.add(Fault { target: Target::Method(method.to_owned()), effect, times: None });
+    };
+    ["Async.VDI.clone", "Async.VDI.destroy"].into_iter().for_each(refuse);
+    let _controller = rig.run().await;
+    rig.layer("moved", json!({"machine": {"powerOn": false}, "deletionPolicy": "Delete"})).await;
+    rig.until_reason("moved", "StorageError").await;
+    rig.patch("moved", json!({"osLayer": {"version": "25H1"}})).await;
+    eventually("it was tried", async || (rig.calls("Async.VDI.destroy") > 0).then_some(())).await;
+    rig.sim.pool.faults.clear();
+    refuse("Async.VDI.destroy");
+    rig.until_reason("moved", "StartMachine").await;
+    let bases = rig.hands.all("VDI").await.into_iter().filter(|d| d.role() == "base").count();
+    assert_eq!(bases, 2, "one is idle");
+    rig.sim.pool.faults.clear();
+    rig.delete("moved").await;
+    rig.until_gone("moved").await;
+    rig.hands.assert_tidy().await;
+}
+
+/// A pool takes two streams at a time, and more layers than passes at a time wait for theirs: nobody else waits with them.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_in_line_for_a_stream_hold_up_nobody() {
+    let rig = Rig::new().await;
+    let limits = Patch::Merge(json!({"spec": {"limits": {"machines": 64}}}));
+    rig.connectors().patch("lab", &PatchParams::default(), &limits).await.expect("a patch");
+    rig.sim.pool.clock.hold("import_raw_vdi/block");
+    let _controller = rig.run().await;
+    let names: Vec<_> = (0..20).map(|n| format!("stream-{n}")).collect();
+    for name in &names {
+        rig.layer(name, json!({"machine": {"powerOn": false}})).await;
+    }
+    let at_it =
+        |l: &_| status(l).config_disk.is_some() && ready(l).is_some_and(|(reason, _)| reason == "SettingUpMachine");
+    for name in &names {
+        rig.until(name, "in line", at_it).await;
+    }
+    rig.layer("other", json!({"connectorRef": {"name": "elsewhere"}})).await;
+    let told = tokio::time::timeout(Duration::from_secs(10), rig.until_reason("other", "ConnectorNotFound"));
+    told.await.expect("no pass waits in line");
+    assert_eq!(rig.calls("PUT /import_raw_vdi"), 2);
+    rig.sim.pool.clock.unhold("import_raw_vdi/block");
+    for name in &names {
+        rig.until_reason(name, "StartMachine").await;
+    }
+    assert_eq!(rig.calls("PUT /import_raw_vdi"), 20);
+    rig.hands.assert_tidy().await;
+}
