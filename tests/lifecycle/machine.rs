@@ -4,7 +4,9 @@ use kube::api::{Patch, PatchParams};
 use lamina::api::{ConditionType, Phase, PlatformLayer};
 use lamina::demo::person::{Deed, person};
 use lamina::sim::clock::Clock;
+use lamina::sim::faults::{self, Effect, Target};
 use lamina::sim::{restart, serve};
+use lamina::xapi::wire::Failure;
 use serde_json::json;
 
 use crate::common::rig::{Rig, idle, machine, quick, ready, says, status, uid};
@@ -109,6 +111,31 @@ async fn a_person_may_start_the_machine() {
     rig.until_finalized("hand", "1").await;
     assert_eq!(rig.calls("Async.VM.start"), 0);
     rig.hands.assert_tidy().await;
+}
+
+/// Of two who start it at once the pool refuses one: where that is us, the machine runs all the same, and is not started again after its halt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_another_won_is_no_start_to_be_made_up_for() {
+    let rig = Rig::new().await;
+    rig.guest("won", quick());
+    let failure = Failure::new("VM_BAD_POWER_STATE", ["OpaqueRef:NULL", "halted", "running"]);
+    let strike = |method: &str, effect| {
+        rig.sim.pool.faults.add(faults::Fault { target: Target::Method(method.into()), effect, times: None });
+    };
+    strike("Async.VM.start", Effect::FailTask(failure));
+    // The refusal is read once the other's machine runs.
+    strike("task.destroy", Effect::Drop);
+    let controller = rig.run().await;
+    rig.layer("won", json!({"finalize": {"policy": "OnShutdown"}})).await;
+    let layer = rig.until("won", "a start that failed", |_| rig.calls("Async.VM.start") > 0).await;
+    drop(controller);
+    let vm = rig.hands.machine(&machine(&layer)).await.expect("M").r;
+    rig.hands.call("VM.start", json!([vm, false, false])).await;
+    rig.sim.pool.faults.clear();
+    let sent = rig.calls("Async.VM.start");
+    let _controller = rig.run().await;
+    rig.until_finalized("won", "1").await;
+    assert_eq!(rig.calls("Async.VM.start"), sent);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -241,15 +241,16 @@ fn object_recorded(seen: &Observed, making: Making) -> bool {
     }
 }
 
-/// Has the start that the intent is about taken place? A boot that nobody noted tells, even if the task is gone.
+/// Has the start that the intent is about taken place? A boot that nobody noted tells, even if the task is gone, or failed because
+/// somebody else was faster.
 fn started(seen: &Observed, m: &Machine) -> bool {
     let Some(f) = seen.flight(Making::StartMachine) else { return false };
     match (&f.task, m.boot_noted()) {
-        (TaskSight::Pending { .. } | TaskSight::Failed(_), _) => false,
+        (TaskSight::Pending { .. }, _) => false,
         (TaskSight::Succeeded { .. }, _) => true,
-        (TaskSight::None, _) if m.power != Power::Halted => true,
-        (TaskSight::None, Some(noted)) => noted != m.start_time,
-        (TaskSight::None, None) => ran(seen, m),
+        (TaskSight::Failed(_) | TaskSight::None, _) if m.power != Power::Halted => true,
+        (TaskSight::Failed(_) | TaskSight::None, Some(noted)) => noted != m.start_time,
+        (TaskSight::Failed(_) | TaskSight::None, None) => ran(seen, m),
     }
 }
 
