@@ -14,6 +14,7 @@ use lamina_guest::finalize::{Machine, Order, finalize};
 use lamina_guest::memory::{self, Reply, State};
 use lamina_guest::service::{self, End};
 use lamina_guest::steps::engine::Answer;
+use tokio::sync::watch;
 
 use super::inside::{Installers, Systems};
 use crate::domain::report::PREFIX;
@@ -55,6 +56,8 @@ pub enum Deed {
         block: u64,
         byte: u8,
     },
+    /// Waits for this, or for ever.
+    Until(watch::Receiver<bool>),
     Reboot,
     PowerOff,
     /// Does nothing more by itself.
@@ -179,6 +182,11 @@ async fn live(guest: &Guest, systems: &Systems, image: Image, deeds: Vec<Deed>) 
             Deed::Work { block, byte } => {
                 // A disk that is gone cannot be worked on; the machine notices soon enough.
                 guest.write_block(0, block, &vec![byte; 2 << 20]).unwrap_or_default();
+            }
+            Deed::Until(mut done) => {
+                if done.wait_for(|done| *done).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
             }
             Deed::Reboot => return Exit::Reboot,
             Deed::PowerOff => return Exit::Halt,

@@ -41,7 +41,7 @@ impl Fault {
         Self::MidJson,
         Self::BothDie,
     ];
-    pub const OF_WRITES: [Self; 2] = [Self::DiesBefore, Self::DiesAfter];
+    pub const OF_WRITES: [Self; 4] = [Self::DiesBefore, Self::DiesAfter, Self::XapiDies, Self::BothDie];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -101,8 +101,8 @@ fn method<'a>(case: &Case, records: &'a BTreeMap<Life, Run>) -> Option<&'a Entry
 
 /// Does it belong to every call × [`Fault::OF_CI`]? A life without hands is the happy one, but for who installs: the calls that both make come later.
 pub fn is_first(case: &Case, records: &BTreeMap<Life, Run>) -> bool {
-    let happy =
-        |entry: &Entry| records.get(&Life::Happy).is_some_and(|r| r.calls.iter().any(|e| kind(e) == kind(entry)));
+    let by_hand = || Life::BY_HAND.iter().filter_map(|life| records.get(life)).flat_map(|run| &run.calls);
+    let happy = |entry: &Entry| by_hand().any(|e| kind(e) == kind(entry));
     let known = case.life == Life::Steps && method(case, records).is_some_and(happy);
     Fault::OF_CI.contains(&case.fault) && matches!(case.at, At::Call(_)) && !known
 }
@@ -134,46 +134,48 @@ pub fn rotate(cases: &mut Vec<Case>, records: &BTreeMap<Life, Run>) {
     cases.extend(rest);
 }
 
-/// What is lived on one layer, one after the other.
+/// What is lived on one layer, one after the other, up to `life`.
 #[derive(Clone, Debug)]
 pub struct Job {
     pub life: Life,
-    /// The second version and the deletion follow upon a happy life: it is struck as well, by the same fault.
-    pub first: Option<Case>,
-    /// `None`: the life is recorded.
-    pub case: Option<Case>,
+    /// Those that are struck; none while lives are recorded.
+    pub cases: BTreeMap<Life, Case>,
 }
 
 impl Job {
     pub fn recorded(life: Life) -> Self {
-        Self { life, first: None, case: None }
+        Self { life, cases: BTreeMap::new() }
     }
 
     pub fn alone(case: Case) -> Self {
-        Self { life: case.life, first: None, case: Some(case) }
-    }
-
-    pub fn cases(&self) -> impl Iterator<Item = &Case> {
-        self.first.iter().chain(&self.case)
+        Self { life: case.life, cases: BTreeMap::from([(case.life, case)]) }
     }
 
     pub fn name(&self) -> String {
-        self.cases().map(Case::name).collect::<Vec<_>>().join(" then ")
+        self.cases.values().map(Case::name).collect::<Vec<_>>().join(" then ")
     }
 }
 
-/// Puts the cases of the happy life before those that follow upon one. Keeps their order.
+/// Strikes as many lives of one layer as there are cases for: where xapi dies, by that alone, since it forgets. Keeps their order.
 pub fn jobs(cases: Vec<Case>) -> Vec<Job> {
-    let (happy, others): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| case.life == Life::Happy);
-    let mut waiting: BTreeMap<Fault, VecDeque<Case>> = BTreeMap::new();
-    happy.into_iter().for_each(|case| waiting.entry(case.fault).or_default().push_back(case));
-    let mut jobs = Vec::new();
-    for case in others {
-        let first = waiting.get_mut(&case.fault).filter(|_| case.life.follows()).and_then(VecDeque::pop_front);
-        jobs.push(Job { first, ..Job::alone(case) });
+    let mut waiting: BTreeMap<(Life, bool), VecDeque<(usize, Case)>> = BTreeMap::new();
+    for (rank, case) in cases.into_iter().enumerate() {
+        waiting.entry((case.life, case.fault.kills_xapi())).or_default().push_back((rank, case));
     }
-    jobs.extend(waiting.into_values().flatten().map(Job::alone));
-    jobs
+    let mut jobs = Vec::new();
+    // The longest first: each takes cases of those that come before it on its layer.
+    for (life, kills) in Life::ALL.into_iter().rev().flat_map(|life| [(life, false), (life, true)]) {
+        let mut next = |life| waiting.get_mut(&(life, kills)).and_then(VecDeque::pop_front);
+        while let Some((rank, case)) = next(life) {
+            let mut job = Job::alone(case);
+            for earlier in life.path().into_iter().filter(|earlier| *earlier != life) {
+                job.cases.extend(next(earlier).map(|(_, case)| (earlier, case)));
+            }
+            jobs.push((rank, job));
+        }
+    }
+    jobs.sort_by_key(|(rank, _)| *rank);
+    jobs.into_iter().map(|(_, job)| job).collect()
 }
 
 /// Calls of one kind: the same method for the same purpose, whatever the objects are called in this run.

@@ -240,7 +240,9 @@ fn no_foreign(lived: &Lived, all: &mut Vec<String>) {
             }
             ("VDI", "create") => true,
             ("VDI" | "VM", _) => ours(subject(entry)),
-            ("", "") if entry.method == "PUT /import_raw_vdi" => ours(subject(entry)),
+            ("", "") if ["PUT /import_raw_vdi", "GET /export_raw_vdi"].contains(&entry.method.as_str()) => {
+                ours(subject(entry))
+            }
             ("VBD", "create") => {
                 let vm = entry.params.first().and_then(|r| r.get("VM")).and_then(Value::as_str).unwrap_or_default();
                 ours(vm)
@@ -261,6 +263,13 @@ fn no_foreign(lived: &Lived, all: &mut Vec<String>) {
 /// I7 and I8.
 fn starts(lived: &Lived, all: &mut Vec<String>) {
     let boots = &lived.deeds.boots;
+    let mut started: BTreeMap<&str, u64> = BTreeMap::new();
+    for entry in lived.log.iter().filter(|e| e.method == "Async.VM.start" && matches!(e.outcome, Some(Ok(_)))) {
+        *started.entry(subject(entry)).or_default() += 1;
+    }
+    for (machine, starts) in started.into_iter().filter(|(_, starts)| *starts > 1 + lived.deeds.tokens) {
+        all.push(format!("I7 machine {machine} was started {starts} times by {} tokens", lived.deeds.tokens));
+    }
     let halted = boots.iter().filter(|b| b.ended.is_some()).count() as u64;
     let versions = boots.iter().filter_map(|b| b.ended.as_ref().map(|h| h.version.as_str())).collect::<HashSet<_>>();
     if halted > versions.len() as u64 + lived.deeds.tokens {
@@ -268,10 +277,20 @@ fn starts(lived: &Lived, all: &mut Vec<String>) {
     }
     for boot in boots.iter().filter(|b| b.first) {
         match &boot.recorded {
-            (Some(_), Some(machine)) if *machine == boot.machine => {}
+            (Some(disk), Some(machine)) if *machine == boot.machine && has(lived, machine, disk, boot.at) => {}
             other => all.push(format!("I8 machine {} started while {other:?} was recorded", boot.machine)),
         }
     }
+}
+
+/// Was this disk on this machine when call `at` had come? Both by uuid.
+fn has(lived: &Lived, machine: &str, disk: &str, at: u64) -> bool {
+    let reference = |class: &str, uuid: &str| {
+        let rows = lived.sights.at(class, at + 1);
+        rows.into_iter().find(|(_, row)| text(row, "uuid") == uuid).map(|(reference, _)| reference)
+    };
+    let (Some(vm), Some(vdi)) = (reference("VM", machine), reference("VDI", disk)) else { return false };
+    lived.sights.at("VBD", at + 1).iter().any(|(_, vbd)| text(vbd, "VM") == vm && text(vbd, "VDI") == vdi)
 }
 
 /// Steps are in the machine from its first boot on, and the disk that brought them is gone before the freeze.
@@ -290,7 +309,7 @@ fn configs(lived: &Lived, all: &mut Vec<String>) {
     }
 }
 
-/// I9, as far as it can be seen from outside: approved, and halted for good.
+/// I9, as far as it can be seen from outside: approved, halted for good, and in nobody else's hands.
 fn freezes(lived: &Lived, all: &mut Vec<String>) {
     for entry in lived.log.iter().filter(|e| executed(e) && e.method == "Async.VDI.snapshot") {
         let number = entry.number.unwrap_or_default();
@@ -304,6 +323,15 @@ fn freezes(lived: &Lived, all: &mut Vec<String>) {
         let machine = then.iter().find(|(_, vm)| claimed(vm) && key(vm, "version") == Some(version));
         if machine.is_none_or(|(_, vm)| text(vm, "power_state") != "Halted") {
             all.push(format!("I9 {uuid} was frozen by call {number} while its machine was not halted"));
+        }
+        let own = machine.map(|(reference, _)| reference.as_str());
+        let on_it = |b: &Row| text(b, "VDI") == subject(entry);
+        let attached = |b: &Row| b.get("currently_attached") == Some(&Value::Bool(true));
+        let there = |r: &str| !ended(lived, "VBD.destroy", r, number);
+        for (vbd, row) in lived.sights.at("VBD", number).iter().filter(|(r, b)| on_it(b) && there(r)) {
+            if attached(row) || own != Some(text(row, "VM")) {
+                all.push(format!("I9 {uuid} was frozen by call {number} while {vbd} had hold of it"));
+            }
         }
     }
 }
@@ -322,20 +350,27 @@ fn kept(lived: &Lived, all: &mut Vec<String>) {
     }
 }
 
-/// I5 and I6: between a status that says so and the next one nothing is made. Whatever is made begins with an intent in status.
+/// I5 and I6: between a status that says so and the next one nothing is made, nor, where it cannot be looked, destroyed; and the phase stays.
+/// Whatever is made or destroyed begins with a status that says so.
 fn latched(lived: &Lived, all: &mut Vec<String>) {
     const MAKING: [&str; 4] = ["VDI.snapshot", "VDI.clone", "VM.clone", "VDI.create"];
+    const DESTROYING: [&str; 2] = ["VDI.destroy", "VM.destroy"];
+    let mut before = None;
     for pair in lived.history.windows(2) {
         let [told, next] = pair else { continue };
+        let earlier = std::mem::replace(&mut before, phase(&told.layer));
         let Some((reason, _)) = ready(&told.layer) else { continue };
-        let invariant = match reason.as_str() {
-            "DiskLost" => "I5",
-            "ConnectorNotReady" | "WaitingForStorage" | "PoolChanged" => "I6",
+        let (invariant, calls) = match reason.as_str() {
+            "DiskLost" | "MachineLost" => ("I5", MAKING.to_vec()),
+            "ConnectorNotReady" | "WaitingForStorage" | "PoolChanged" => ("I6", [&MAKING[..], &DESTROYING].concat()),
             _ => continue,
         };
         let between = |e: &&Entry| e.number.is_some_and(|n| n > told.at && n <= next.at) && executed(e);
-        let made = lived.log.iter().filter(between).filter(|e| MAKING.iter().any(|m| e.method.ends_with(m)));
+        let made = lived.log.iter().filter(between).filter(|e| calls.iter().any(|m| e.method.ends_with(m)));
         all.extend(made.map(|e| format!("{invariant} {} (call {:?}) while status said {reason}", e.method, e.number)));
+        if invariant == "I6" && earlier.is_some() && earlier != before {
+            all.push(format!("I6 from {earlier:?} to {before:?} while status said {reason}"));
+        }
     }
 }
 

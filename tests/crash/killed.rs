@@ -8,6 +8,7 @@ use futures::FutureExt;
 use lamina::local::Who;
 use lamina::sim::clock::Clock;
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::lives::finalizes;
 use crate::common::binary::{Binary, rights};
@@ -34,13 +35,14 @@ pub async fn all() -> Vec<String> {
 
 async fn killed(call: u64) -> String {
     let rig = Rig::with(Clock::new(100.0)).await;
-    rig.guest("killed", finalizes());
+    rig.guest("killed", finalizes(watch::Sender::new(true).subscribe()));
     let namespace = rig.namespace.as_str();
     rig.apply(&rights(namespace)).await;
     let who = Who::ServiceAccount { namespace, name: "lamina" };
     let first = Binary::start(who, namespace, namespace, &["--identity", "first"]).await;
     rig.layer("killed", json!({"finalize": {"policy": "OnShutdown"}, "deletionPolicy": "Delete"})).await;
-    rig.sim.pool.log.reached(call).await;
+    let reached = tokio::time::timeout(PATIENCE, rig.sim.pool.log.reached(call)).await;
+    assert!(reached.is_ok(), "a life never came to call {call}");
     first.kill().await;
     let begun = std::time::Instant::now();
     let second = Binary::start(who, namespace, namespace, &["--identity", "second"]).await;

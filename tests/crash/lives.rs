@@ -1,7 +1,6 @@
 //! The lives that are recorded: what a person does from outside, step by step, and how each ends.
 //!
-//! A life has a prelude, in which nothing is struck, and then the part whose calls and writes are enumerated. Two begin where a happy life
-//! ended, which may be struck as well.
+//! Each begins from nothing, or where another ended, which may be struck as well: so many are lived on one layer.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -10,10 +9,12 @@ use std::time::Duration;
 use kube::api::DeleteParams;
 use lamina::api::condition::{self, ConditionType, find};
 use lamina::api::{Phase, PlatformLayer};
-use lamina::demo::person::{Check, Deed, person};
+use lamina::demo::person::{Deed, person};
 use lamina::sim::guest::{Program, program};
 use lamina::sim::power::Exit;
+use lamina::xapi::wire::Ref;
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::seam::Seam;
 use crate::common::rig::{Rig, noted, ready};
@@ -26,11 +27,14 @@ const TOO_LONG: Duration = Duration::from_secs(100);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Life {
-    /// One version, from nothing to finalized.
-    Happy,
-    /// Version 2 on version 1.
-    Second,
-    /// Version 1 thrown away while its machine runs; version 2 made up to its machine.
+    /// One version, from nothing to a machine with tools, in which somebody works.
+    HappyMade,
+    /// From the end of that work to the frozen disk.
+    HappyFrozen,
+    /// Version 2 on version 1, up to its machine.
+    SecondMade,
+    SecondFrozen,
+    /// Version 1 thrown away while its machine runs and a control domain has hold of its disk; version 2 made up to its machine.
     Discard,
     /// One version without hands: steps, a restart, the guest's own check and shutdown.
     Steps,
@@ -39,12 +43,38 @@ pub enum Life {
 }
 
 impl Life {
-    pub const ALL: [Self; 5] = [Self::Happy, Self::Second, Self::Discard, Self::Steps, Self::Deletion];
+    /// Whatever begins where another ends comes after it.
+    pub const ALL: [Self; 7] = [
+        Self::HappyMade,
+        Self::HappyFrozen,
+        Self::SecondMade,
+        Self::SecondFrozen,
+        Self::Discard,
+        Self::Steps,
+        Self::Deletion,
+    ];
+    /// No other begins where these end.
+    pub const LAST: [Self; 4] = [Self::SecondFrozen, Self::Discard, Self::Steps, Self::Deletion];
 
-    /// Begins where a happy life ended.
-    pub fn follows(self) -> bool {
-        matches!(self, Self::Second | Self::Deletion)
+    /// Where it begins: at the end of this one, or from nothing.
+    fn upon(self) -> Option<Self> {
+        match self {
+            Self::HappyMade | Self::Steps => None,
+            Self::HappyFrozen | Self::Discard => Some(Self::HappyMade),
+            Self::SecondMade => Some(Self::HappyFrozen),
+            Self::SecondFrozen | Self::Deletion => Some(Self::SecondMade),
+        }
     }
+
+    /// All that is lived on one layer up to this one, in order.
+    pub fn path(self) -> Vec<Self> {
+        let mut path: Vec<_> = std::iter::successors(Some(self), |life| life.upon()).collect();
+        path.reverse();
+        path
+    }
+
+    /// Somebody who makes one disk by hand and one who lets it be made pass through the same.
+    pub const BY_HAND: [Self; 2] = [Self::HappyMade, Self::HappyFrozen];
 }
 
 /// How it ended.
@@ -96,6 +126,8 @@ pub struct Person {
     pub rig: Rig,
     pub seam: Arc<Seam>,
     pub deeds: Arc<Mutex<Deeds>>,
+    /// Is the work in the machine done?
+    pub done: watch::Sender<bool>,
 }
 
 const NAME: &str = "walk";
@@ -109,42 +141,38 @@ impl Person {
         change(&mut self.deeds.lock().expect("no panic before"));
     }
 
-    /// What happens before anything is struck, upon a happy life where the life follows one.
-    pub async fn prelude(&self, life: Life) -> Result<(), End> {
+    /// What is there before anything is struck.
+    pub async fn prelude(&self, life: Life) {
         match life {
-            Life::Happy => self.guests(finalizes()),
-            Life::Second => {}
+            Life::HappyMade => self.guests(finalizes(self.done.subscribe())),
             Life::Steps => {
                 files(&self.rig).await;
                 self.guests(served());
             }
             Life::Discard => {
-                self.guests(stays());
-                self.rig.layer(NAME, json!({"deletionPolicy": "Delete"})).await;
-                self.reach(|l| ready(l).is_some_and(|(r, _)| r == "ToolsRunning" || r == "InstallSoftware")).await?;
+                let latest = self.seam.latest.borrow().clone();
+                let work = latest.and_then(|l| l.status?.disk).expect("a packaging disk");
+                let work = self.rig.hands.disk(&work.uuid).await.expect("it is on the pool");
+                self.rig.sim.pool.leak_vbd(&Ref(work.r));
             }
-            Life::Deletion => {
-                self.guests(stays());
-                self.rig.patch(NAME, json!({"version": "2", "base": {"from": "Latest"}})).await;
-                self.reach(|l| phase(l) == Some(Phase::MachineRunning)).await?;
-            }
+            Life::HappyFrozen | Life::SecondMade | Life::SecondFrozen | Life::Deletion => {}
         }
-        Ok(())
-    }
-
-    async fn finalize_first(&self) -> Result<(), End> {
-        self.rig.layer(NAME, json!({"deletionPolicy": "Delete"})).await;
-        self.finalize("1").await
     }
 
     /// The part that is struck.
     pub async fn live(&self, life: Life) -> End {
         let lived = match life {
-            Life::Happy => self.finalize_first().await,
-            Life::Second => {
-                self.rig.patch(NAME, json!({"version": "2", "base": {"from": "Latest"}})).await;
-                self.finalize("2").await
+            Life::HappyMade => {
+                self.rig.layer(NAME, json!({"deletionPolicy": "Delete"})).await;
+                self.made("1").await
             }
+            Life::SecondMade => {
+                self.done.send_replace(false);
+                self.rig.patch(NAME, json!({"version": "2", "base": {"from": "Latest"}})).await;
+                self.made("2").await
+            }
+            Life::HappyFrozen => self.frozen("1").await,
+            Life::SecondFrozen => self.frozen("2").await,
             Life::Steps => {
                 let mut spec = two_steps();
                 spec["steps"][0]["reboot"] = json!("Always");
@@ -153,7 +181,7 @@ impl Person {
                 spec["finalize"] = json!({"policy": "OnShutdown"});
                 self.note(|d| d.approved.push(("1".into(), self.number())));
                 self.rig.layer(NAME, spec).await;
-                self.finalize("1").await
+                self.frozen("1").await
             }
             Life::Discard => {
                 self.note(|d| d.discarded = Some(("1".into(), self.number())));
@@ -173,31 +201,43 @@ impl Person {
         lived.err().unwrap_or(End::Done)
     }
 
-    /// Approves when asked, helps where a person is told how, and waits for the end.
-    async fn finalize(&self, version: &str) -> Result<(), End> {
+    /// Waits until the machine with tools is somebody's to work in.
+    async fn made(&self, version: &str) -> Result<(), End> {
+        let at_work = |l: &PlatformLayer| {
+            let here = l.status.as_ref().and_then(|s| s.disk.as_ref()).is_some_and(|d| d.version == version);
+            let tools = l.status.as_ref().and_then(|s| find(&s.conditions, ConditionType::GuestToolsReady));
+            here && tools.is_some_and(|c| c.status == "True") && ready(l).is_some_and(|(r, _)| r == "InstallSoftware")
+        };
+        self.helped(version, at_work).await
+    }
+
+    /// Whoever works in the machine shuts it down for finalize, and approves when asked.
+    async fn frozen(&self, version: &str) -> Result<(), End> {
+        self.done.send_replace(true);
         let finalized = |l: &PlatformLayer| {
             let current = l.status.as_ref().and_then(|s| s.current.as_ref()).is_some_and(|c| c.version == version);
             current && ready(l).is_some_and(|(r, _)| r == "Finalized")
         };
         let asked = |l: &PlatformLayer| ready(l).is_some_and(|(r, _)| r == "ApproveFinalize");
-        let mut help = 0;
-        loop {
-            match self.reach(|l| finalized(l) || asked(l)).await {
-                Ok(()) if self.seam.latest.borrow().as_ref().is_some_and(&finalized) => return Ok(()),
-                Ok(()) => {
-                    self.note(|d| d.approved.push((version.into(), self.number())));
-                    self.rig.approve(NAME, version).await;
-                    match self.reach(&finalized).await {
-                        Err(End::Rests(reason)) if helpful(&reason) && help == 0 => (),
-                        other => return other,
-                    }
-                }
-                Err(End::Rests(reason)) if helpful(&reason) && help == 0 => (),
-                Err(end) => return Err(end),
+        self.helped(version, |l| finalized(l) || asked(l)).await?;
+        if self.seam.latest.borrow().as_ref().is_some_and(finalized) {
+            return Ok(());
+        }
+        self.note(|d| d.approved.push((version.into(), self.number())));
+        self.rig.approve(NAME, version).await;
+        self.helped(version, finalized).await
+    }
+
+    /// Waits for this, and does once what a person is told to.
+    async fn helped(&self, version: &str, done: impl Fn(&PlatformLayer) -> bool) -> Result<(), End> {
+        match self.reach(&done).await {
+            Err(End::Rests(reason)) if helpful(&reason) => {
+                self.note(|d| d.tokens += 1);
+                let token = format!("again-{version}-{}", self.number());
+                self.rig.patch(NAME, json!({"machine": {"restartToken": token}})).await;
+                self.reach(done).await
             }
-            help += 1;
-            self.note(|d| d.tokens += 1);
-            self.rig.patch(NAME, json!({"machine": {"restartToken": format!("again-{version}")}})).await;
+            end => end,
         }
     }
 
@@ -282,16 +322,12 @@ impl Person {
     }
 }
 
-/// Two boots: the tools, then work, a clean check, and off.
-pub fn finalizes() -> Program {
+/// Two boots: the tools, then work; once that is done a clean check, and off.
+pub fn finalizes(done: watch::Receiver<bool>) -> Program {
     person(vec![
         vec![Deed::Install, Deed::Reboot],
-        vec![Deed::Work { block: 7, byte: 0xA5 }, Deed::Report(Check::default()), Deed::PowerOff],
+        vec![Deed::Work { block: 7, byte: 0xA5 }, Deed::Until(done), Deed::Finalize],
     ])
-}
-
-fn stays() -> Program {
-    person(vec![vec![Deed::Install, Deed::Work { block: 9, byte: 0x5A }, Deed::Stay]])
 }
 
 /// A person is told to start the machine anew, and may.

@@ -7,7 +7,7 @@ pub struct Options {
     pub all: bool,
     /// Print the calls of the recorded lives.
     pub calls: bool,
-    /// Only the cases with such names, e.g. `Second/*Late`.
+    /// Only the cases with such names, e.g. `SecondFrozen/*Late`.
     pub cases: Vec<String>,
     /// Parts of names of tests, as the harness takes them.
     names: Vec<String>,
@@ -25,7 +25,7 @@ const VALUED: [&str; 5] = ["--test-threads", "--format", "--color", "--logfile",
 const HELP: &str = "cargo test --test crash [-- [--all] [--calls] [CASE]... [NAME]...]
   --all    every case, however long it takes
   --calls  print the calls of the recorded lives
-  CASE     only such cases: Happy/Call/7/XapiDies, 'Second/*Late'
+  CASE     only such cases: HappyMade/Call/7/XapiDies, 'SecondFrozen/*Late'
   NAME     a part of the name of one of the two tests";
 
 impl Options {

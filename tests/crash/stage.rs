@@ -2,7 +2,7 @@
 //! [`Job`] there. Called by `main`; judged by `invariants`.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::Client;
@@ -16,12 +16,12 @@ use lamina::sim::faults::{self, Effect, Entry, Target};
 use lamina::sim::{Pool, restart};
 use lamina::telemetry::Health;
 use serde_json::Value;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::cases::{At, Case, Fault, Job};
 use super::invariants::{self, Lived};
-use super::lives::{Deeds, End, Life, Person};
+use super::lives::{End, Life, Person};
 use super::seam::{Death, Seam};
 use super::sights::{Row, Sights, Watching};
 use crate::common::rig::{PACE, Rig, ready};
@@ -50,24 +50,28 @@ pub struct Run {
     pub struck: bool,
 }
 
-/// Lives a job: a run for each of its lives that was recorded or struck. The second is not lived where the first did not end as it should.
-pub async fn lived(job: &Job) -> Vec<Run> {
+/// Lives a job: a run for each of its lives that was recorded or struck. Later ones are not lived where one did not end as it should.
+pub async fn lived(job: &Job) -> Vec<(Life, Run)> {
     let mut stage = Stage::set().await;
     let mut runs = Vec::new();
-    if job.life.follows() {
-        stage.begin(Life::Happy).await.expect("nothing is struck");
-        let run = stage.live(Life::Happy, job.first.as_ref()).await;
+    for life in job.life.path() {
+        let case = job.cases.get(&life);
+        if let Some(restless) = stage.begin(life).await {
+            // What the pool forgot in an earlier life may ask for a person here.
+            assert!(stage.forgot, "before {life:?}: {restless}");
+            return runs;
+        }
+        let run = stage.live(life, case).await;
         let as_it_should = run.end == End::Done && run.broken.is_empty();
-        assert!(as_it_should || job.first.is_some(), "before {:?} came {:?} {:?}", job.life, run.end, run.broken);
-        runs.extend(job.first.is_some().then_some(run));
+        let struck_before = job.cases.keys().any(|struck| *struck < life);
+        if case.is_some() || job.cases.is_empty() {
+            runs.push((life, run));
+        } else {
+            assert!(as_it_should || struck_before, "{life:?} came to {:?} {:?}", run.end, run.broken);
+        }
         if !as_it_should {
             return runs;
         }
-    }
-    match stage.begin(job.life).await {
-        Ok(()) => runs.push(stage.live(job.life, job.case.as_ref()).await),
-        // What the pool forgot in its first life may ask for a person here.
-        Err(end) => assert!(stage.forgot, "the prelude of {:?} ended with {end:?}", job.life),
     }
     runs
 }
@@ -91,7 +95,7 @@ impl Stage {
         let before = objects(&rig.sim.pool);
         let watching = sights.watch(&rig.sim.pool);
         let controller = Controller::start(&rig, &seam).await;
-        let person = Person { rig, seam, deeds: Arc::new(Mutex::new(Deeds::default())) };
+        let person = Person { rig, seam, deeds: Arc::default(), done: watch::Sender::new(false) };
         Self { person, controller, sights, _watching: watching, before, forgot: false }
     }
 
@@ -99,10 +103,10 @@ impl Stage {
         &self.person.rig.sim
     }
 
-    /// Up to where a life may be struck.
-    async fn begin(&mut self, life: Life) -> Result<(), End> {
-        self.person.prelude(life).await?;
-        quiet(&self.sim().pool, 4).await.map_or(Ok(()), |restless| Err(End::Never(restless)))
+    /// Up to where a life may be struck. Returns what is wrong with whoever does not rest.
+    async fn begin(&mut self, life: Life) -> Option<String> {
+        self.person.prelude(life).await;
+        quiet(&self.sim().pool, 4).await
     }
 
     /// Lives one life; with a case, struck once.
@@ -116,7 +120,7 @@ impl Stage {
             let living = self.person.live(life);
             let moment = async {
                 match case {
-                    Some(case) => moment(case, &self.person, base).await,
+                    Some(case) => moment(case, &self.person, base, writes).await,
                     None => std::future::pending().await,
                 }
             };
@@ -222,10 +226,9 @@ fn arm(case: Option<&Case>, pool: &Pool, seam: &Seam, base: u64, writes: u64) {
     let Some(case) = case else { return };
     let fault = |target, effect, times| pool.faults.add(faults::Fault { target, effect, times });
     match case.at {
-        At::Write(n) => seam.arm(Some(match case.fault {
-            Fault::DiesBefore => Death::BeforeWrite(writes + n),
-            _ => Death::AfterWrite(writes + n),
-        })),
+        At::Write(n) if case.fault == Fault::DiesBefore => seam.arm(Some(Death::BeforeWrite(writes + n))),
+        At::Write(n) if case.fault.kills_controller() => seam.arm(Some(Death::AfterWrite(writes + n))),
+        At::Write(_) => {}
         At::Call(n) => {
             let n = base + n;
             if case.fault.kills_controller() {
@@ -257,10 +260,12 @@ fn strike_also(case: &Case, pool: &Pool) {
 }
 
 /// When it strikes.
-async fn moment(case: &Case, person: &Person, base: u64) {
+async fn moment(case: &Case, person: &Person, base: u64, writes: u64) {
+    let seam = &person.seam;
     match case.at {
         At::Call(n) => person.rig.sim.pool.log.reached(base + n).await,
-        At::Write(_) => drop(person.seam.dead.subscribe().wait_for(|dead| *dead).await),
+        At::Write(_) if case.fault.kills_controller() => drop(seam.dead.subscribe().wait_for(|dead| *dead).await),
+        At::Write(n) => drop(seam.latest.subscribe().wait_for(|_| seam.writes() >= writes + n).await),
     }
 }
 

@@ -382,7 +382,7 @@ async fn streams_are_numbered_and_logged() {
     raw.wait(&from).await.unwrap();
     let log = raw.sim.pool.log.entries();
     let of = |method: &str| log.iter().find(|e| e.method == method).unwrap();
-    assert_eq!((of(PUT).number, of(GET).number), (Some(3), None), "after two task.create");
+    assert_eq!((of(PUT).number, of(GET).number), (Some(3), Some(4)), "after two task.create");
     assert_eq!((of(PUT).task.as_str(), &of(PUT).outcome), (into.as_str(), &Some(Ok(json!(vdi)))));
     assert_eq!(of(PUT).params, [json!(vdi), json!({"vdi": vdi, "task_id": into, "format": "raw"})]);
     assert_eq!(raw.sim.pool.log.counts()[PUT], 1);

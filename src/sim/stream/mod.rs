@@ -62,14 +62,14 @@ struct Transfer {
 }
 
 impl Transfer {
-    /// From here on it is a call: numbered where it changes something, logged, struck by faults.
+    /// From here on it is a call: numbered, since it has a task at least, logged, struck by faults.
     async fn begin(mut self, body: &mut (impl AsyncRead + Unpin), out: &mut (impl AsyncWrite + Unpin)) -> End {
         let method = self.head.kind.method();
         self.pool.log.count(method);
-        let number = (self.head.kind == Kind::Import).then(|| self.pool.log.take_number());
-        let fault = self.pool.faults.strike(method, number);
+        let number = self.pool.log.take_number();
+        let fault = self.pool.faults.strike(method, Some(number));
         self.pool.log.push(Entry {
-            number,
+            number: Some(number),
             method: method.to_owned(),
             params: vec![json!(self.vdi.as_ref().unwrap_or(&self.sr)), Value::Object(self.head.shown())],
             tags: self.head.tags.clone(),
@@ -131,7 +131,7 @@ impl Transfer {
 
     async fn carry_out(
         &self,
-        number: Option<u64>,
+        number: u64,
         body: &mut (impl AsyncRead + Unpin),
         out: &mut (impl AsyncWrite + Unpin),
         manner: Manner,
@@ -185,10 +185,8 @@ impl Transfer {
         )
     }
 
-    fn finish(&self, number: Option<u64>, answer: &Answer) {
-        if let Some(number) = number {
-            self.pool.log.ended(number, &self.task, answer);
-        }
+    fn finish(&self, number: u64, answer: &Answer) {
+        self.pool.log.ended(number, &self.task, answer);
         let kind = match self.head.kind {
             Kind::Import => Type::Ref("VDI".to_owned()),
             Kind::Export => Type::Void,
