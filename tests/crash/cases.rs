@@ -107,11 +107,11 @@ pub fn is_first(case: &Case, records: &BTreeMap<Life, Run>) -> bool {
     Fault::OF_CI.contains(&case.fault) && matches!(case.at, At::Call(_)) && !known
 }
 
-/// Of so many cases in a row one is of all else, so that a run that ends early has tried some of that.
+/// Of so many jobs in a row one is of all else, so that a run that ends early has tried some of that.
 const ELSE: usize = 12;
 
-/// Puts the cases in an order whose every beginning goes evenly over calls by name and faults, nearly all of it those that come first.
-pub fn rotate(cases: &mut Vec<Case>, records: &BTreeMap<Life, Run>) {
+/// Jobs in an order whose every beginning goes evenly over calls by name and faults, nearly all of it those that come first.
+pub fn sampled(mut cases: Vec<Case>, records: &BTreeMap<Life, Run>) -> Vec<Job> {
     let name = |case: &Case| method(case, records).map_or("status", |entry| entry.method.as_str());
     let die = |c: &Case| {
         let seeded = format!("{SEED}/{}", c.name());
@@ -120,18 +120,21 @@ pub fn rotate(cases: &mut Vec<Case>, records: &BTreeMap<Life, Run>) {
     cases.sort_by_key(die);
     let mut met: BTreeMap<(String, Fault), usize> = BTreeMap::new();
     let mut turns = Vec::new();
-    for case in cases.drain(..) {
+    for case in cases {
         let count = met.entry((name(&case).to_owned(), case.fault)).or_default();
         *count += 1;
-        turns.push((!is_first(&case, records), *count, case));
+        turns.push((*count, case));
     }
-    turns.sort_by_key(|(_, turn, _)| *turn);
-    let (rest, first): (Vec<_>, Vec<_>) = turns.into_iter().partition(|(later, _, _)| *later);
-    let mut rest = rest.into_iter().map(|(_, _, case)| case);
-    for some in first.chunks(ELSE - 1) {
-        cases.extend(some.iter().map(|(_, _, case)| case.clone()).chain(rest.next()));
+    turns.sort_by_key(|(turn, _)| *turn);
+    let (first, rest): (Vec<_>, Vec<_>) =
+        turns.into_iter().map(|(_, case)| case).partition(|case| is_first(case, records));
+    let mut rest = jobs(rest).into_iter();
+    let mut all = Vec::new();
+    for some in jobs(first).chunks(ELSE - 1) {
+        all.extend(some.iter().cloned().chain(rest.next()));
     }
-    cases.extend(rest);
+    all.extend(rest);
+    all
 }
 
 /// What is lived on one layer, one after the other, up to `life`.
@@ -156,26 +159,36 @@ impl Job {
     }
 }
 
-/// Strikes as many lives of one layer as there are cases for: where xapi dies, by that alone, since it forgets. Keeps their order.
+/// Cases of lives upon which others follow, with their ranks; where xapi dies, apart: it forgets.
+type Waiting = BTreeMap<(Life, bool), VecDeque<(usize, Case)>>;
+
+/// Strikes as many lives of one layer as there are cases for. Keeps their order.
 pub fn jobs(cases: Vec<Case>) -> Vec<Job> {
-    let mut waiting: BTreeMap<(Life, bool), VecDeque<(usize, Case)>> = BTreeMap::new();
-    for (rank, case) in cases.into_iter().enumerate() {
+    let (last, others): (Vec<_>, Vec<_>) =
+        cases.into_iter().enumerate().partition(|(_, case)| Life::LAST.contains(&case.life));
+    let mut waiting = Waiting::new();
+    for (rank, case) in others {
         waiting.entry((case.life, case.fault.kills_xapi())).or_default().push_back((rank, case));
     }
-    let mut jobs = Vec::new();
-    // The longest first: each takes cases of those that come before it on its layer.
+    let mut jobs: Vec<_> = last.into_iter().map(|(rank, case)| (rank, joined(case, &mut waiting))).collect();
     for (life, kills) in Life::ALL.into_iter().rev().flat_map(|life| [(life, false), (life, true)]) {
-        let mut next = |life| waiting.get_mut(&(life, kills)).and_then(VecDeque::pop_front);
-        while let Some((rank, case)) = next(life) {
-            let mut job = Job::alone(case);
-            for earlier in life.path().into_iter().filter(|earlier| *earlier != life) {
-                job.cases.extend(next(earlier).map(|(_, case)| (earlier, case)));
-            }
-            jobs.push((rank, job));
+        while let Some((rank, case)) = waiting.get_mut(&(life, kills)).and_then(VecDeque::pop_front) {
+            jobs.push((rank, joined(case, &mut waiting)));
         }
     }
     jobs.sort_by_key(|(rank, _)| *rank);
     jobs.into_iter().map(|(_, job)| job).collect()
+}
+
+/// A case with those that are lived before it on its layer.
+fn joined(case: Case, waiting: &mut Waiting) -> Job {
+    let (life, kills) = (case.life, case.fault.kills_xapi());
+    let mut job = Job::alone(case);
+    for earlier in life.path().into_iter().filter(|earlier| *earlier != life) {
+        let next = waiting.get_mut(&(earlier, kills)).and_then(VecDeque::pop_front);
+        job.cases.extend(next.map(|(_, case)| (earlier, case)));
+    }
+    job
 }
 
 /// Calls of one kind: the same method for the same purpose, whatever the objects are called in this run.

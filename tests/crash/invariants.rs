@@ -355,23 +355,33 @@ fn kept(lived: &Lived, all: &mut Vec<String>) {
 fn latched(lived: &Lived, all: &mut Vec<String>) {
     const MAKING: [&str; 4] = ["VDI.snapshot", "VDI.clone", "VM.clone", "VDI.create"];
     const DESTROYING: [&str; 2] = ["VDI.destroy", "VM.destroy"];
-    let mut before = None;
+    let mut earlier: Option<&PlatformLayer> = None;
     for pair in lived.history.windows(2) {
         let [told, next] = pair else { continue };
-        let earlier = std::mem::replace(&mut before, phase(&told.layer));
+        let before = earlier.replace(&told.layer);
         let Some((reason, _)) = ready(&told.layer) else { continue };
         let (invariant, calls) = match reason.as_str() {
             "DiskLost" | "MachineLost" => ("I5", MAKING.to_vec()),
-            "ConnectorNotReady" | "WaitingForStorage" | "PoolChanged" => ("I6", [&MAKING[..], &DESTROYING].concat()),
+            // Storage may be waited for that can be looked at.
+            "WaitingForStorage" => ("I6", MAKING.to_vec()),
+            "ConnectorNotReady" | "PoolChanged" => ("I6", [&MAKING[..], &DESTROYING].concat()),
             _ => continue,
         };
         let between = |e: &&Entry| e.number.is_some_and(|n| n > told.at && n <= next.at) && executed(e);
         let made = lived.log.iter().filter(between).filter(|e| calls.iter().any(|m| e.method.ends_with(m)));
         all.extend(made.map(|e| format!("{invariant} {} (call {:?}) while status said {reason}", e.method, e.number)));
-        if invariant == "I6" && earlier.is_some() && earlier != before {
-            all.push(format!("I6 from {earlier:?} to {before:?} while status said {reason}"));
+        if let Some(before) = before.filter(|before| invariant == "I6" && !another(before, &told.layer))
+            && phase(before) != phase(&told.layer)
+        {
+            all.push(format!("I6 from {:?} to {:?} with {reason}", phase(before), phase(&told.layer)));
         }
     }
+}
+
+/// Is it of another version that status speaks?
+fn another(a: &PlatformLayer, b: &PlatformLayer) -> bool {
+    let of_disk = |l: &PlatformLayer| Some(l.status.as_ref()?.disk.as_ref()?.version.clone());
+    a.spec.version != b.spec.version || of_disk(a) != of_disk(b)
 }
 
 /// I12.
@@ -387,12 +397,9 @@ fn phases(lived: &Lived, all: &mut Vec<String>) {
         lived.history.iter().filter_map(|w| Some((&w.layer, phase(&w.layer)?))).collect();
     for pair in known.windows(2) {
         let [(a, from), (b, to)] = pair else { continue };
-        let another = a.spec.version != b.spec.version
-            || a.status.as_ref().and_then(|s| s.disk.as_ref()).map(|d| &d.version)
-                != b.status.as_ref().and_then(|s| s.disk.as_ref()).map(|d| &d.version);
         let again = *from == Phase::AwaitingFinalize && *to == Phase::MachineRunning;
         let removed = lived.deeds.deleted.is_some() || lived.deeds.discarded.is_some();
-        if rank(*to) < rank(*from) && !another && !again && !removed {
+        if rank(*to) < rank(*from) && !another(a, b) && !again && !removed {
             all.push(format!("I12 {} after {}", to.as_str(), from.as_str()));
         }
     }

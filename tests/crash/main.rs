@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use futures::{FutureExt, StreamExt};
 
-use self::cases::{At, Case, Fault, Job, is_first, jobs, kind, rotate};
+use self::cases::{At, Case, Fault, Job, is_first, jobs, kind};
 use self::lives::{End, Life};
 use self::options::Options;
 use self::report::{Counts, Report};
@@ -85,12 +85,10 @@ async fn enumerate(options: &Options) -> Vec<String> {
     let sampled = !options.all && options.cases.is_empty();
     if !options.cases.is_empty() {
         cases.retain(|case| options.wants(&case.name()));
-    } else if sampled {
-        rotate(&mut cases, &tested.records);
     }
     let is_first = |case: &Case, tested: &Tested| is_first(case, &tested.records);
     let first = cases.iter().filter(|case| is_first(case, &tested)).count();
-    let jobs = jobs(cases);
+    let jobs = if sampled { cases::sampled(cases, &tested.records) } else { jobs(cases) };
     println!(
         "{everything} cases in all, {first} of every call × the five faults; {} lives, recorded in {} s",
         jobs.len(),
@@ -104,8 +102,10 @@ async fn enumerate(options: &Options) -> Vec<String> {
     // Of these an earlier life did not end as it should.
     tested.live(postponed.into_iter(), began).await;
     let done = tested.done.len();
-    let met: Vec<_> = tested.recovering.iter().map(|(method, cases)| format!("{method} in {}", cases.len())).collect();
-    println!("made in recoveries alone: {met:?} cases");
+    let recorded = tested.recorded();
+    let alone = tested.met.iter().filter(|(method, _)| !recorded.contains(*method));
+    let alone: Vec<_> = alone.map(|(method, cases)| format!("{method} in {}", cases.len())).collect();
+    println!("made in recoveries alone, in so many cases: {alone:?}");
     for turn in 0..TURNS {
         let recoveries = tested.recoveries(turn);
         tested.live(recoveries.into_iter(), began).await;
@@ -133,8 +133,8 @@ struct Tested {
     report: Report,
     failures: Vec<String>,
     done: Vec<Case>,
-    /// Calls that no recorded life makes, each with the first cases that made it.
-    recovering: BTreeMap<String, Vec<Case>>,
+    /// Each call with the first cases that made it.
+    met: BTreeMap<String, Vec<Case>>,
 }
 
 impl Tested {
@@ -181,9 +181,8 @@ impl Tested {
             println!("FAILED {} (of {}): {wrong:#?}", case.name(), job.name());
             self.failures.push(format!("{}: {wrong:?}", job.name()));
         }
-        let known = self.recorded();
-        for entry in run.calls.iter().filter(|entry| !known.contains(&entry.method)) {
-            let cases = self.recovering.entry(entry.method.clone()).or_default();
+        for entry in &run.calls {
+            let cases = self.met.entry(entry.method.clone()).or_default();
             if cases.len() < TURNS && !cases.contains(case) {
                 cases.push(case.clone());
             }
@@ -197,14 +196,14 @@ impl Tested {
 
     /// Every changing call that any case made. A sample may have met some of them once or twice and not again: those are only told of.
     fn calls(&self, sampled: bool) -> BTreeSet<String> {
-        let met = |cases: &Vec<Case>| !sampled || cases.len() > 2;
-        let often = self.recovering.iter().filter(|(_, cases)| met(cases)).map(|(method, _)| method.clone());
+        let often = self.met.iter().filter(|(_, cases)| !sampled || cases.len() > 2).map(|(method, _)| method.clone());
         self.recorded().into_iter().chain(often).collect()
     }
 
-    /// A case for each call of a recovery that has no row yet: one that led to it, once more, with that call struck.
+    /// A case for each call that has no row yet, since recoveries alone make it, or each life elsewhere: one that led to it, once more, with
+    /// that call struck.
     fn recoveries(&self, turn: usize) -> Vec<Job> {
-        let rowless = self.recovering.iter().filter(|(method, _)| !self.report.has(method));
+        let rowless = self.met.iter().filter(|(method, _)| !self.report.has(method));
         let again = |(method, cases): (&String, &Vec<Case>)| {
             let case = cases.get(turn % cases.len().max(1))?;
             Some(Job::alone(Case { also: Some(method.clone()), ..case.clone() }))
