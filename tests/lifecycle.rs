@@ -19,6 +19,7 @@ mod midway;
 mod namespaces;
 mod objects;
 mod odd_steps;
+mod overdue;
 mod refused;
 mod removal;
 mod rights;

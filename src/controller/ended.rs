@@ -45,6 +45,10 @@ pub fn refused(ctx: &Context, pool: &Pool, view: &View, layer: &str, step: &Step
 /// Remembers a step that was carried out. With no task that could tell more, what it was refused with before is over.
 pub fn did(ctx: &Context, pool: &Pool, layer: &str, step: &Step, task: Option<Ref>) {
     let (mut memory, now, over) = (pool.memory(), ctx.pace.now(), task.is_none());
+    // Who does nothing waits for the task of the step before, and is to hear how it ends.
+    if *step == Step::Nothing && memory.last_task(layer).is_some() {
+        return;
+    }
     memory.did(layer, step, task, now);
     if over {
         memory.ended(layer, None, None, now, |failures| ctx.pace.backoff(failures));

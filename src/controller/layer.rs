@@ -16,6 +16,7 @@ use super::context::{ConnectorKey, Context, Guarded, connector_of};
 use super::ended;
 use super::live;
 use super::observe::{Lens, Scene, observe};
+use super::overdue;
 use super::report as tell;
 use super::site::{NoSite, Site, site};
 use super::status::{self, Outcome};
@@ -245,7 +246,9 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
     }
     // The mirror may not show yet what the last pass did: the same step again is waited for, not repeated.
     let done = !live && pool.memory().just_done(&uid, &plan.step, now, within);
-    if !plan.step.only_status() && (done || ended::is_under_way(pool, lens.view, &uid, &plan.step)) {
+    let again = !plan.step.only_status() && (done || ended::is_under_way(pool, lens.view, &uid, &plan.step));
+    let plan = overdue::told(lens, &scene, plan, again);
+    if again && plan.step != Step::Nothing {
         return Ok(Action::requeue(within));
     }
     if !lens.deleting && status::is_told_first(layer, &plan) {
@@ -256,13 +259,10 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
         let told = Plan { step: Step::Nothing, next: Next::Stream, ..plan };
         return report(ctx, layer, want, None, Some((&scene, &told)), refusal.as_ref().map(|r| &r.trouble)).await;
     }
-    let acted = {
-        let result = audit::scope(layer, &scene.observed.subject, lens.view, act(lens, &scene, &plan.step)).await;
-        if let Ok(task) = &result {
-            ended::did(ctx, pool, &uid, &plan.step, task.clone());
-        }
-        result
-    };
+    let acted = audit::scope(layer, &scene.observed.subject, lens.view, act(lens, &scene, &plan.step)).await;
+    if let Ok(task) = &acted {
+        ended::did(ctx, pool, &uid, &plan.step, task.clone());
+    }
     let failed = acted.err().map(|f| {
         if let act::Failed::Pool(e) = &f {
             tracing::warn!(layer = %layer.name_any(), step = ?plan.step, error = %crate::telemetry::chain(e), "a step failed");

@@ -23,6 +23,7 @@ pub mod link;
 pub mod live;
 pub mod metrics;
 pub mod observe;
+pub mod overdue;
 pub mod pace;
 pub mod pool;
 pub mod report;

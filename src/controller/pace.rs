@@ -23,6 +23,8 @@ pub struct Pace {
     pub backoff: (Duration, Duration),
     /// A foreign mark, a disk on a control domain, tools that do not show: told or mended after this long.
     pub patience: Duration,
+    /// A task that pends for this long is told as one that hangs: the pool's own tries last two hours (xapi.md 4.2).
+    pub overdue: Duration,
     /// Guest tools count once they have shown for this long.
     pub settle: Duration,
     /// Connector: credentials that were refused are read again after this long.
@@ -45,6 +47,7 @@ impl Pace {
         rest: Duration::from_secs(600),
         backoff: (Duration::from_secs(2), Duration::from_secs(300)),
         patience: Duration::from_secs(600),
+        overdue: Duration::from_secs(2 * 3600),
         settle: Duration::from_secs(5),
         credentials: Duration::from_secs(30),
         poll: Duration::from_secs(60),
@@ -100,6 +103,7 @@ mod tests {
         assert_eq!((p.backoff.0.as_secs(), p.backoff.1.as_secs()), (2, 300));
         assert_eq!((p.poll.as_secs(), p.resync.as_secs(), p.write.as_secs()), (60, 600, 10));
         assert_eq!((p.patience.as_secs(), p.settle.as_secs(), p.credentials.as_secs()), (600, 5, 30));
+        assert_eq!(p.overdue.as_secs(), 2 * 60 * 60);
         assert!((p.jitter - 0.2).abs() < f64::EPSILON);
     }
 

@@ -47,8 +47,11 @@ pub fn compose(o: &Outcome<'_>) -> PlatformLayerStatus {
     new.observed_generation = o.layer.metadata.generation;
     // A removal takes the walk's objects away, which is no way back: how far the version was stays to be read.
     let kept = o.layer.metadata.deletion_timestamp.as_ref().and(old.phase);
+    // Once sized, sized: a pool that died may show the disk as small as it was, and the spec may speak of another version by now.
+    let same = |d: &DiskStatus| new.disk.as_ref().is_some_and(|now| now.version == d.version);
+    let sized = old.phase.filter(|p| *p == Phase::DiskCreated && old.disk.as_ref().is_some_and(same));
     let seen = o.seen.map_or(old.phase.unwrap_or(Phase::Pending), |(_, plan)| plan.phase);
-    new.phase = Some(kept.unwrap_or(seen));
+    new.phase = Some(kept.or(sized.filter(|_| seen == Phase::Pending)).unwrap_or(seen));
     // A step that failed recorded nothing.
     let say = say(o, &old);
     let drafts = conditions(o, &old, &say);

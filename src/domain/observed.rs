@@ -412,6 +412,8 @@ pub struct DiskRecord {
     pub worked: bool,
     /// Uuid of its storage repository.
     pub sr: Option<String>,
+    /// Bytes; not told of the config disk.
+    pub virtual_size: Option<i64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -24,7 +24,8 @@ pub struct Estate {
 
 /// The decision for a layer that is being deleted.
 pub fn decide_removal(want: &Want, seen: &Observed, estate: &Estate) -> Plan {
-    let mut plan = Plan { phase: plan::phase(seen), step: Step::Nothing, say: deleting(DELETING), next: Next::Rest };
+    let mut plan =
+        Plan { phase: plan::phase(want, seen), step: Step::Nothing, say: deleting(DELETING), next: Next::Rest };
     let verdict = removal(want, seen, estate);
     plan.step = verdict.step;
     plan.next = verdict.next;

@@ -286,6 +286,8 @@ pub struct Task {
     pub uuid: String,
     pub name_label: String,
     pub name_description: String,
+    /// As XAPI writes it.
+    pub created: String,
     pub status: TaskStatus,
     /// 0 to 1.
     pub progress: f64,

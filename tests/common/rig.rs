@@ -32,6 +32,7 @@ pub const PACE: Pace = Pace {
     rest: Duration::from_secs(6),
     backoff: (Duration::from_millis(50), Duration::from_secs(2)),
     patience: Duration::from_secs(6),
+    overdue: Duration::from_secs(72),
     settle: Duration::from_millis(50),
     credentials: Duration::from_millis(300),
     poll: Duration::from_secs(5),

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use kube::api::{Patch, PatchParams};
+use lamina::api::Phase;
 use lamina::sim::faults::{Effect, Fault, Target};
 use lamina::xapi::wire::Failure;
 use serde_json::json;
 
 use crate::common::eventually;
-use crate::common::rig::{Rig, ready, status, uid};
+use crate::common::rig::{Rig, disk, ready, status, uid};
 
 /// First come, first served, at the base that all are cloned from. Who was suspended in line holds nobody up, and comes last.
 #[tokio::test(flavor = "multi_thread")]
@@ -62,6 +63,34 @@ async fn a_layer_that_leaves_its_connector_leaves_its_line() {
     rig.until_reason("next", "StartMachine").await;
     rig.patch("leaves", json!({"connectorRef": {"name": "lab"}})).await;
     rig.until_reason("leaves", "StartMachine").await;
+    rig.hands.assert_tidy().await;
+}
+
+/// Its disk is made and recorded: what it was made of is free for others, and the size can still be set right.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_size_that_the_pool_refuses_holds_up_nobody() {
+    let rig = Rig::new().await;
+    rig.sim.pool.clock.hold("VDI.resize/queued");
+    let _controller = rig.run().await;
+    rig.layer("huge", json!({"machine": {"powerOn": false}, "packagingDisk": {"size": "4Ti"}})).await;
+    let at_it = |l: &_| status(l).disk.is_some() && status(l).operation.is_none();
+    let sizing = rig.until("huge", "the source let go", at_it).await;
+    let (reason, message) = ready(&sizing).expect("Ready");
+    assert!(reason == "CreatingDisk" && message.contains("gets its size"), "{reason}: {message}");
+    rig.sim.pool.clock.held("VDI.resize/queued").await;
+    rig.layer("next", json!({"machine": {"powerOn": false}})).await;
+    rig.until_reason("next", "StartMachine").await;
+    rig.sim.pool.clock.unhold("VDI.resize/queued");
+    let refused = rig.until_reason("huge", "PoolRefused").await;
+    assert!(ready(&refused).is_some_and(|(_, m)| m.contains("spec.packagingDisk.size")), "{refused:#?}");
+    assert_eq!(status(&refused).phase, Some(Phase::Pending));
+    rig.layer("third", json!({"machine": {"powerOn": false}})).await;
+    rig.until_reason("third", "StartMachine").await;
+    rig.patch("huge", json!({"packagingDisk": {"size": "64Gi"}})).await;
+    let made = rig.until_reason("huge", "StartMachine").await;
+    let w = rig.hands.disk(&disk(&made)).await.expect("W");
+    assert_eq!((w.uuid(), w.row["virtual_size"].clone()), (disk(&refused).as_str(), json!(64_u64 << 30)));
+    assert_eq!(rig.calls("Async.VDI.clone"), 3);
     rig.hands.assert_tidy().await;
 }
 

@@ -69,10 +69,14 @@ impl Lens<'_> {
         }
     }
 
-    /// Has this stood in the way for longer than patience? Whoever waits for it looks more often than every other rest.
-    fn waits_long(&self, what: &str) -> bool {
+    /// For how long this has stood in the way. Whoever waits for it looks more often than every other rest.
+    pub fn waits(&self, what: &str) -> Duration {
         let since = self.pool.memory().waited_since(what, self.now, self.pace.rest * 2);
-        self.now.duration_since(since) >= self.pace.patience
+        self.now.duration_since(since)
+    }
+
+    fn waits_long(&self, what: &str) -> bool {
+        self.waits(what) >= self.pace.patience
     }
 }
 

@@ -27,12 +27,14 @@ pub(super) fn records(status: Option<&PlatformLayerStatus>) -> Records {
             version: d.version.clone(),
             worked: d.worked,
             sr: d.storage_repository_uuid.clone(),
+            virtual_size: d.virtual_size,
         }),
         config: s.config_disk.as_ref().map(|c| DiskRecord {
             uuid: c.uuid.clone(),
             version: c.version.clone(),
             worked: false,
             sr: c.storage_repository_uuid.clone(),
+            virtual_size: None,
         }),
         machine: s.machine.as_ref().map(|m| MachineRecord {
             uuid: m.uuid.clone(),

@@ -166,7 +166,7 @@ fn fits(want: &Want, source: &str, format: &str, virtual_size: i64) -> Result<()
     Ok(())
 }
 
-/// W is there: named, sized and recorded before anything is built on it.
+/// W is there: named and recorded, then sized, before anything is built on it. What it was made of is others' while it is sized.
 pub(super) fn with_disk(want: &Want, seen: &Observed, w: &Disk) -> Verdict {
     let making = |step, message: &str| Verdict::act(step, Reason::CreatingDisk, message);
     let recorded = seen.records.disk.as_ref().is_some_and(|d| d.uuid == w.uuid);
@@ -179,7 +179,7 @@ pub(super) fn with_disk(want: &Want, seen: &Observed, w: &Disk) -> Verdict {
     }
     if !recorded {
         if w.busy {
-            return Verdict::wait(Next::Task, Reason::CreatingDisk, "the packaging disk is being named and sized");
+            return Verdict::wait(Next::Task, Reason::CreatingDisk, "the packaging disk is being named");
         }
         if w.name != want.file_name {
             return making(
@@ -191,13 +191,17 @@ pub(super) fn with_disk(want: &Want, seen: &Observed, w: &Disk) -> Verdict {
         if w.description != description {
             return making(Step::DescribeDisk { uuid: w.uuid.clone(), description }, "describing the packaging disk");
         }
-        if let Some(size) = want.size.map(rounded).filter(|size| *size > w.virtual_size) {
-            return making(Step::ResizeDisk { uuid: w.uuid.clone(), size }, "sizing the packaging disk");
-        }
         return making(Step::Record, "the packaging disk is made");
     }
     if let Some(verdict) = finish_operations(seen) {
         return verdict;
+    }
+    if let Some(size) = size_due(want, seen) {
+        const WHAT: &str = "sizing the packaging disk";
+        return match w.busy {
+            true => Verdict::wait(Next::Task, Reason::CreatingDisk, WHAT),
+            false => making(Step::ResizeDisk { uuid: w.uuid.clone(), size }, WHAT),
+        };
     }
     match &seen.machine {
         Sight::CannotLook => cannot_tell(seen, "the packaging machine"),
@@ -224,6 +228,18 @@ pub(super) fn with_disk(want: &Want, seen: &Observed, w: &Disk) -> Verdict {
             ))
         }
     }
+}
+
+/// The size in bytes that W is yet to get: before there is a machine for it, and never once it was worked in.
+pub(super) fn size_due(want: &Want, seen: &Observed) -> Option<i64> {
+    let is_cloned = seen.records.operation.as_ref().is_some_and(|i| i.step == Making::CloneMachine);
+    // The spec may speak of the next version already.
+    if seen.machine != Sight::Absent || is_cloned || w_worked(seen) || seen.subject != want.version {
+        return None;
+    }
+    let recorded = seen.records.disk.as_ref().and_then(|d| d.virtual_size);
+    let has = seen.work.found().map(|w| w.virtual_size).or(recorded)?;
+    want.size.map(rounded).filter(|size| *size > has)
 }
 
 /// Recorded under another start of xapi: its row may be one of those that were never written out.

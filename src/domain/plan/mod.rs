@@ -37,9 +37,9 @@ use crate::api::reason::Reason;
 /// The decision for a layer that is not being deleted.
 pub fn decide(want: &Want, seen: &Observed) -> Plan {
     let Verdict { step, say, next } = next(want, seen);
-    let phase = match phase(seen) {
+    let phase = match phase(want, seen) {
         // The record that is written with this very phase.
-        Phase::Pending if step == Step::Record => Phase::DiskCreated,
+        Phase::Pending if step == Step::Record && disk::size_due(want, seen).is_none() => Phase::DiskCreated,
         // What came back of an older version is removed before the new one begins.
         Phase::Finalized if seen.finalized(&want.version).is_none() => Phase::Pending,
         phase => phase,
@@ -48,10 +48,12 @@ pub fn decide(want: &Want, seen: &Observed) -> Plan {
 }
 
 /// Derived from what is there. Within a version it never goes back, but between running and halted.
-pub fn phase(seen: &Observed) -> Phase {
+pub fn phase(want: &Want, seen: &Observed) -> Phase {
     let worked = seen.records.disk.as_ref().is_some_and(|d| d.worked);
     // Found and not recorded, it may be forgotten by the pool, and made again.
-    let work_there = seen.records.disk.as_ref().is_some_and(|d| d.version == seen.subject);
+    let recorded = seen.records.disk.as_ref().is_some_and(|d| d.version == seen.subject);
+    // Until it has its size the spec may give it another one.
+    let work_there = recorded && disk::size_due(want, seen).is_none();
     if seen.finalized(&seen.subject).is_some() && !removing(seen) {
         return Phase::Finalized;
     }
@@ -113,7 +115,7 @@ fn next(want: &Want, seen: &Observed) -> Verdict {
 }
 
 fn at_rest(want: &Want, seen: &Observed) -> bool {
-    seen.finalized(&want.version).is_some() && phase(seen) == Phase::Finalized
+    seen.finalized(&want.version).is_some() && phase(want, seen) == Phase::Finalized
 }
 
 /// The pool that the layer has something in, where it is not this one. Who has nothing there may still be led elsewhere.

@@ -259,6 +259,47 @@ fn a_running_machine_says_what_to_do_in_order() {
     assert!(!ready.contains("guest tools") && !ready.contains("rearm"), "{ready}");
 }
 
+/// What it was made of is let go in between. No machine ever meets a disk that changes its size.
+#[test]
+fn a_disk_is_recorded_before_it_is_sized_and_sized_before_there_is_a_machine() {
+    let w = want(json!({"packagingDisk": {"size": "64Gi"}}));
+    let (small, large) = (32_i64 << 30, 64_i64 << 30);
+    let of = |virtual_size| Disk { virtual_size, description: description(&w), ..disk("w") };
+    let record = |virtual_size| {
+        let virtual_size = Some(virtual_size);
+        Some(DiskRecord { uuid: "w".into(), version: "1".into(), virtual_size, ..DiskRecord::default() })
+    };
+    let decided = |seen: &Observed| {
+        let plan = decide(&w, seen);
+        (plan.step, plan.phase)
+    };
+    let mut seen = Observed { work: Sight::Found(of(small)), ..entered() };
+    assert_eq!(decided(&seen), (Step::Record, Phase::Pending));
+    seen.records.disk = record(small);
+    assert_eq!(decided(&seen), (Step::ResizeDisk { uuid: "w".into(), size: large }, Phase::Pending));
+    let (reason, message) = told(&w, &seen);
+    assert!(reason == R::CreatingDisk && message.contains("gets its size"), "{reason}: {message}");
+    seen.work = Sight::Found(Disk { busy: true, ..of(small) });
+    assert_eq!((decided(&seen), decide(&w, &seen).next), ((Step::Nothing, Phase::Pending), Next::Task));
+    seen.work = Sight::CannotLook;
+    assert_eq!(decide(&w, &seen).phase, Phase::Pending);
+    seen.records.disk = record(large);
+    assert_eq!(decide(&w, &seen).phase, Phase::DiskCreated);
+    seen.work = Sight::Found(of(large));
+    seen.flights = vec![Flight::unbegun(Making::CloneMachine)];
+    assert_eq!(decided(&seen), (Step::RecordIntent(Making::CloneMachine), Phase::DiskCreated));
+    // A pool that died shows an old row, and it is too late.
+    seen.work = Sight::Found(of(small));
+    seen.machine = Sight::Found(machine());
+    assert!(!matches!(decide(&w, &seen).step, Step::ResizeDisk { .. }));
+    seen.machine = Sight::Absent;
+    seen.records.disk = record(small).map(|d| DiskRecord { worked: true, ..d });
+    assert_eq!(decided(&seen), (Step::RecordIntent(Making::CloneMachine), Phase::MachineRunning));
+    seen.work = Sight::Found(of(large));
+    seen.records.disk = None;
+    assert_eq!(decided(&seen), (Step::Record, Phase::DiskCreated));
+}
+
 #[test]
 fn a_freeze_waits_for_a_machine_at_rest() {
     let (seen, m) = (made(machine()), Machine { busy: true, ..machine() });

@@ -69,6 +69,7 @@ fn words(want: &Want, seen: &Observed, stage: Reason) -> Option<String> {
     let (storage, version) = (&seen.storage.name, &seen.subject);
     let machine = machine(want, seen);
     let disk = &want.file_name;
+    let recorded = seen.records.disk.as_ref().is_some_and(|d| d.version == *version);
     Some(match stage {
         Reason::FreezingOSDisk => {
             let os = seen.os_disk.as_ref().map_or(String::new(), |os| format!(" '{}' ({})", os.name, os.uuid));
@@ -77,6 +78,9 @@ fn words(want: &Want, seen: &Observed, stage: Reason) -> Option<String> {
                 want.os_name, want.os_version
             )
         }
+        Reason::CreatingDisk if recorded => format!(
+            "packaging disk '{disk}' of version '{version}' is made in storage repository '{storage}' and gets its size (spec.packagingDisk.size). Its machine is made next"
+        ),
         Reason::CreatingDisk => format!(
             "packaging disk '{disk}' of version '{version}' is being made in storage repository '{storage}'. Its machine is made next"
         ),
