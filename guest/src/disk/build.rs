@@ -11,7 +11,6 @@ use super::{
     CLUSTER, LAYER, Layer, MOST_FILES_BYTES, MOST_LOG_BYTES, MOST_PROGRAM_BYTES, MOST_TEXT_BYTES, PARTITION_FAT16_LBA,
     PROGRAM, SCRIPT, SECTOR, START, STEPS, file_path,
 };
-use crate::steps::engine::MOST_RUNS;
 use crate::steps::record::Record;
 use crate::steps::{Invalid, Step, What, check};
 
@@ -19,8 +18,8 @@ use crate::steps::{Invalid, Step, What, check};
 const GRAIN: usize = 2 << 20;
 /// FAT16 begins at 4085 clusters of 2 KiB; below that, Windows would take the volume for FAT12.
 const SMALLEST: usize = 10 << 20;
-/// FAT16 ends at 65,524 clusters.
-const LARGEST: usize = 126 << 20;
+/// Bytes of the largest disk: FAT16 ends at 65,524 clusters.
+pub const LARGEST: usize = 126 << 20;
 /// For tables and directories of the volume, record and report, and what Windows adds by itself (`System Volume Information`).
 const ROOM: u64 = 6 << 20;
 
@@ -56,7 +55,7 @@ pub enum BuildError {
     ProgramTooLarge(u64),
     #[error("the steps take {0} bytes, more than {MOST_TEXT_BYTES}: put long scripts into files")]
     StepsTooLarge(u64),
-    #[error("the files are so many that they need {0} bytes, more than {LARGEST}")]
+    #[error("files, program and logs need {0} bytes, more than {LARGEST}: have fewer files or fewer steps")]
     DiskTooLarge(u64),
     #[error("the contents cannot be written as JSON")]
     Json(#[from] serde_json::Error),
@@ -64,8 +63,8 @@ pub enum BuildError {
     Fat(#[from] std::io::Error),
 }
 
-/// The whole disk, as `PUT /import_raw_vdi` takes it. Its length is a multiple of 2 MiB: what the files take in clusters, for each step
-/// 1 MiB of log a run that it may have, and 6 MiB; 10 MiB at least, 126 MiB at most.
+/// The whole disk, as `PUT /import_raw_vdi` takes it. Its length is a multiple of 2 MiB: what the files take in clusters, 1 MiB of log for
+/// each step, and 6 MiB; 10 MiB at least, 126 MiB at most. Whatever the API server lets in fits.
 pub fn build(contents: &Contents) -> Result<Vec<u8>, BuildError> {
     let files = files(contents)?;
     let size = size(contents.steps, &files)?;
@@ -174,8 +173,7 @@ fn files(contents: &Contents) -> Result<Vec<(String, Vec<u8>)>, BuildError> {
 fn size(steps: &[Step], files: &[(String, Vec<u8>)]) -> Result<usize, BuildError> {
     let cluster = CLUSTER as u64;
     let taken: u64 = files.iter().map(|(_, bytes)| (bytes.len() as u64).div_ceil(cluster) * cluster).sum();
-    let runs: u32 = steps.iter().map(|s| if s.retry { MOST_RUNS } else { 1 }).sum();
-    let need = START as u64 + taken + u64::from(runs) * MOST_LOG_BYTES + ROOM;
+    let need = START as u64 + taken + steps.len() as u64 * MOST_LOG_BYTES + ROOM;
     let size = usize::try_from(need).unwrap_or(usize::MAX).max(SMALLEST).checked_next_multiple_of(GRAIN);
     size.filter(|s| *s <= LARGEST).ok_or(BuildError::DiskTooLarge(need))
 }
