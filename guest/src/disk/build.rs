@@ -1,5 +1,6 @@
 //! Makes the config disk. Pure: equal contents give equal bytes, so that a disk may be made again and compared. Called by the controller.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{Cursor, Write};
 
@@ -130,7 +131,13 @@ fn directories(volume: &FileSystem<Cursor<&mut [u8]>>, path: &str) -> std::io::R
     Ok(())
 }
 
-fn files(contents: &Contents) -> Result<Vec<(String, Vec<u8>)>, BuildError> {
+/// Bytes of the disk that `build` makes, without making it.
+pub fn length(contents: &Contents) -> Result<usize, BuildError> {
+    size(contents.steps, &files(contents)?)
+}
+
+/// What the users' files are is borrowed: they are as large as the disk.
+pub(super) fn files<'a>(contents: &'a Contents) -> Result<Vec<(String, Cow<'a, [u8]>)>, BuildError> {
     check(contents.steps)?;
     let json = serde_json::to_vec_pretty(contents.steps)?;
     if json.len() as u64 > MOST_TEXT_BYTES {
@@ -142,25 +149,25 @@ fn files(contents: &Contents) -> Result<Vec<(String, Vec<u8>)>, BuildError> {
     }
     let record = Record::new(&contents.layer.nonce, contents.steps, &json);
     let mut files = vec![
-        (LAYER.to_owned(), serde_json::to_vec_pretty(contents.layer)?),
-        (record.slot().to_owned(), record.bytes()?),
-        (STEPS.to_owned(), json),
+        (LAYER.to_owned(), serde_json::to_vec_pretty(contents.layer)?.into()),
+        (record.slot().to_owned(), record.bytes()?.into()),
+        (STEPS.to_owned(), json.into()),
     ];
     if let Some(program) = contents.program {
         if program.len() as u64 > MOST_PROGRAM_BYTES {
             return Err(BuildError::ProgramTooLarge(program.len() as u64));
         }
-        files.push((PROGRAM.to_owned(), program.to_vec()));
+        files.push((PROGRAM.to_owned(), program.into()));
     }
     for step in contents.steps {
         if let What::Powershell(text) = &step.what {
             // Windows PowerShell takes a script without the mark for one in the local code page.
-            files.push((file_path(&step.name, SCRIPT), ["\u{feff}", text].concat().into_bytes()));
+            files.push((file_path(&step.name, SCRIPT), ["\u{feff}", text].concat().into_bytes().into()));
         }
         for name in &step.files {
             let bytes = contents.files.get(&(step.name.clone(), name.clone()));
             let bytes = bytes.ok_or_else(|| BuildError::NoFile(step.name.clone(), name.clone()))?;
-            files.push((file_path(&step.name, name), bytes.clone()));
+            files.push((file_path(&step.name, name), bytes.into()));
         }
     }
     let named = |step: &str, file: &String| contents.steps.iter().any(|s| s.name == step && s.files.contains(file));
@@ -170,7 +177,7 @@ fn files(contents: &Contents) -> Result<Vec<(String, Vec<u8>)>, BuildError> {
     }
 }
 
-fn size(steps: &[Step], files: &[(String, Vec<u8>)]) -> Result<usize, BuildError> {
+fn size(steps: &[Step], files: &[(String, Cow<'_, [u8]>)]) -> Result<usize, BuildError> {
     let cluster = CLUSTER as u64;
     let taken: u64 = files.iter().map(|(_, bytes)| (bytes.len() as u64).div_ceil(cluster) * cluster).sum();
     let need = START as u64 + taken + steps.len() as u64 * MOST_LOG_BYTES + ROOM;

@@ -1,11 +1,12 @@
 //! The config disk made, written by two FAT drivers, damaged in every way, and read back.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
 use super::back::{Back, read};
-use super::build::{BuildError, Contents, LARGEST, build};
+use super::build::{BuildError, Contents, LARGEST, build, length};
 use super::fat::Volume;
 use super::*;
 use crate::report::Report;
@@ -169,7 +170,10 @@ fn the_size_follows_files_logs_and_room() {
     let each = vec![1; 64 << 10];
     let files = full.iter().flat_map(|s| named.iter().map(|f| ((s.name.clone(), f.clone()), each.clone()))).collect();
     let most = Contents { layer: &layer(), steps: &full, files: &files, program: Some(&[7; 16 << 20]) };
-    assert!(build(&most).expect("a disk").len() <= LARGEST);
+    let disk = build(&most).expect("a disk");
+    assert!(disk.len() <= LARGEST && length(&most).expect("a length") == disk.len());
+    let copied = |(_, bytes): &(String, Cow<'_, [u8]>)| matches!(bytes, Cow::Owned(b) if b.len() >= each.len());
+    assert!(!super::build::files(&most).expect("files").iter().any(copied), "the controller's memory has a limit");
 
     // Many small files take more clusters than bytes.
     let names: Vec<String> = (0..70_000).map(|n| format!("f{n}")).collect();
