@@ -346,6 +346,8 @@ async fn changes_are_judged_by_how_far_the_layer_is() {
     let steps = json!({"steps": [{"name": "a", "command": "rem"}]});
     let steps_of_2 = json!({"steps": [{"name": "a", "command": "rem"}], "version": "2"});
     let discarding = json!({"steps": [{"name": "a", "command": "rem"}], "version": "2", "discard": "1"});
+    let fixed_kms = "kms is fixed once the machine of this version was started";
+    let rearm = json!({"kms": {"rearm": true}});
     let other_name = json!({"osLayer": {"name": "Windows 10"}});
     let other_connector = json!({"connectorRef": {"name": "other"}});
     let bigger = json!({"packagingDisk": {"size": "90Gi"}});
@@ -383,6 +385,13 @@ async fn changes_are_judged_by_how_far_the_layer_is() {
         (Phase::Finalized, &["1"], steps, fixed_steps),
         (Phase::Finalized, &["1"], steps_of_2, ""),
         (Phase::MachineRunning, &[], discarding, ""),
+        (Phase::DiskCreated, &[], rearm.clone(), ""),
+        (Phase::MachineRunning, &[], rearm.clone(), fixed_kms),
+        (Phase::AwaitingFinalize, &[], rearm.clone(), fixed_kms),
+        (Phase::Finalized, &["1"], rearm, fixed_kms),
+        (Phase::MachineRunning, &[], json!({"kms": {"rearm": false}}), ""),
+        (Phase::Finalized, &["1"], json!({"kms": {"rearm": true}, "version": "2"}), ""),
+        (Phase::MachineRunning, &[], json!({"kms": {"rearm": true}, "version": "2", "discard": "1"}), ""),
         (Phase::MachineRunning, &[], json!({"machine": {"restartToken": "again"}, "comment": "CHG-1"}), ""),
     ];
     for (at, (phase, versions, spec, words)) in cases.into_iter().enumerate() {

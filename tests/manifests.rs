@@ -187,7 +187,9 @@ fn the_pod_has_no_more_than_it_needs_and_is_probed() {
         json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}});
     assert_eq!(container["securityContext"], rights);
     let (cpu, memory) = (&container["resources"]["requests"]["cpu"], &container["resources"]["requests"]["memory"]);
-    assert!(cpu.is_string() && memory.is_string() && container["resources"]["limits"]["memory"].is_string());
+    assert!(cpu.is_string() && memory.is_string());
+    let disks = lamina::controller::room::MIB;
+    assert_eq!(container["resources"]["limits"]["memory"], format!("{}Mi", 512 + disks), "all else, and disks");
     for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz")] {
         assert_eq!(container[probe]["httpGet"], json!({"path": path, "port": "http"}), "{probe}");
     }

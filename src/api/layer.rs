@@ -63,6 +63,10 @@ const BEFORE_ANY_DISK: &str =
         .message("steps are fixed once the machine of this version was started: set them together with a new spec.version, and with spec.discard where this one is still in work")
         .field_path(".spec.steps")
         .reason(Refusal::FieldValueForbidden),
+    validation = Rule::new("self.spec.version != oldSelf.spec.version || oldSelf.?status.?phase.orValue('Pending') in ['Pending', 'DiskCreated'] || (has(self.spec.kms) && self.spec.kms.rearm) == (has(oldSelf.spec.kms) && oldSelf.spec.kms.rearm)")
+        .message("kms is fixed once the machine of this version was started, which was told then: set it together with a new spec.version, and with spec.discard where this one is still in work")
+        .field_path(".spec.kms")
+        .reason(Refusal::FieldValueForbidden),
     validation = Rule::new("self.spec.version != oldSelf.spec.version || oldSelf.?status.?phase.orValue('') != 'Finalized' || (self.spec.purpose == oldSelf.spec.purpose && self.spec.platforms == oldSelf.spec.platforms)")
         .message("purpose and platforms of a finalized version are fixed: set them together with a new spec.version")
         .field_path(".spec.platforms")
@@ -178,7 +182,8 @@ pub struct PlatformLayerSpec {
     #[serde(default)]
     pub integrity: IntegrityPolicy,
 
-    /// Volume licensing by a KMS server. Only with platforms.provisioningService PVS.
+    /// Volume licensing by a KMS server. Only with platforms.provisioningService PVS. Fixed once the machine of this version was started:
+    /// it is told before its first start, and never again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kms: Option<Kms>,
 
@@ -424,7 +429,9 @@ fn yes() -> bool {
 #[serde(rename_all = "camelCase")]
 pub struct Finalize {
     /// Manual (default): a person approves. OnShutdown: a shutdown with a report that satisfies spec.integrity is enough; may only
-    /// be set by somebody with the verb approve on platformlayers.
+    /// be set by somebody with the verb approve on platformlayers. May be changed at any time for what is frozen without approval. A
+    /// machine with steps hears it before its first start alone: set later, a person runs Shutdown For Finalize when all steps are done;
+    /// taken back later, the machine still shuts down by itself, and the approval is waited for.
     #[serde(default)]
     pub policy: FinalizePolicy,
 

@@ -248,6 +248,6 @@ reasons! {
     NoVerdict - [] "the report has no readable BlockFinalize number", "Run the check again; if it stays, repair the guest service.";
     ReportsDiffer - [] "the reports in xenstore and on the config disk both count, and contradict each other", "Start the machine and run the check again.";
     MoreFindings - [] "there are more findings than a status can hold", "Mend those that are listed, then run the check again.";
-    NotRearmed - [] "spec.kms.rearm is true, but the report does not say that Windows was rearmed", "Start the machine and let the check rearm as the last thing before the shutdown.";
+    NotRearmed - [] "spec.kms.rearm is true, but the report does not say that Windows was rearmed", "Start the machine and let the check rearm as the last thing before the shutdown. If spec.kms was changed while the machine was being started for the first time, it was never told: set a new spec.version and spec.discard.";
     LeftOn - [] "the check found nothing, but the machine ran on after it", "Run Shutdown For Finalize.";
 }

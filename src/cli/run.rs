@@ -2,6 +2,7 @@
 //! that none of them outlives the others.
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -78,6 +79,7 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         namespace: args.watch_namespace.clone(),
         deadline,
         metrics: metrics.clone(),
+        room: Arc::default(),
         health: health.clone(),
     };
     let led = if args.leader_elect {

@@ -18,6 +18,7 @@ use super::lease::Deadline;
 use super::metrics::Metrics;
 use super::pace::Pace;
 use super::pool::Pool;
+use super::room::Room;
 use super::slots::Slots;
 use crate::api::{Connector, PlatformLayer};
 
@@ -69,6 +70,7 @@ pub struct Context {
     /// Connectors to be looked at now.
     pub wake_connector: mpsc::UnboundedSender<ObjectRef<Guarded<Connector>>>,
     pub pools: Pools,
+    pub room: Arc<Room>,
     pub slots: Mutex<Slots>,
     pub backoff: Mutex<Backoff>,
     /// The value of the annotation `requestedAt` that a live look was last taken for, by uid of the layer.

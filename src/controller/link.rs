@@ -86,7 +86,7 @@ impl Link {
             indexed: INDEXED,
         };
         let mirror = Mirror::start(client.clone(), options, batches);
-        let pool = Arc::new(Pool::new(client, mirror));
+        let pool = Arc::new(Pool::new(client, mirror, ctx.room.clone()));
         let rights: Arc<Mutex<Option<Rights>>> = Arc::default();
         let courier =
             tokio::spawn(carry(ctx.clone(), key.clone(), pool.clone(), rights.clone(), changes)).abort_handle();

@@ -27,6 +27,7 @@ pub mod overdue;
 pub mod pace;
 pub mod pool;
 pub mod report;
+pub mod room;
 pub mod roster;
 pub mod site;
 pub mod slots;
@@ -60,6 +61,7 @@ use self::context::{Context, Guarded, GuestProgram, Pools, Synced};
 use self::lease::Deadline;
 use self::metrics::Metrics;
 use self::pace::Pace;
+use self::room::Room;
 use self::slots::Slots;
 use self::watched::Watched;
 use crate::api::{Connector, FIELD_MANAGER, PlatformLayer};
@@ -83,6 +85,7 @@ pub struct Settings {
     pub namespace: Option<String>,
     pub deadline: Deadline,
     pub metrics: Metrics,
+    pub room: Arc<Room>,
     pub health: Health,
 }
 
@@ -129,6 +132,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         wake_layer,
         wake_connector,
         pools: Pools::default(),
+        room: settings.room,
         slots: Mutex::new(Slots::default()),
         backoff: Mutex::new(Backoff::default()),
         looked: Mutex::default(),

@@ -4,11 +4,12 @@
 //! everything is still right, only slower (the in-flight test takes its place).
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::room::Room;
 use super::turns::Turns;
 use crate::domain::identity::Opid;
 use crate::domain::observed::{Quiet, Sent, Trouble};
@@ -21,12 +22,14 @@ use crate::xapi::wire::Ref;
 pub struct Pool {
     pub client: Client,
     pub mirror: Mirror,
+    /// Of the process, for all its pools.
+    pub room: Arc<Room>,
     memory: Mutex<Memory>,
 }
 
 impl Pool {
-    pub fn new(client: Client, mirror: Mirror) -> Self {
-        Self { client, mirror, memory: Mutex::default() }
+    pub fn new(client: Client, mirror: Mirror, room: Arc<Room>) -> Self {
+        Self { client, mirror, room, memory: Mutex::default() }
     }
 
     /// The memory, locked: never held across an await.

@@ -9,6 +9,7 @@ mod inside;
 pub mod person;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -125,6 +126,7 @@ fn settings(cluster: &Cluster) -> Settings {
         // No Lease: in a cluster of the demo's own nobody leads but whom its user starts (README); in the user's the namespace is ours.
         deadline: Deadline::none(),
         metrics: Metrics::default(),
+        room: Arc::default(),
         health: Health::default(),
     }
 }

@@ -28,8 +28,8 @@ use crate::domain::identity::TASK_TAG;
 
 /// The name of a stream's task. Its description is the operation.
 const LABEL: &str = "Lamina config disk";
-/// Bytes of a disk that is moved through memory; larger ones are refused.
-pub const LARGEST: usize = 256 << 20;
+/// Bytes of a disk that is moved through memory: no config disk has more. Larger ones are refused.
+pub const LARGEST: usize = 128 << 20;
 /// Bytes of an answer's head.
 const HEAD: usize = 16 << 10;
 /// Hosts that are asked for one transfer.

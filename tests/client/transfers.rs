@@ -153,7 +153,7 @@ async fn a_transfer_is_bounded_in_size_and_time() {
         StreamProblem::Length { wanted: 6 * MIB + 1 },
         "cut off, it would look like a good one"
     );
-    assert_eq!(out((256 << 20) + 1).await, StreamProblem::TooLarge((256 << 20) + 1));
+    assert_eq!(out((128 << 20) + 1).await, StreamProblem::TooLarge((128 << 20) + 1));
     sim.pool.clock.hold("export_raw_vdi");
     assert_eq!(problem(hasty.start("op").export_raw_vdi(&disk, 6 * MIB).await), StreamProblem::TimedOut);
     sim.pool.clock.unhold("export_raw_vdi");

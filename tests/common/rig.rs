@@ -157,6 +157,7 @@ impl Rig {
             namespace: self.alone.is_none().then(|| self.namespace.clone()),
             deadline: Deadline::none(),
             metrics: Metrics::default(),
+            room: Arc::default(),
             health: Health::default(),
         }
     }

@@ -193,6 +193,7 @@ impl Controller {
             namespace: Some(rig.namespace.clone()),
             deadline: Deadline::none(),
             metrics: Metrics::default(),
+            room: Arc::default(),
             health: Health::default(),
         };
         let run = async move { controller::run(client, settings, CancellationToken::new()).await.expect("it runs") };

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::DeleteParams;
+use lamina::controller::Settings;
+use lamina::controller::room::Room;
 use serde_json::json;
 
 use super::steps::{Found, PUT, seeing};
@@ -40,6 +42,35 @@ async fn what_is_too_large_is_told() {
     rig.layer("large", json!({"steps": (0..3).map(step).collect::<Vec<_>>()})).await;
     let told = rig.until_reason("large", "StepsTooLarge").await;
     assert!(ready(&told).is_some_and(|(_, m)| m.contains("64 MiB")), "{told:#?}");
+}
+
+/// The pod has a limit: who finds the controller's memory full of others' disks is told so, and goes on when there is room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_is_moved_when_there_is_room_in_memory() {
+    let rig = Rig::new().await;
+    rig.guest("waits", served());
+    let room = Arc::new(Room::default());
+    let _controller = rig.run_with(Settings { room: Arc::clone(&room), ..rig.settings() }).await;
+    files(&rig).await;
+    let full = || room.take(250 << 20).expect("room");
+    let is_told =
+        |l: &_| ready(l).is_some_and(|(r, m)| r == "WaitingForPool" && m.contains("config disks of other layers"));
+    let others = full();
+    rig.layer("waits", two_steps()).await;
+    rig.until("waits", "told", is_told).await;
+    assert_eq!((rig.calls("Async.VDI.create"), rig.calls(PUT)), (0, 0), "its files are not read either");
+    drop(others);
+    rig.until_reason("waits", "RunningSteps").await;
+    let others = full();
+    rig.until("waits", "not read back", is_told).await;
+    drop(others);
+    rig.until_reason("waits", "ApproveFinalize").await;
+    let others = full();
+    rig.approve("waits", "1").await;
+    rig.until("waits", "not wiped", is_told).await;
+    drop(others);
+    rig.until_finalized("waits", "1").await;
+    rig.hands.assert_tidy().await;
 }
 
 /// What an object holds when the machine starts is what its steps get, whoever changed it since the disk was written.

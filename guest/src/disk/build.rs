@@ -1,5 +1,6 @@
 //! Makes the config disk. Pure: equal contents give equal bytes, so that a disk may be made again and compared. Called by the controller.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{Cursor, Write};
 
@@ -11,7 +12,6 @@ use super::{
     CLUSTER, LAYER, Layer, MOST_FILES_BYTES, MOST_LOG_BYTES, MOST_PROGRAM_BYTES, MOST_TEXT_BYTES, PARTITION_FAT16_LBA,
     PROGRAM, SCRIPT, SECTOR, START, STEPS, file_path,
 };
-use crate::steps::engine::MOST_RUNS;
 use crate::steps::record::Record;
 use crate::steps::{Invalid, Step, What, check};
 
@@ -19,8 +19,8 @@ use crate::steps::{Invalid, Step, What, check};
 const GRAIN: usize = 2 << 20;
 /// FAT16 begins at 4085 clusters of 2 KiB; below that, Windows would take the volume for FAT12.
 const SMALLEST: usize = 10 << 20;
-/// FAT16 ends at 65,524 clusters.
-const LARGEST: usize = 126 << 20;
+/// Bytes of the largest disk: FAT16 ends at 65,524 clusters.
+pub const LARGEST: usize = 126 << 20;
 /// For tables and directories of the volume, record and report, and what Windows adds by itself (`System Volume Information`).
 const ROOM: u64 = 6 << 20;
 
@@ -56,7 +56,7 @@ pub enum BuildError {
     ProgramTooLarge(u64),
     #[error("the steps take {0} bytes, more than {MOST_TEXT_BYTES}: put long scripts into files")]
     StepsTooLarge(u64),
-    #[error("the files are so many that they need {0} bytes, more than {LARGEST}")]
+    #[error("files, program and logs need {0} bytes, more than {LARGEST}: have fewer files or fewer steps")]
     DiskTooLarge(u64),
     #[error("the contents cannot be written as JSON")]
     Json(#[from] serde_json::Error),
@@ -64,8 +64,8 @@ pub enum BuildError {
     Fat(#[from] std::io::Error),
 }
 
-/// The whole disk, as `PUT /import_raw_vdi` takes it. Its length is a multiple of 2 MiB: what the files take in clusters, for each step
-/// 1 MiB of log a run that it may have, and 6 MiB; 10 MiB at least, 126 MiB at most.
+/// The whole disk, as `PUT /import_raw_vdi` takes it. Its length is a multiple of 2 MiB: what the files take in clusters, 1 MiB of log for
+/// each step, and 6 MiB; 10 MiB at least, 126 MiB at most. Whatever the API server lets in fits.
 pub fn build(contents: &Contents) -> Result<Vec<u8>, BuildError> {
     let files = files(contents)?;
     let size = size(contents.steps, &files)?;
@@ -131,7 +131,13 @@ fn directories(volume: &FileSystem<Cursor<&mut [u8]>>, path: &str) -> std::io::R
     Ok(())
 }
 
-fn files(contents: &Contents) -> Result<Vec<(String, Vec<u8>)>, BuildError> {
+/// Bytes of the disk that `build` makes, without making it.
+pub fn length(contents: &Contents) -> Result<usize, BuildError> {
+    size(contents.steps, &files(contents)?)
+}
+
+/// What the users' files are is borrowed: they are as large as the disk.
+pub(super) fn files<'a>(contents: &'a Contents) -> Result<Vec<(String, Cow<'a, [u8]>)>, BuildError> {
     check(contents.steps)?;
     let json = serde_json::to_vec_pretty(contents.steps)?;
     if json.len() as u64 > MOST_TEXT_BYTES {
@@ -143,25 +149,25 @@ fn files(contents: &Contents) -> Result<Vec<(String, Vec<u8>)>, BuildError> {
     }
     let record = Record::new(&contents.layer.nonce, contents.steps, &json);
     let mut files = vec![
-        (LAYER.to_owned(), serde_json::to_vec_pretty(contents.layer)?),
-        (record.slot().to_owned(), record.bytes()?),
-        (STEPS.to_owned(), json),
+        (LAYER.to_owned(), serde_json::to_vec_pretty(contents.layer)?.into()),
+        (record.slot().to_owned(), record.bytes()?.into()),
+        (STEPS.to_owned(), json.into()),
     ];
     if let Some(program) = contents.program {
         if program.len() as u64 > MOST_PROGRAM_BYTES {
             return Err(BuildError::ProgramTooLarge(program.len() as u64));
         }
-        files.push((PROGRAM.to_owned(), program.to_vec()));
+        files.push((PROGRAM.to_owned(), program.into()));
     }
     for step in contents.steps {
         if let What::Powershell(text) = &step.what {
             // Windows PowerShell takes a script without the mark for one in the local code page.
-            files.push((file_path(&step.name, SCRIPT), ["\u{feff}", text].concat().into_bytes()));
+            files.push((file_path(&step.name, SCRIPT), ["\u{feff}", text].concat().into_bytes().into()));
         }
         for name in &step.files {
             let bytes = contents.files.get(&(step.name.clone(), name.clone()));
             let bytes = bytes.ok_or_else(|| BuildError::NoFile(step.name.clone(), name.clone()))?;
-            files.push((file_path(&step.name, name), bytes.clone()));
+            files.push((file_path(&step.name, name), bytes.into()));
         }
     }
     let named = |step: &str, file: &String| contents.steps.iter().any(|s| s.name == step && s.files.contains(file));
@@ -171,11 +177,10 @@ fn files(contents: &Contents) -> Result<Vec<(String, Vec<u8>)>, BuildError> {
     }
 }
 
-fn size(steps: &[Step], files: &[(String, Vec<u8>)]) -> Result<usize, BuildError> {
+fn size(steps: &[Step], files: &[(String, Cow<'_, [u8]>)]) -> Result<usize, BuildError> {
     let cluster = CLUSTER as u64;
     let taken: u64 = files.iter().map(|(_, bytes)| (bytes.len() as u64).div_ceil(cluster) * cluster).sum();
-    let runs: u32 = steps.iter().map(|s| if s.retry { MOST_RUNS } else { 1 }).sum();
-    let need = START as u64 + taken + u64::from(runs) * MOST_LOG_BYTES + ROOM;
+    let need = START as u64 + taken + steps.len() as u64 * MOST_LOG_BYTES + ROOM;
     let size = usize::try_from(need).unwrap_or(usize::MAX).max(SMALLEST).checked_next_multiple_of(GRAIN);
     size.filter(|s| *s <= LARGEST).ok_or(BuildError::DiskTooLarge(need))
 }

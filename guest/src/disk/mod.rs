@@ -37,7 +37,7 @@ pub const SCRIPT: &str = "~step.ps1";
 pub const MOST_FILES_BYTES: u64 = 64 << 20;
 /// Bytes of the guest's program.
 pub const MOST_PROGRAM_BYTES: u64 = 16 << 20;
-/// Bytes of one log that are kept: its end, where errors are.
+/// Bytes of a step's log, all its runs together.
 pub const MOST_LOG_BYTES: u64 = 1 << 20;
 /// Bytes of a record, a report, `layer.json` or `steps.json`.
 pub const MOST_TEXT_BYTES: u64 = 1 << 20;

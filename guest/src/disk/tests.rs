@@ -1,11 +1,12 @@
 //! The config disk made, written by two FAT drivers, damaged in every way, and read back.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
 use super::back::{Back, read};
-use super::build::{BuildError, Contents, build};
+use super::build::{BuildError, Contents, LARGEST, build, length};
 use super::fat::Volume;
 use super::*;
 use crate::report::Report;
@@ -144,9 +145,9 @@ fn the_size_follows_files_logs_and_room() {
     let many: Vec<Step> = (0..32)
         .map(|n| step(serde_json::json!({"name": format!("s{n}"), "command": "rem", "retry": n == 0})))
         .collect();
-    // 1 MiB before the volume, 34 runs' logs, 6 MiB; then up to 2 MiB.
-    assert_eq!(size(&many, &[]).expect("a disk"), (42 << 20));
-    assert_eq!(size(&many, &vec![7; 16 << 20]).expect("a disk"), (58 << 20));
+    // 1 MiB before the volume, 32 steps' logs, 6 MiB; then up to 2 MiB.
+    assert_eq!(size(&many, &[]).expect("a disk"), (40 << 20));
+    assert_eq!(size(&many, &vec![7; 16 << 20]).expect("a disk"), (56 << 20));
     assert!(matches!(size(&many, &vec![7; (16 << 20) + 1]), Err(BuildError::ProgramTooLarge(_))));
 
     let of = |bytes: usize, named: bool| {
@@ -160,6 +161,19 @@ fn the_size_follows_files_logs_and_room() {
     assert!(matches!(of(1, false), Err(BuildError::StrayFile(_, _))));
     let lacks = build(&Contents { layer: &layer(), steps: &steps(), files: &none, program: None });
     assert!(matches!(lacks, Err(BuildError::NoFile(step, file)) if step == "tools" && file == "Setup.msi"));
+
+    // All that the API server lets in: 32 steps of 32 files, each run three times, 64 MiB and the program.
+    let named: Vec<String> = (0..32).map(|n| format!("f{n}")).collect();
+    let full: Vec<Step> = (0..32)
+        .map(|n| step(serde_json::json!({"name": format!("s{n}"), "command": "rem", "retry": true, "files": named})))
+        .collect();
+    let each = vec![1; 64 << 10];
+    let files = full.iter().flat_map(|s| named.iter().map(|f| ((s.name.clone(), f.clone()), each.clone()))).collect();
+    let most = Contents { layer: &layer(), steps: &full, files: &files, program: Some(&[7; 16 << 20]) };
+    let disk = build(&most).expect("a disk");
+    assert!(disk.len() <= LARGEST && length(&most).expect("a length") == disk.len());
+    let copied = |(_, bytes): &(String, Cow<'_, [u8]>)| matches!(bytes, Cow::Owned(b) if b.len() >= each.len());
+    assert!(!super::build::files(&most).expect("files").iter().any(copied), "the controller's memory has a limit");
 
     // Many small files take more clusters than bytes.
     let names: Vec<String> = (0..70_000).map(|n| format!("f{n}")).collect();

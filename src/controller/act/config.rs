@@ -3,11 +3,12 @@
 //! Called by `act` alone. The one place where a pass waits for the pool: a stream has no life of its own there, it ends with its connection,
 //! and nothing could be come back to. It is bounded in time and number (`xapi/client.rs`), and stops when the lease is lost. What is on the disk may be somebody's secret: none of it is logged, told, or kept beyond the call.
 
-use lamina_guest::disk::Damage;
+use lamina_guest::disk::{Damage, MOST_FILES_BYTES};
 use lamina_guest::disk::back::{self, Back};
 use lamina_guest::disk::bound::{Known, bound};
-use lamina_guest::disk::build::{BuildError, Contents, build};
+use lamina_guest::disk::build::{self, BuildError, Contents};
 use lamina_guest::steps::record::Record;
+use tokio::sync::SemaphorePermit;
 
 use super::super::context::GuestProgram;
 use super::super::step_files;
@@ -28,15 +29,28 @@ impl Hand<'_, '_> {
         self.scene.observed.machine.found().ok_or(Failed::Stale)
     }
 
-    /// The config disk of this machine, byte for byte, and what its files came from.
-    pub(super) async fn image(&self) -> Result<(Vec<u8>, String), Failed> {
+    /// What a disk and, where its files are read, these may take of the controller's memory.
+    fn room(&self, disk: usize, files: bool) -> Result<SemaphorePermit<'_>, Failed> {
+        let files = files && self.lens.want.steps.iter().any(|step| !step.files.is_empty());
+        let most = usize::try_from(MOST_FILES_BYTES).unwrap_or(usize::MAX);
+        self.lens.pool.room.take(disk + if files { most } else { 0 }).map_err(Failed::Told)
+    }
+
+    /// Bytes of the config disk that this machine is to have.
+    pub(super) async fn length(&self) -> Result<usize, Failed> {
+        let _room = self.room(0, true)?;
+        self.contents(build::length).await.map(|(length, _)| length)
+    }
+
+    /// Makes something of what is to be on this machine's config disk, and says what its files came from.
+    async fn contents<T>(&self, make: fn(&Contents<'_>) -> Result<T, BuildError>) -> Result<(T, String), Failed> {
         let want = self.lens.want;
         let nonce = self.machine()?.key(NONCE).unwrap_or_default();
         let layer = config::layer(want, &self.scene.observed.subject, nonce);
         let (steps, files) = (config::steps(want), step_files::read(self.lens).await.map_err(Failed::Told)?);
         let program = self.lens.program.map(GuestProgram::bytes);
-        let image = build(&Contents { layer: &layer, steps: &steps, files: &files.bytes, program });
-        image.map(|image| (image, files.origin)).map_err(|error| {
+        let made = make(&Contents { layer: &layer, steps: &steps, files: &files.bytes, program });
+        made.map(|made| (made, files.origin)).map_err(|error| {
             let reason = match &error {
                 BuildError::FilesTooLarge(_)
                 | BuildError::ProgramTooLarge(_)
@@ -70,8 +84,10 @@ impl Hand<'_, '_> {
     /// Written as a whole, then said so on the disk, with what its files came from. Files that grew since it was made get a larger one.
     pub(super) async fn fill_config(&self, disk: &str) -> Done {
         let (client, vdi) = (&self.lens.pool.client, self.vdi(disk)?);
-        let (image, origin) = self.image().await?;
-        if i64::try_from(image.len()).is_ok_and(|len| len > self.vdi_record(disk).map_or(0, |d| d.virtual_size)) {
+        let size = usize::try_from(self.vdi_record(disk)?.virtual_size).unwrap_or_default();
+        let _room = self.room(size.min(build::LARGEST), true)?;
+        let (image, origin) = self.contents(build::build).await?;
+        if image.len() > size {
             return written(client.write().vdi_remove_from_other_config(&vdi, CONTENT).await);
         }
         self.clear_streams(disk).await?;
@@ -91,8 +107,9 @@ impl Hand<'_, '_> {
             self.sync_database().await?;
         }
         // What we wrote is at its beginning, wherever its end is by now.
-        let size = usize::try_from(self.vdi_record(disk)?.virtual_size).unwrap_or_default();
-        let zeros = vec![0; size.min(LARGEST)];
+        let size = usize::try_from(self.vdi_record(disk)?.virtual_size).unwrap_or_default().min(LARGEST);
+        let _room = self.room(size, false)?;
+        let zeros = vec![0; size];
         self.clear_streams(disk).await?;
         client.start(&self.aux(disk, "wipe")).import_raw_vdi(&vdi, &zeros).await?;
         already(written(client.write().vdi_add_to_other_config(&vdi, WIPED, "true").await), "MAP_DUPLICATE_KEY")
@@ -101,6 +118,7 @@ impl Hand<'_, '_> {
     /// What the guest left, judged and put into a key of its machine.
     pub(super) async fn read_config(&self, machine: &str, disk: &str) -> Done {
         let size = usize::try_from(self.vdi_record(disk)?.virtual_size).unwrap_or_default();
+        let _room = self.room(size.min(LARGEST), false)?;
         self.clear_streams(disk).await?;
         let m = self.machine()?;
         let boot = m.key(BOOT).ok_or(Failed::Stale)?.to_owned();

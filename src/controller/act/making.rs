@@ -60,8 +60,8 @@ impl Hand<'_, '_> {
         if making == Making::StartMachine {
             self.sync_database().await?;
         }
-        // Before the call is taken for sent: what is missing for it is told. Of an image only the length is wanted.
-        let image = if making == Making::CreateConfig { self.image().await?.0 } else { Vec::new() };
+        // Before the call is taken for sent: what is missing for it is told.
+        let length = if making == Making::CreateConfig { self.length().await? } else { 0 };
         let source = match making {
             Making::SnapshotOsDisk | Making::FreezeDisk | Making::CloneDisk => self.vdi(&f.source)?,
             Making::CloneMachine => self.template()?,
@@ -77,7 +77,7 @@ impl Hand<'_, '_> {
             Making::CreateConfig => {
                 let name = flights::machine_working_name(&f.opid);
                 let description = plan::description(self.lens.want);
-                let size = i64::try_from(image.len()).unwrap_or(i64::MAX);
+                let size = i64::try_from(length).unwrap_or(i64::MAX);
                 let new = NewVdi { sr: &source, name: &name, description: &description, size };
                 start.vdi_create(&new).await
             }
