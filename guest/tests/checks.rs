@@ -322,6 +322,9 @@ fn what_is_at_rest_is_not_found() {
         s.set(View::Bits64, SESSION, "PendingFileRenameOperations", Value::Texts(vec![String::new()]));
         s.set(View::Bits64, RUN_ONCE, "", text(""));
         s.make(View::Bits64, &format!(r"{QUEUE}\WIN64\Default"));
+        // A list beside the queue, which running the queue does not empty.
+        s.make(View::Bits64, &format!(r"{QUEUE}\WIN64\PersistedPriorities\C:/Program Files/App/App.exe"));
+        s.make(View::Bits32, &format!(r"{QUEUE}\WIN32\PersistedPriorities\C:/Program Files/App/App.exe"));
         // Fast start needs hibernation.
         s.set(View::Bits64, &format!(r"{SESSION}\Power"), "HiberbootEnabled", Value::Number(1));
         // A directory of the vendor's without its scripts.
