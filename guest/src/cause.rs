@@ -68,6 +68,7 @@ causes! {
 
     // What the vendor does not look for.
     VendorRecordOld 0 Hands "Run `uniservice -L` and check again; where the vendor's service is gone, delete LayerIntegrity.txt.";
+    VendorRecordMissing 0 Hands "Run `uniservice -L` as an administrator and check again; if it writes no LayerIntegrity.txt, repair the vendor's service or uninstall it.";
     HibernationOn 0 Hands "Run `powercfg /hibernate off` as an administrator; that ends fast start too.";
     GhostNetworkCard 0 Hands "Shutdown For Finalize removes it; if it stays, uninstall it in the device manager (View, Show hidden devices).";
     BitLockerOn 0 Hands "Run `manage-bde -off C:` and wait until the drive is decrypted in full.";

@@ -279,13 +279,9 @@ fn remove_ghosts(machine: &Machine<'_>) {
 
 /// Has the vendor's service write its record anew, where there is one: a record of an earlier boot says nothing.
 fn ask_vendor(machine: &Machine<'_>) {
-    let Ok(Some(directory)) = checks::uniservice(machine.facts) else { return };
-    let program = format!(r"{directory}\uniservice.exe");
-    if !matches!(machine.facts.stat(&program), Ok(Some(_))) {
-        return;
-    }
+    let Ok(Some(program)) = checks::uniservice(machine.facts) else { return };
     let job = Job { program, args: "-L".to_owned(), directory: None, limit: VENDOR_LIMIT, log: None };
-    // How it ended says nothing that its record does not.
+    // How it ended says nothing that its record, or the lack of one, does not.
     machine.deeds.run(&job).unwrap_or(Ended::TimedOut);
 }
 

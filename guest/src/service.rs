@@ -127,9 +127,9 @@ pub fn boot(machine: &Machine<'_>, id: &str) -> End {
     }
 }
 
-/// Marks this boot, where no service did, and says to what a report of it belongs; refuses where steps are left, before anything is
-/// changed. `id` is the boot's guid.
-pub fn mark(machine: &Machine<'_>, id: &str) -> Result<Bound, Why> {
+/// Marks this boot, where no service did, and says to what a report of it belongs and what the layer asks for; refuses where steps are left,
+/// before anything is changed. `id` is the boot's guid.
+pub fn mark(machine: &Machine<'_>, id: &str) -> Result<(Bound, Order), Why> {
     let mut bound = machine.store.map(Bound::read).unwrap_or_default();
     let disk = config_disk(machine.facts).ok().flatten();
     let work = disk.and_then(|volume| Work::load(machine.facts, &volume.root).ok());
@@ -137,17 +137,20 @@ pub fn mark(machine: &Machine<'_>, id: &str) -> Result<Bound, Why> {
         work.nothing_left(id)?;
     }
     // A disk that cannot be used is no reason against a report through xenstore.
-    if let Some(mut work) = work
+    let rearm = if let Some(mut work) = work
         && work.enter(machine, id).is_ok()
         && let Some(here) = work.record.boot
     {
         bound.nonce = work.layer.nonce;
         bound.boot = here.id;
+        work.layer.kms_rearm
     } else {
         write_mark(machine, id);
         bound.boot = id.to_owned();
-    }
-    Ok(bound)
+        // A store that does not answer takes no report either, and one without the rearm that a layer asks for is judged so (NotRearmed).
+        machine.store.and_then(|s| s.read(&format!("{PREFIX}kms-rearm")).ok().flatten()).as_deref() == Some("true")
+    };
+    Ok((bound, Order { rearm, ..Order::default() }))
 }
 
 /// Did somebody mark this boot already? Whoever is refused by [`mark`] did not.
@@ -301,7 +304,7 @@ impl Work {
         write_mark(machine, &boot);
         let domid = machine.store.map(Bound::read).unwrap_or_default().domid;
         let bound = Bound { nonce: self.layer.nonce.clone(), boot, domid };
-        let mut order = Order { rearm: self.layer.kms_rearm, wait_ngen: false, leave_on: false };
+        let mut order = Order { rearm: self.layer.kms_rearm, ..Order::default() };
         let started = machine.facts.uptime();
         let mut queue_was_run = false;
         loop {

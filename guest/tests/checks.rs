@@ -21,6 +21,7 @@ const PROGRESS: &str = r"SOFTWARE\Microsoft\Windows\CurrentVersion\Installer\InP
 const RUN_ONCE: &str = r"SOFTWARE\Microsoft\Windows\CurrentVersion\RunOnce";
 const QUEUE: &str = r"SOFTWARE\Microsoft\.NETFramework\NGenQueue";
 const SERVICES: &str = r"SYSTEM\CurrentControlSet\Services";
+const VENDOR: &str = r"C:\Program Files\Unidesk\Uniservice\uniservice.exe";
 const RECORD: &str = r"C:\Program Files\Unidesk\Uniservice\Log\LayerIntegrity.txt";
 
 fn text(s: &str) -> Value {
@@ -256,6 +257,7 @@ const CASES: &[(Cause, &str, Change, Change)] = &[
         },
         |s| s.delete(RECORD),
     ),
+    (Cause::VendorRecordMissing, RECORD, |s| s.put(VENDOR, b"MZ"), |s| s.put(RECORD, br#"{"BlockFinalize":0}"#)),
 ];
 
 fn reasons(verdict: &Verdict) -> Vec<String> {
@@ -295,11 +297,13 @@ fn each_place_is_seen_when_it_is_set_and_not_when_it_is_cleared() {
 #[test]
 fn all_at_once_are_all_found() {
     let windows = Windows::clean();
-    for (_, _, set, _) in CASES {
+    // A record that is old is not missing.
+    let cases = || CASES.iter().filter(|(cause, ..)| *cause != Cause::VendorRecordMissing);
+    for (_, _, set, _) in cases() {
         windows.change(set);
     }
     let found = reasons(&check(&windows));
-    for (cause, ..) in CASES {
+    for (cause, ..) in cases() {
         assert!(found.contains(&cause.as_str().to_owned()), "{cause}");
     }
 }
@@ -322,6 +326,9 @@ fn what_is_at_rest_is_not_found() {
         s.set(View::Bits64, SESSION, "PendingFileRenameOperations", Value::Texts(vec![String::new()]));
         s.set(View::Bits64, RUN_ONCE, "", text(""));
         s.make(View::Bits64, &format!(r"{QUEUE}\WIN64\Default"));
+        // A list beside the queue, which running the queue does not empty.
+        s.make(View::Bits64, &format!(r"{QUEUE}\WIN64\PersistedPriorities\C:/Program Files/App/App.exe"));
+        s.make(View::Bits32, &format!(r"{QUEUE}\WIN32\PersistedPriorities\C:/Program Files/App/App.exe"));
         // Fast start needs hibernation.
         s.set(View::Bits64, &format!(r"{SESSION}\Power"), "HiberbootEnabled", Value::Number(1));
         // A directory of the vendor's without its scripts.

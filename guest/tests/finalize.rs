@@ -335,6 +335,23 @@ fn the_vendors_record_is_made_anew() {
     assert_eq!((report.block_finalize, report.findings.len()), (Some(1024), 0), "the bits are told once, as a number");
 }
 
+/// One that is installed and does not answer is no clean check: what only the vendor looks for was looked for by nobody.
+#[test]
+fn a_vendors_service_that_writes_no_record_blocks() {
+    let fails = |_: &mut State, deed: &Deed| match deed {
+        Deed::Run(_) => Reply::Ended(Ended::Code(1)),
+        _any_other => Reply::Usual,
+    };
+    let windows = packaging(Windows::scripted(fails));
+    windows.change(|s| s.put(r"C:\Program Files\Unidesk\Uniservice\uniservice.exe", b"MZ"));
+    let outcome = shut_down(&windows, KMS).unwrap();
+    assert!(at(&windows, |d| matches!(d, Deed::Run(job) if job.args == "-L")).is_some(), "it was asked");
+    assert!(!outcome.off && !outcome.report.rearmed);
+    assert_eq!(next(&outcome.verdict), Next::Ask);
+    let findings = in_store(&windows).unwrap().findings;
+    assert_eq!(findings.iter().map(|(reason, _)| reason.as_str()).collect::<Vec<_>>(), ["VendorRecordMissing"]);
+}
+
 #[test]
 fn a_report_of_before_is_dropped_from_both_channels() {
     let windows = packaging(Windows::clean());

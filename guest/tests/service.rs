@@ -12,7 +12,7 @@ use lamina_guest::disk::bound::{Known, Source, bound, judged};
 use lamina_guest::disk::build::{Contents, build};
 use lamina_guest::disk::{Damage, Layer, Purpose, edit};
 use lamina_guest::facts::{Process, View, Volume};
-use lamina_guest::finalize::Machine;
+use lamina_guest::finalize::{Machine, finalize};
 use lamina_guest::memory::{Deed, Reply, State, Windows};
 use lamina_guest::report::Report;
 use lamina_guest::service::{End, Why, answer, boot, is_marked, mark};
@@ -178,13 +178,51 @@ fn a_person_finalizes_where_nobody_asked_for_more() {
     let mut guest = Guest::new(serde_json::json!([{"name": "a", "command": "x"}]), false, Windows::clean());
     assert_eq!((guest.live(), guest.doing()), (End::Done, Some(Doing::Done)));
     assert_eq!(guest.deeds(|d| *d == Deed::PowerOff), 0);
-    let bound = mark(&guest.machine(), "boot-1").unwrap();
+    let (bound, _) = mark(&guest.machine(), "boot-1").unwrap();
     assert_eq!(
         (bound.nonce.as_str(), bound.boot.as_str(), bound.domid.as_str()),
         (NONCE, "boot-1", "1"),
         "marked already"
     );
     assert_eq!((guest.live(), guest.ran().len()), (End::Done, 1), "nothing is run again");
+}
+
+/// A person's shutdown rearms where the layer asks for it: so says the disk of this very machine, or xenstore where there is none.
+#[test]
+fn a_person_rearms_where_the_layer_asks_for_it() {
+    let asked = |on_disk: bool, in_store: Option<&str>, change: fn(&mut State)| {
+        let mut guest = Guest::new(serde_json::json!([]), false, Windows::clean());
+        guest.start();
+        guest.windows.change(|s| {
+            let mut layer: Layer = serde_json::from_slice(&s.file(r"E:\layer.json").expect("a layer").bytes).unwrap();
+            layer.kms_rearm = on_disk;
+            s.put(r"E:\layer.json", &serde_json::to_vec(&layer).unwrap());
+            if let (Some(store), Some(said)) = (&mut s.store, in_store) {
+                store.insert("vm-data/lamina/kms-rearm".to_owned(), said.to_owned());
+            }
+            change(s);
+        });
+        guest.xenstore = guest.windows.snapshot().store.is_some();
+        let (bound, order) = mark(&guest.machine(), "b").unwrap();
+        let outcome = finalize(&guest.machine(), &bound, order).expect("a report");
+        assert_eq!((outcome.off, outcome.report.rearmed), (true, order.rearm));
+        assert_eq!(guest.deeds(|d| *d == Deed::Rearm), usize::from(order.rearm));
+        order.rearm
+    };
+    assert!(asked(true, None, |s| s.store = None), "without tools the disk says it");
+    assert!(asked(true, Some("false"), |_| {}) && !asked(false, Some("true"), |_| {}), "the disk first");
+    let no_disk = |s: &mut State| s.volumes.truncate(1);
+    assert!(asked(false, Some("true"), no_disk) && !asked(true, Some("false"), no_disk) && !asked(true, None, no_disk));
+    let foreign = |s: &mut State| {
+        let json = s.file(r"E:\layer.json").map(|f| f.bytes.clone()).unwrap_or_default();
+        s.put(r"E:\layer.json", &String::from_utf8(json).unwrap().replace(r#""n1""#, r#""n2""#).into_bytes());
+    };
+    assert!(!asked(true, Some("false"), foreign), "a rearm is not spent for another machine's layer");
+    let garbled = |s: &mut State| s.put(r"E:\layer.json", b"{");
+    assert!(
+        asked(false, Some("true"), garbled),
+        "a disk that cannot be used is no reason against a report through xenstore"
+    );
 }
 
 /// Without drivers the disk alone carries everything, and the clock binds it.
@@ -242,7 +280,7 @@ fn a_shutdown_before_the_steps_are_done_is_refused() {
     assert_eq!(boot(&guest.machine(), "boot-1"), End::Rebooting);
     assert_eq!(refused(&guest, "boot-1"), Why::StepsLeft("a".to_owned()), "its reboot is under way");
     guest.start();
-    assert_eq!(mark(&guest.machine(), "boot-2").unwrap().boot, "boot-2", "made, whoever marks the boot");
+    assert_eq!(mark(&guest.machine(), "boot-2").unwrap().0.boot, "boot-2", "made, whoever marks the boot");
     assert!(is_marked(&guest.machine(), "boot-2") && !is_marked(&guest.machine(), "boot-3"));
     guest.windows.change(|s| s.store = None);
     assert!(is_marked(&guest.machine(), "boot-2"), "the disk alone says it too");

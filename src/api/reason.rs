@@ -240,6 +240,7 @@ reasons! {
     KMSDirectoryMissing - [] "the scripts folder for KMS is missing (C:\\Windows\\Setup\\scripts\\kmsdir)", "Put it back.";
     KMSPolicyMissing - [] "the policy or start-up hook that runs the KMS script is missing", "Put it back.";
     VendorRecordOld - [] "the vendor's record in the guest is of another boot", "Run `uniservice -L` and check again; where the vendor's service is gone, delete LayerIntegrity.txt.";
+    VendorRecordMissing - [] "the vendor's service is installed in the guest, but left no record of its check", "Run `uniservice -L` as an administrator and check again; if it writes no LayerIntegrity.txt, repair the vendor's service or uninstall it.";
     HibernationOn - [] "hibernation or fast start is on: either leaves the file system unclean", "Run `powercfg /hibernate off` as an administrator; that ends fast start too.";
     GhostNetworkCard - [] "a network card that is not in the machine is still known to Windows", "Shutdown For Finalize removes it; if it stays, uninstall it in the device manager (View, Show hidden devices).";
     BitLockerOn - [] "the system drive is encrypted by BitLocker", "Run `manage-bde -off C:` and wait until the drive is decrypted in full.";

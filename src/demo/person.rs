@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use lamina_guest::deeds::Ended;
 use lamina_guest::facts::{Value, View};
-use lamina_guest::finalize::{Machine, Order, finalize};
+use lamina_guest::finalize::{Machine, finalize};
 use lamina_guest::memory::{self, Reply, State};
 use lamina_guest::service::{self, End};
 use lamina_guest::steps::engine::Answer;
@@ -198,9 +198,7 @@ async fn live(guest: &Guest, systems: &Systems, image: Image, deeds: Vec<Deed>) 
 
 /// What the icon on the desktop does. Is the machine going off?
 fn shut_down(machine: &Machine<'_>, id: &str) -> bool {
-    let Ok(bound) = service::mark(machine, id) else { return false };
-    let asked = machine.store.and_then(|s| s.read(&format!("{PREFIX}kms-rearm")).ok().flatten());
-    let order = Order { rearm: asked.as_deref() == Some("true"), ..Order::default() };
+    let Ok((bound, order)) = service::mark(machine, id) else { return false };
     finalize(machine, &bound, order).is_ok_and(|outcome| outcome.off)
 }
 

@@ -1,7 +1,8 @@
 //! The .NET native image generator: at work, or with work queued.
 //!
 //! Looked at from outside: asking `ngen` itself makes it yield to the question. Since .NET 4 the queue is in the registry, for 2.0 only its
-//! service shows.
+//! service shows. Microsoft does not describe the key. Programs that show the queue count the subkeys of `Default`. Nobody says what
+//! `PersistedPriorities` beside it holds, and a list that running the queue does not empty would keep every machine from its end.
 
 use super::{Basis, Check, paths};
 use crate::cause::Cause::{NGenNeeded, NGenRunning};
@@ -25,7 +26,7 @@ pub const CHECKS: &[Check] = &[
     },
     Check {
         cause: NGenNeeded,
-        place: r"`HKLM\SOFTWARE\Microsoft\.NETFramework\NGenQueue\<WIN32, WIN64>\<Default, …>`: subkeys, both views. What is queued for .NET 2.0 to 3.5 is not kept there, and is not seen",
+        place: r"`HKLM\SOFTWARE\Microsoft\.NETFramework\NGenQueue\<WIN32, WIN64>\Default`: subkeys, both views; other lists beside `Default` do not count. What is queued for .NET 2.0 to 3.5 is not kept there, and is not seen",
         basis: Basis::Guess,
         look: queue,
     },
@@ -79,12 +80,11 @@ fn queue(facts: &dyn Facts) -> Seen<Vec<String>> {
     let mut seen = Vec::new();
     for view in View::BOTH {
         for architecture in below(facts, view, QUEUE)? {
-            for list in below(facts, view, &architecture)? {
-                let queued = below(facts, view, &list)?.len();
-                let line = format!(r"HKLM\{list}: {queued} queued");
-                if queued > 0 && !seen.contains(&line) {
-                    seen.push(line);
-                }
+            let list = format!(r"{architecture}\Default");
+            let queued = below(facts, view, &list)?.len();
+            let line = format!(r"HKLM\{list}: {queued} queued");
+            if queued > 0 && !seen.contains(&line) {
+                seen.push(line);
             }
         }
     }

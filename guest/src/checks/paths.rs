@@ -25,8 +25,8 @@ pub fn system_drive(facts: &dyn Facts) -> Seen<String> {
     Ok(windows.chars().take(2).chain(['\\']).collect())
 }
 
-/// Directory of the vendor's service inside the guest; `None` where it is not installed.
+/// The program of the vendor's service inside the guest; `None` where it is not installed. A directory alone is what an uninstaller left.
 pub fn uniservice(facts: &dyn Facts) -> Seen<Option<String>> {
-    let path = format!(r"{}\Unidesk\Uniservice", program_files(facts)?);
-    Ok(facts.stat(&path)?.filter(|s| s.directory).map(|_| path))
+    let path = format!(r"{}\Unidesk\Uniservice\uniservice.exe", program_files(facts)?);
+    Ok(facts.stat(&path)?.filter(|s| !s.directory).map(|_| path))
 }

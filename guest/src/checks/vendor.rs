@@ -1,7 +1,7 @@
 //! The record of the vendor's service inside the guest: one number, a sum of bits, and what its bits mean.
 //!
-//! A record counts only if it was written in this boot; one that is older says nothing, and is a finding of its own. Bits that nobody
-//! described block, and keep their number.
+//! A record counts only if it was written in this boot; one that is older says nothing, and is a finding of its own. So is none at all where
+//! the service is installed: what only the vendor looks for was looked for by nobody. Bits that nobody described block, and keep their number.
 
 use serde::Deserialize;
 
@@ -14,16 +14,28 @@ const LONGEST: usize = 1 << 20;
 /// File times are coarse, and the time of the boot is the difference of two clocks.
 const SLACK: u64 = 5;
 
-pub const CHECKS: &[Check] = &[Check {
-    cause: Cause::VendorRecordOld,
-    place: r"`Unidesk\Uniservice\Log\LayerIntegrity.txt` below `%ProgramFiles%`, written before this boot. A record of this boot counts in full: every bit of its `BlockFinalize` is a finding, unknown ones as `Bit<n>`",
-    basis: Basis::Documented,
-    look: old,
-}];
+pub const CHECKS: &[Check] = &[
+    Check {
+        cause: Cause::VendorRecordOld,
+        place: r"`Unidesk\Uniservice\Log\LayerIntegrity.txt` below `%ProgramFiles%`, written before this boot. A record of this boot counts in full: every bit of its `BlockFinalize` is a finding, unknown ones as `Bit<n>`",
+        basis: Basis::Documented,
+        look: old,
+    },
+    Check {
+        cause: Cause::VendorRecordMissing,
+        place: r"`Unidesk\Uniservice` below `%ProgramFiles%`: `uniservice.exe` is there, `Log\LayerIntegrity.txt` is not",
+        basis: Basis::Documented,
+        look: missing,
+    },
+];
+
+fn place(facts: &dyn Facts) -> Seen<String> {
+    Ok(format!(r"{}\Unidesk\Uniservice\Log\LayerIntegrity.txt", paths::program_files(facts)?))
+}
 
 /// The record's path and whether it is of this boot; `None`: there is none.
 fn record(facts: &dyn Facts) -> Seen<Option<(String, bool)>> {
-    let path = format!(r"{}\Unidesk\Uniservice\Log\LayerIntegrity.txt", paths::program_files(facts)?);
+    let path = place(facts)?;
     let Some(stat) = facts.stat(&path)? else { return Ok(None) };
     let now = facts.now();
     let booted = now.saturating_sub(facts.uptime().as_secs());
@@ -34,6 +46,11 @@ fn record(facts: &dyn Facts) -> Seen<Option<(String, bool)>> {
 fn old(facts: &dyn Facts) -> Seen<Vec<String>> {
     let old = record(facts)?.filter(|(_, of_this_boot)| !of_this_boot);
     Ok(old.map(|(path, _)| format!("{path} was not written in this boot")).into_iter().collect())
+}
+
+fn missing(facts: &dyn Facts) -> Seen<Vec<String>> {
+    let lacks = paths::uniservice(facts)?.is_some() && record(facts)?.is_none();
+    Ok(if lacks { vec![format!("{} does not exist", place(facts)?)] } else { Vec::new() })
 }
 
 /// The number of a record of this boot; 0 where there is none.

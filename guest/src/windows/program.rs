@@ -15,14 +15,12 @@ use windows::core::{HSTRING, Owned, PCWSTR, w};
 
 use super::system::Turn;
 use super::{Windows, Xenstore, install, service, window};
-use crate::channel::{Store, config_disk};
+use crate::channel::config_disk;
 use crate::checks;
 use crate::command::{Answer, Cli, Command, Shutdown};
-use crate::disk::{LAYER, Layer, MOST_TEXT_BYTES};
 use crate::facts::Facts;
 use crate::finalize::{self, Machine, Order, finalize};
 use crate::page::Page;
-use crate::report::PREFIX;
 use crate::service::{End, boot, mark, take_answer};
 use crate::steps::engine;
 use crate::verify::{BLIND, CLEAN, exit_code, json, table};
@@ -146,12 +144,12 @@ fn shutdown_for_finalize(how: Shutdown) -> Result<finalize::Outcome, Box<dyn Err
     let windows = Windows::open();
     let machine = Machine { facts: &windows, deeds: &windows, store: Some(&Xenstore) };
     // First what may be refused: steps that are left need their service.
-    let bound = mark(&machine, &service::boot_id()?)?;
+    let (bound, asked) = mark(&machine, &service::boot_id()?)?;
     if from_config_disk(&windows)? {
         // Nothing of us may stay in the layer.
         install::uninstall()?;
     }
-    let order = Order { rearm: rearm_wanted(&windows)?, wait_ngen: how.wait_ngen, leave_on: how.leave_on };
+    let order = Order { wait_ngen: how.wait_ngen, leave_on: how.leave_on, ..asked };
     Ok(finalize(&machine, &bound, order)?)
 }
 
@@ -169,22 +167,6 @@ fn from_config_disk(facts: &dyn Facts) -> Result<bool, Box<dyn Error>> {
     Ok(disk.is_some_and(|volume| {
         own.to_string_lossy().to_ascii_uppercase().starts_with(&volume.root.to_ascii_uppercase())
     }))
-}
-
-/// As the layer asks for it: on the config disk, or in xenstore where the machine has none.
-fn rearm_wanted(facts: &dyn Facts) -> Result<bool, Box<dyn Error>> {
-    if let Some(disk) = config_disk(facts)? {
-        let most = usize::try_from(MOST_TEXT_BYTES).unwrap_or(usize::MAX);
-        if let Some(bytes) = facts.read(&format!("{}{LAYER}", disk.root), most)? {
-            return Ok(serde_json::from_slice::<Layer>(&bytes)
-                .map_err(|e| format!("{}{LAYER} cannot be read: {e}", disk.root))?
-                .kms_rearm);
-        }
-    }
-    // A store that does not answer takes no report either, and one without the rearm that a layer asks for is judged so (NotRearmed): a
-    // person reads the findings all the same.
-    let said = Xenstore.read(&format!("{PREFIX}kms-rearm")).ok().flatten();
-    Ok(said.as_deref() == Some("true"))
 }
 
 fn uninstall() -> Outcome {

@@ -201,6 +201,11 @@ fn all() -> Vec<(Vec<Change>, &'static str, &'static str)> {
             "VendorRecordOld",
             "was not written in this boot",
         ),
+        (
+            vec![File("Program Files/Unidesk/Uniservice/uniservice.exe", "MZ")],
+            "VendorRecordMissing",
+            "LayerIntegrity.txt does not exist",
+        ),
         (vec![File("hiberfil.sys", "")], "HibernationOn", "hiberfil.sys exists"),
     ]
 }
