@@ -3,10 +3,10 @@
 //! Called by `act` alone. The one place where a pass waits for the pool: a stream has no life of its own there, it ends with its connection,
 //! and nothing could be come back to. It is bounded in time and number (`xapi/client.rs`), and stops when the lease is lost. What is on the disk may be somebody's secret: none of it is logged, told, or kept beyond the call.
 
-use lamina_guest::disk::{Damage, MOST_FILES_BYTES};
 use lamina_guest::disk::back::{self, Back};
 use lamina_guest::disk::bound::{Known, bound};
 use lamina_guest::disk::build::{self, BuildError, Contents};
+use lamina_guest::disk::{Damage, MOST_FILES_BYTES};
 use lamina_guest::steps::record::Record;
 use tokio::sync::SemaphorePermit;
 
