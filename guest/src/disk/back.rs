@@ -1,21 +1,19 @@
 //! What came back on a config disk after the halt. Pure; called by the controller with the bytes of `GET /export_raw_vdi`.
 //!
-//! Each file stands for itself: a damaged log does not take the report with it. A disk of another machine says nothing at all.
+//! Each file stands for itself: a damaged report does not take the record with it. Logs are not read: they are as large as the disk, may hold
+//! anything, and are for whoever sits at the machine. A disk of another machine says nothing at all.
 
 use super::fat::Volume;
-use super::{Damage, LABEL, LAYER, LOGS, Layer, MOST_LOG_BYTES, MOST_TEXT_BYTES, RECORDS, REPORT};
+use super::{Damage, LABEL, LAYER, Layer, MOST_TEXT_BYTES, RECORDS, REPORT};
 use crate::report::{LONGEST_FILE, Report, Unreadable};
-use crate::steps::MOST_STEPS;
 use crate::steps::record::Record;
 
-/// What a guest left. No `Debug`: logs may hold anything.
+/// What a guest left.
 pub struct Back {
     /// What ran. There is one from the start, so none is a damage.
     pub record: Result<Record, Damage>,
     /// `None`: the guest wrote none. Whether it counts is for `bound` to say.
     pub report: Result<Option<Report>, Damage>,
-    /// Path and end of each log, in the order of the steps. May hold anything, secrets too.
-    pub logs: Result<Vec<(String, String)>, Damage>,
 }
 
 /// Reads the disk of the machine with this nonce.
@@ -29,7 +27,7 @@ pub fn read(disk: &[u8], nonce: &str) -> Result<Back, Damage> {
     if layer.nonce != nonce {
         return Err(Damage::Foreign);
     }
-    Ok(Back { record: record(&volume, nonce), report: report(&volume), logs: logs(&volume) })
+    Ok(Back { record: record(&volume, nonce), report: report(&volume) })
 }
 
 /// One slot that cannot be read leaves the other.
@@ -57,25 +55,6 @@ fn report(volume: &Volume) -> Result<Option<Report>, Damage> {
         Ok(None) | Err(_) if volume.free() == 0 => Err(Damage::Full),
         other => other,
     }
-}
-
-fn logs(volume: &Volume) -> Result<Vec<(String, String)>, Damage> {
-    let mut paths: Vec<String> = volume
-        .list(LOGS)?
-        .unwrap_or_default()
-        .into_iter()
-        .filter(|e| !e.directory && e.name.ends_with(".log"))
-        .map(|e| format!("{LOGS}/{}", e.name))
-        .collect();
-    paths.sort();
-    paths.truncate(MOST_STEPS);
-    let mut logs = Vec::new();
-    for path in paths {
-        // Installers write in any code page: what is no UTF-8 is shown as it can be.
-        let end = volume.end_of(&path, MOST_LOG_BYTES)?.unwrap_or_default();
-        logs.push((path, String::from_utf8_lossy(&end).into_owned()));
-    }
-    Ok(logs)
 }
 
 fn text(volume: &Volume, path: &str) -> Result<Option<String>, Damage> {

@@ -142,15 +142,7 @@ impl<'a> Volume<'a> {
         if entry.size > most && entry.size <= self.data.len() as u64 {
             return Err(Damage::TooLong(path.to_owned()));
         }
-        self.bytes(&entry, 0, path).map(Some)
-    }
-
-    /// The last `most` bytes of a file.
-    pub fn end_of(&self, path: &str, most: u64) -> Result<Option<Vec<u8>>, Damage> {
-        let Some(entry) = self.find(path)? else {
-            return Ok(None);
-        };
-        self.bytes(&entry, entry.size.saturating_sub(most), path).map(Some)
+        self.bytes(&entry, path).map(Some)
     }
 
     fn find(&self, path: &str) -> Result<Option<Entry>, Damage> {
@@ -162,20 +154,19 @@ impl<'a> Volume<'a> {
         }
     }
 
-    fn bytes(&self, entry: &Entry, from: u64, path: &str) -> Result<Vec<u8>, Damage> {
+    fn bytes(&self, entry: &Entry, path: &str) -> Result<Vec<u8>, Damage> {
         if entry.size > self.data.len() as u64 {
             return Err(Damage::LargerThanDisk(path.to_owned()));
         }
-        let (size, from) = (entry.size as usize, from as usize);
+        let size = entry.size as usize;
         let need = size.div_ceil(CLUSTER);
         let chain = self.chain(entry.first, Some(need), path)?;
         if chain.len() < need {
             return Err(Damage::FileCut(path.to_owned()));
         }
-        let skip = from / CLUSTER;
-        let mut bytes: Vec<u8> = chain.iter().skip(skip).flat_map(|c| self.cluster(*c)).copied().collect();
-        bytes.truncate(size - skip * CLUSTER);
-        Ok(bytes.split_off(from - skip * CLUSTER))
+        let mut bytes: Vec<u8> = chain.iter().flat_map(|c| self.cluster(*c)).copied().collect();
+        bytes.truncate(size);
+        Ok(bytes)
     }
 
     /// The clusters from `first` on: `need` of them, or all there are.
