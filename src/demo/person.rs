@@ -97,10 +97,10 @@ pub fn person_at(image: Image, boots: Vec<Vec<Deed>>) -> Program {
     })
 }
 
-/// Nobody: an image with tools and the service, in which the first installer leaves work for .NET behind.
+/// Nobody: an image with tools and the service, in which the first step leaves work for .NET behind.
 pub fn nobody() -> Program {
     let installs = |windows: &mut State, deed: &memory::Deed| match deed {
-        memory::Deed::Run(job) if job.args.contains("VDASetup") => {
+        memory::Deed::Run(job) if job.log.as_ref().is_some_and(|log| log.contains(r"\01-")) => {
             windows.make(View::Bits64, r"SOFTWARE\Microsoft\.NETFramework\NGenQueue\WIN64\Default\1");
             // Done, wants a reboot.
             Reply::Ended(Ended::Code(3))

@@ -230,3 +230,14 @@ fn from_the_config_disk_it_takes_itself_away_before_it_looks() {
     assert!(report.sealed && report.nonce == "n-1" && report.findings[0].0 == "LeftOn", "{report:?}");
     assert!(!wine.registry().to_ascii_lowercase().contains("lamina"), "a key is left");
 }
+
+/// What the layer asks for is on its disk, where the machine has no tools. wine cannot rearm: that it was asked is seen by what it cannot tell.
+#[test]
+#[ignore = "needs wine: run guest/test-wine.sh"]
+fn the_config_disk_asks_for_the_rearm() {
+    let wine = Wine::new();
+    let disk = wine.config_disk();
+    fill(&disk, &Layer { kms_rearm: true, ..layer(false) }, &[]);
+    let ended = wine.lamina(&["shutdown-for-finalize", "--leave-on"]);
+    assert!(ended.code == 2 && ended.said.contains("rearm count"), "{}{}", ended.said, ended.complained);
+}
