@@ -1,5 +1,5 @@
-// What the tests under wine need inside a Windows: something that holds a mutex, bears a name, is a service, reads a window, or keeps a
-// store. One file of C, as it has to be built for Windows without the program's own code. Built by guest/test-wine.sh.
+// What the tests under wine need inside a Windows: something that holds a mutex, bears a name, is a service, reads a window, keeps a
+// store, or runs a queue. One file of C, as it has to be built for Windows without the program's own code. Built by guest/test-wine.sh.
 #include <windows.h>
 #include <sddl.h>
 #include <stdio.h>
@@ -97,6 +97,14 @@ static HWND said(const char *not) {
 int main(int count, char **words) {
     const char *what = count > 1 ? words[1] : "";
     if (strstr(words[0], "xenstore_client")) return count > 2 ? store(count, words) : 2;
+    // As .NET's: it writes down who was asked for what.
+    if (!strcmp(what, "executequeueditems")) {
+        char own[MAX_PATH];
+        FILE *f = fopen("C:\\ngen.txt", "ab");
+        if (!f || !GetModuleFileNameA(NULL, own, sizeof own)) return 1;
+        fprintf(f, "%s: %d argument\n", own, count - 1);
+        return fclose(f);
+    }
     if (!strcmp(what, "service")) {
         SERVICE_TABLE_ENTRYA table[] = {{"helper", serve}, {NULL, NULL}};
         return !StartServiceCtrlDispatcherA(table);

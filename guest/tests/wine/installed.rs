@@ -9,6 +9,7 @@ use lamina_guest::steps::record::{Record, State};
 use lamina_guest::steps::{OnFailure, Reboot, Step, What};
 
 use super::prefix::Wine;
+use super::told::{store, with_store};
 
 const SERVICE: &str = r"HKLM\SYSTEM\CurrentControlSet\Services\LaminaGuest";
 const PLACE: &str = "Program Files/Lamina/lamina-guest.exe";
@@ -114,6 +115,7 @@ fn served(wine: &Wine) {
 fn the_service_runs_the_steps_keeps_their_logs_and_ends_what_takes_too_long() {
     let wine = Wine::new();
     let disk = wine.config_disk();
+    with_store(&wine, "XenServer");
     // The second starts a program that outlives its own shell: with the step it ends too.
     fs::copy(wine.c("helper.exe"), wine.c("mscorsvw.exe")).expect("a copy");
     let slow = Step {
@@ -145,6 +147,8 @@ fn the_service_runs_the_steps_keeps_their_logs_and_ends_what_takes_too_long() {
         ],
         "{record:?}"
     );
+    let boot = record.boot.map(|boot| boot.id);
+    assert!(boot.is_some() && store(&wine).get("vm-data/lamina/boot") == boot.as_ref(), "the mark of this boot");
     assert_eq!(fs::read_to_string(wine.c("made.txt")).expect("what the step made").trim(), "made");
     let log = fs::read_to_string(disk.join(log_path(0, "hello"))).expect("its log");
     assert!(log.contains("it is said"), "{log}");

@@ -67,13 +67,13 @@ fn a_new_name_of_the_computer_is_a_pending_reboot() {
 }
 
 /// Through the vendor's `xenstore_client`, whose place is taken by a program with a store of files.
-fn store(wine: &Wine) -> BTreeMap<String, String> {
+pub fn store(wine: &Wine) -> BTreeMap<String, String> {
     let files = fs::read_dir(wine.c("xenstore")).expect("a store").map(|f| f.expect("a key"));
     let key = |f: &fs::DirEntry| f.file_name().to_string_lossy().replace('!', "/");
     files.map(|f| (key(&f), fs::read_to_string(f.path()).expect("a value"))).collect()
 }
 
-fn with_store(wine: &Wine, vendor: &str) {
+pub fn with_store(wine: &Wine, vendor: &str) {
     wine.file(
         &format!("Program Files/{vendor}/XenTools/xenstore_client.exe"),
         &fs::read(wine.c("helper.exe")).expect("the helper"),
@@ -113,6 +113,25 @@ fn a_report_reaches_xenstore_sealed_and_bound_to_its_boot() {
         // Only in memory: another boot finds no mark of this one.
         assert!(!wine.registry().to_ascii_lowercase().contains("lamina"), "a key on the disk");
     }
+}
+
+/// .NET's programs, whose places are taken by one that writes down what it is asked for: both frameworks, each version, and the queue alone.
+#[test]
+#[ignore = "needs wine: run guest/test-wine.sh"]
+fn what_net_has_queued_is_run_in_each_version() {
+    let wine = Wine::new();
+    with_store(&wine, "XenServer");
+    let versions = [r"Framework64\v4.0.30319", r"Framework\v2.0.50727", r"Framework\v4.0.30319"];
+    let program = |version: &str| format!(r"windows\Microsoft.NET\{version}\ngen.exe");
+    let helper = fs::read(wine.c("helper.exe")).expect("the helper");
+    versions.iter().for_each(|version| wine.file(&program(version).replace('\\', "/"), &helper));
+    let ended = wine.lamina(&["shutdown-for-finalize", "--wait-ngen", "--leave-on"]);
+    assert_eq!(ended.code, 0, "{}{}", ended.said, ended.complained);
+    let asked = fs::read_to_string(wine.c("ngen.txt")).expect("somebody was asked").replace("\r\n", "\n");
+    let mut asked: Vec<_> = asked.lines().map(str::to_ascii_lowercase).collect();
+    asked.sort();
+    let each = versions.map(|version| format!(r"c:\{}: 1 argument", program(version).to_ascii_lowercase()));
+    assert_eq!(asked, each);
 }
 
 /// A program of the vendor's that hangs costs its limit once, and the config disk carries the report.
