@@ -136,8 +136,10 @@ pub fn length(contents: &Contents) -> Result<usize, BuildError> {
     size(contents.steps, &files(contents)?)
 }
 
-/// What the users' files are is borrowed: they are as large as the disk.
-pub(super) fn files<'a>(contents: &'a Contents) -> Result<Vec<(String, Cow<'a, [u8]>)>, BuildError> {
+/// A file's path on the disk, and its bytes. The users' own are borrowed: they are as large as the disk.
+type Entry<'a> = (String, Cow<'a, [u8]>);
+
+pub(super) fn files<'a>(contents: &'a Contents) -> Result<Vec<Entry<'a>>, BuildError> {
     check(contents.steps)?;
     let json = serde_json::to_vec_pretty(contents.steps)?;
     if json.len() as u64 > MOST_TEXT_BYTES {
@@ -177,7 +179,7 @@ pub(super) fn files<'a>(contents: &'a Contents) -> Result<Vec<(String, Cow<'a, [
     }
 }
 
-fn size(steps: &[Step], files: &[(String, Cow<'_, [u8]>)]) -> Result<usize, BuildError> {
+fn size(steps: &[Step], files: &[Entry<'_>]) -> Result<usize, BuildError> {
     let cluster = CLUSTER as u64;
     let taken: u64 = files.iter().map(|(_, bytes)| (bytes.len() as u64).div_ceil(cluster) * cluster).sum();
     let need = START as u64 + taken + steps.len() as u64 * MOST_LOG_BYTES + ROOM;
