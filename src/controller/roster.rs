@@ -1,7 +1,7 @@
 //! Which Connector each layer belongs to, its name there and whether it has a machine slot, as the watch last told.
 //!
 //! Kept by `watched`, which is told of each event. When one changes, it wakes those whom it concerns: the Connector, whose users are
-//! counted, the layers that wanted its name, and the layer whose turn it is for a slot. Only wakes: who may have them is said elsewhere.
+//! counted, the layers that wanted its name, and those whose turn it is for a slot. Only wakes: who may have them is said elsewhere.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,10 +64,11 @@ impl Roster {
         let belonged = before.as_ref().map(|p| p.connector.clone());
         let left = before.filter(|p| p.in_work).map(|p| p.connector);
         let left = left.filter(|left| now.is_none_or(|p| !p.in_work || p.connector != *left));
-        if let Some(connector) = left
-            && let Some(next) = slots::next(readable(&ctx.layers.state()).filter(|l| belongs(l, &connector)))
-        {
-            ctx.wake(next);
+        if let Some(connector) = left {
+            let limit = ctx.connector(&connector).and_then(|c| usize::try_from(c.spec.limits.machines).ok());
+            let (stored, slots) = (ctx.layers.state(), ctx.slots.lock().unwrap_or_else(PoisonError::into_inner));
+            let all = readable(&stored).filter(|l| belongs(l, &connector));
+            slots.due(all, limit.unwrap_or_default()).into_iter().for_each(|layer| ctx.wake(layer));
         }
         belonged
     }
