@@ -73,3 +73,28 @@ impl Roster {
         belonged
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A watch that begins anew tells of all that are there, and of none that went meanwhile.
+    #[test]
+    fn who_is_not_in_the_store_any_more_is_taken_out_with_where_it_belonged() {
+        let lab: ConnectorKey = ("desktops".to_owned(), "lab".to_owned());
+        let place = Place { connector: lab.clone(), name: "a".to_owned(), deleting: false, in_work: true };
+        let places = ["gone", "there", "odd"].map(|uid| (uid.to_owned(), place.clone()));
+        let roster = Roster(Mutex::new(HashMap::from(places)));
+        let stored = |object: serde_json::Value| Arc::new(serde_json::from_value(object).expect("an object"));
+        let object = |uid: &str, spec| json!({"apiVersion": "lamina.dev/v1alpha1", "kind": "PlatformLayer", "metadata": {"name": uid, "uid": uid}, "spec": spec});
+        let whole = json!({"version": "1", "purpose": "Packaging", "connectorRef": {"name": "lab"},
+            "osLayer": {"name": "w", "version": "1", "disk": {"name": "w"}}});
+        // One that cannot be read is there.
+        let stored = [stored(object("there", whole)), stored(object("odd", json!({})))];
+        assert_eq!(roster.gone(&stored), [("gone".to_owned(), lab)]);
+        assert_eq!(roster.gone(&stored), [], "each once");
+        assert_eq!(roster.gone(&[]).len(), 2);
+    }
+}
