@@ -102,34 +102,6 @@ async fn a_slot_that_comes_free_wakes_who_waits_for_one() {
     }
 }
 
-/// The first slot's next layer is still looking at the pool when the second slot comes free: nobody else would think of the other one.
-#[tokio::test(flavor = "multi_thread")]
-async fn two_slots_that_come_free_at_once_wake_two() {
-    let rig = Rig::new().await;
-    connector(&rig, json!({"limits": {"machines": 2}})).await;
-    let _controller = rig.run_with(asleep(&rig)).await;
-    // Let go without a look at the pool.
-    let holds = json!({"machine": {"powerOn": false}, "deletionPolicy": "Orphan"});
-    for (name, reason) in
-        [("a", "StartMachine"), ("b", "StartMachine"), ("one", "WaitingForSlot"), ("two", "WaitingForSlot")]
-    {
-        rig.layer(name, holds.clone()).await;
-        rig.until_reason(name, reason).await;
-    }
-    let looks = rig.calls("event.inject");
-    rig.sim.pool.clock.hold("event.from/read");
-    rig.delete("a").await;
-    eventually("the first one looks", async || (rig.calls("event.inject") > looks).then_some(())).await;
-    rig.delete("b").await;
-    rig.until_gone("b").await;
-    // Once it is seen what the first one makes, that wakes all.
-    eventually("the other one looks too", async || (rig.calls("event.inject") > looks + 1).then_some(())).await;
-    rig.sim.pool.clock.unhold("event.from/read");
-    for name in ["one", "two"] {
-        rig.until_reason(name, "StartMachine").await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_look_that_a_person_asks_for_is_taken_live_and_once() {
     let rig = Rig::new().await;
