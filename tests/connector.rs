@@ -397,6 +397,29 @@ async fn a_connector_stays_until_its_last_layer_is_gone() {
     common::until(rig.connectors(), "lab", "gone", |c: Option<&Connector>| c.is_none()).await;
 }
 
+/// Somebody took our finalizer off: nothing of it is kept, and the next one of that name begins anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connector_that_goes_by_force_gives_its_session_back() {
+    let rig = Rig::new().await;
+    let controller = rig.run().await;
+    ready(&rig).await;
+    drop(controller);
+    rig.connectors().delete("lab", &DeleteParams::default()).await.expect("admitted");
+    rig.layer("stays", json!({"machine": {"powerOn": false}})).await;
+    let _controller = rig.run().await;
+    until(&rig, "held", |c| has(c, C::Ready, "LayersExist") && told(c, C::StorageReady).0 == "True").await;
+    let logouts = || rig.calls("session.logout");
+    let before = logouts();
+    let force = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    rig.connectors().patch("lab", &PatchParams::default(), &force).await.expect("a patch");
+    common::eventually("its session is given back", async || (logouts() > before).then_some(())).await;
+    rig.until_reason("stays", "ConnectorNotFound").await;
+    let before = logins(&rig.sim);
+    rig.apply(&rig.connector()).await;
+    rig.until_reason("stays", "StartMachine").await;
+    assert_eq!(logins(&rig.sim), before + 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_belongs_to_no_layer_is_told_and_left_alone() {
     let rig = Rig::alone().await;

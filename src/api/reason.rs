@@ -117,7 +117,7 @@ reasons! {
     StepsUnknown - [Ready ActionRequired] "nobody knows what the steps of version <version> came to: its config disk is lost or damaged", "Start the machine and look. If all is as it should be, set spec.finalize.answeredBoot to the boot that the message names, and spec.finalize.approved to the version; else throw it away with spec.discard.";
     ApproveFinalize - [Ready ActionRequired] "machine <machine> was shut down and version <version> can be frozen", "Approve: set spec.finalize.approved to the version, with the verb approve on platformlayers.";
 
-    TaskOverdue - [Ready ActionRequired Reconciling] "the pool is at task <uuid> for longer than two hours, and the layer waits for it", "See `xe task-list uuid=<uuid>`, the storage behind it, and SMlog on the coordinator; `xe task-cancel uuid=<uuid>` ends a task that still can be ended. Lamina goes on by itself when it ends, and sends nothing again before.";
+    TaskOverdue - [Ready ActionRequired Reconciling] "the pool has been at task <uuid> for longer than two hours, and the layer waits for it", "See `xe task-list uuid=<uuid>`, the storage behind it, and SMlog on the coordinator; `xe task-cancel uuid=<uuid>` ends a task that still can be ended. Lamina goes on by itself when it ends, and sends nothing again before.";
 
     // Waiting for something else.
     ConnectorNotFound Wait [Ready Reconciling ConnectorReady] "Connector <name> does not exist", "Create the Connector, or correct spec.connectorRef.";

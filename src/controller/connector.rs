@@ -224,7 +224,7 @@ impl Connectors {
     }
 
     /// The Connector is gone.
-    fn forget(&self, key: &ConnectorKey, uid: &str) {
+    pub fn forget(&self, key: &ConnectorKey, uid: &str) {
         self.unlink(key);
         lock(&self.written).remove(uid);
         lock(&self.strays).remove(key);

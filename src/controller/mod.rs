@@ -138,7 +138,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         looked: Mutex::default(),
     });
     let pools = Connectors::new(Arc::clone(&ctx));
-    let watched = Arc::new(Watched::new(Arc::clone(&ctx)));
+    let watched = Arc::new(Watched::new(Arc::clone(&ctx), Arc::clone(&pools)));
     let (told, came) = (Arc::clone(&watched), health.clone());
     let layer_events = layer_events.inspect_ok(move |event| {
         told.layer_event(event);

@@ -51,7 +51,7 @@ fn overdue(lens: &Lens<'_>, scene: &Scene) -> Option<String> {
         ),
     };
     Some(format!(
-        "the pool is at task {uuid} ({name}) since {since}, far longer than any such call takes, and {shown}. See `xe task-list uuid={uuid}`, \
+        "the pool has been at task {uuid} ({name}) since {since}, far longer than any such call takes, and {shown}. See `xe task-list uuid={uuid}`, \
          the storage behind it, SMlog and xensource.log on the coordinator; `xe task-cancel uuid={uuid}` ends a task that still can be ended. \
          Lamina goes on by itself when the task ends; until then it neither sends the call again nor takes anything away",
         uuid = task.uuid,

@@ -1,7 +1,7 @@
 //! Which Connector each layer belongs to, its name there and whether it has a machine slot, as the watch last told.
 //!
 //! Kept by `watched`, which is told of each event. When one changes, it wakes those whom it concerns: the Connector, whose users are
-//! counted, the layers that wanted its name, and the layer whose turn it is for a slot. Only wakes: who may have them is said elsewhere.
+//! counted, the layers that wanted its name, and those whose turn it is for a slot. Only wakes: who may have them is said elsewhere.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,11 +64,37 @@ impl Roster {
         let belonged = before.as_ref().map(|p| p.connector.clone());
         let left = before.filter(|p| p.in_work).map(|p| p.connector);
         let left = left.filter(|left| now.is_none_or(|p| !p.in_work || p.connector != *left));
-        if let Some(connector) = left
-            && let Some(next) = slots::next(readable(&ctx.layers.state()).filter(|l| belongs(l, &connector)))
-        {
-            ctx.wake(next);
+        if let Some(connector) = left {
+            let limit = ctx.connector(&connector).and_then(|c| usize::try_from(c.spec.limits.machines).ok());
+            let (stored, slots) = (ctx.layers.state(), ctx.slots.lock().unwrap_or_else(PoisonError::into_inner));
+            let all = readable(&stored).filter(|l| belongs(l, &connector));
+            slots.due(all, limit.unwrap_or_default()).into_iter().for_each(|layer| ctx.wake(layer));
         }
         belonged
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A watch that begins anew tells of all that are there, and of none that went meanwhile.
+    #[test]
+    fn who_is_not_in_the_store_any_more_is_taken_out_with_where_it_belonged() {
+        let lab: ConnectorKey = ("desktops".to_owned(), "lab".to_owned());
+        let place = Place { connector: lab.clone(), name: "a".to_owned(), deleting: false, in_work: true };
+        let places = ["gone", "there", "odd"].map(|uid| (uid.to_owned(), place.clone()));
+        let roster = Roster(Mutex::new(HashMap::from(places)));
+        let stored = |object: serde_json::Value| Arc::new(serde_json::from_value(object).expect("an object"));
+        let object = |uid: &str, spec| json!({"apiVersion": "lamina.dev/v1alpha1", "kind": "PlatformLayer", "metadata": {"name": uid, "uid": uid}, "spec": spec});
+        let whole = json!({"version": "1", "purpose": "Packaging", "connectorRef": {"name": "lab"},
+            "osLayer": {"name": "w", "version": "1", "disk": {"name": "w"}}});
+        // One that cannot be read is there.
+        let stored = [stored(object("there", whole)), stored(object("odd", json!({})))];
+        assert_eq!(roster.gone(&stored), [("gone".to_owned(), lab)]);
+        assert_eq!(roster.gone(&stored), [], "each once");
+        assert_eq!(roster.gone(&[]).len(), 2);
     }
 }

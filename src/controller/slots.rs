@@ -1,7 +1,7 @@
 //! Machine slots of a Connector: who has one, and whose turn is next. Oldest layer first.
 //!
 //! Asked by `layer` before anything is made for a version. What counts is what status records; a grant is remembered until status shows it,
-//! so that two layers cannot take the last slot at once. `roster` wakes the next one when a slot comes free.
+//! so that two layers cannot take the last slot at once. `roster` wakes whose turn it is when slots come free.
 
 use std::collections::HashSet;
 
@@ -46,6 +46,20 @@ impl Slots {
         Err(if names.is_empty() { format!("{} layers in work", holders.len()) } else { names.join(", ") })
     }
 
+    /// Whose turn it is: of those that wait the oldest, as many as slots are free. `all`: the layers of a Connector.
+    pub fn due<'a>(
+        &self,
+        all: impl Iterator<Item = &'a PlatformLayer> + Clone,
+        limit: usize,
+    ) -> Vec<&'a PlatformLayer> {
+        let granted = |l: &PlatformLayer| l.metadata.uid.as_ref().is_some_and(|uid| self.0.contains(uid));
+        let held = all.clone().filter(|l| in_work(l) || granted(l)).count();
+        let mut waiting: Vec<_> = all.filter(|l| waits(l) && !granted(l)).collect();
+        waiting.sort_by_key(|l| (&l.metadata.creation_timestamp, &l.metadata.uid));
+        waiting.truncate(limit.saturating_sub(held));
+        waiting
+    }
+
     /// The layer is done, gone, or was never allowed in.
     pub fn give_back(&mut self, uid: &str) {
         self.0.remove(uid);
@@ -67,11 +81,6 @@ fn condition(layer: &PlatformLayer, type_: ConditionType) -> Option<&str> {
 pub fn waits(layer: &PlatformLayer) -> bool {
     layer.metadata.deletion_timestamp.is_none()
         && condition(layer, ConditionType::Ready) == Some(Reason::WaitingForSlot.as_str())
-}
-
-/// Whose turn it is: the oldest that waits.
-pub fn next<'a>(all: impl Iterator<Item = &'a PlatformLayer>) -> Option<&'a PlatformLayer> {
-    all.filter(|l| waits(l)).min_by_key(|l| (&l.metadata.creation_timestamp, &l.metadata.uid))
 }
 
 /// Does it not go on by itself? Whoever waits for its slot is told whom to ask.
@@ -111,6 +120,23 @@ mod tests {
         assert_eq!(slots.ask(&all[0], all.iter(), 2), Ok(()));
         assert!(slots.ask(&all[2], all.iter(), 2).is_err());
         assert_eq!(slots.ask(&all[2], all.iter(), 3), Ok(()));
+    }
+
+    /// Two that end in one moment are told of one after the other, and the first one's slot may not be taken yet.
+    #[test]
+    fn as_many_are_due_as_slots_are_free() {
+        let work = json!({"phase": "DiskCreated", "operation": {"step": "x"}});
+        let mut busy = layer("busy", 0, false);
+        busy.status = serde_json::from_value(work).expect("a status");
+        let all = [layer("third", 3, true), busy, layer("second", 2, true), layer("first", 1, true)];
+        let due =
+            |slots: &Slots, limit| slots.due(all.iter(), limit).into_iter().map(|l| l.name_any()).collect::<Vec<_>>();
+        let mut slots = Slots::default();
+        assert_eq!(due(&slots, 1), [""; 0]);
+        assert_eq!(due(&slots, 3), ["first", "second"]);
+        assert_eq!(due(&slots, 9), ["first", "second", "third"]);
+        assert_eq!(slots.ask(&all[3], all.iter(), 3), Ok(()));
+        assert_eq!(due(&slots, 3), ["second"], "the first one has its slot");
     }
 
     /// Nothing but a person frees the slots of these.

@@ -90,7 +90,7 @@ pub fn of_failure(failure: &Failure) -> Trouble {
         ),
         "SR_BACKEND_FAILURE_79" => (
             Reason::PoolRefused,
-            "the storage cannot hold a disk of this size: lower spec.packagingDisk.size, in a new version or after spec.discard",
+            "the storage cannot hold a disk of this size: lower spec.packagingDisk.size (once the phase is past Pending: in a new version, or after spec.discard)",
         ),
         "MEMORY_CONSTRAINT_VIOLATION" | "MEMORY_CONSTRAINT_VIOLATION_ORDER" | "MEMORY_CONSTRAINT_VIOLATION_MAXPIN" => (
             Reason::PoolRefused,

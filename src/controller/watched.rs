@@ -2,12 +2,13 @@
 //!
 //! `controller::run` hands every event over after its store took it: whoever is woken reads the store. Writes nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
 
+use super::connector::Connectors;
 use super::context::{ConnectorKey, Context, Guarded, belongs, connector_of, readable};
 use super::layer;
 use super::roster::Roster;
@@ -17,17 +18,18 @@ use crate::api::{Connector, PlatformLayer};
 /// What the watches told last.
 pub struct Watched {
     ctx: Arc<Context>,
+    pools: Arc<Connectors>,
     roster: Roster,
     /// What each Connector last told its layers.
     words: Mutex<HashMap<ConnectorKey, Word>>,
 }
 
-/// What a layer shows of its Connector, or hangs on: the generation of its spec, and reason and message of Ready.
-type Word = (Option<i64>, Option<(String, String)>);
+/// What a layer shows of its Connector, or hangs on: which one it is (uid), the generation of its spec, and reason and message of Ready.
+type Word = (String, Option<i64>, Option<(String, String)>);
 
 impl Watched {
-    pub fn new(ctx: Arc<Context>) -> Self {
-        Self { ctx, roster: Roster::default(), words: Mutex::default() }
+    pub fn new(ctx: Arc<Context>, pools: Arc<Connectors>) -> Self {
+        Self { ctx, pools, roster: Roster::default(), words: Mutex::default() }
     }
 
     /// An event of the layers. Wakes the Connectors whose users changed.
@@ -65,28 +67,42 @@ impl Watched {
             Event::Init => return,
             Event::InitDone => {
                 self.ctx.synced.connectors.send_replace(true);
+                let there: HashSet<_> = self.ctx.connectors.state().iter().map(|guard| key(guard)).collect();
+                let gone: Vec<_> = lock(&self.words).extract_if(|key, _| !there.contains(key)).collect();
+                gone.iter().for_each(|(key, (uid, ..))| self.gone(key, uid));
                 return;
             }
         };
-        let key: ConnectorKey = (guard.namespace().unwrap_or_default(), guard.name_any());
-        let changed = if gone {
-            lock(&self.words).remove(&key).is_some()
-        } else {
-            let word = word(guard);
-            lock(&self.words).insert(key.clone(), word.clone()) != Some(word)
-        };
-        if changed {
-            let stored = self.ctx.layers.state();
-            readable(&stored).filter(|layer| belongs(layer, &key)).for_each(|layer| self.ctx.wake(layer));
+        let (key, word) = (key(guard), word(guard));
+        if gone {
+            lock(&self.words).remove(&key);
+            self.gone(&key, &word.0);
+        } else if lock(&self.words).insert(key.clone(), word.clone()) != Some(word) {
+            self.wake_layers(&key);
         }
     }
+
+    /// Its session too, where somebody took its finalizer off by force.
+    fn gone(&self, key: &ConnectorKey, uid: &str) {
+        self.pools.forget(key, uid);
+        self.wake_layers(key);
+    }
+
+    fn wake_layers(&self, key: &ConnectorKey) {
+        let stored = self.ctx.layers.state();
+        readable(&stored).filter(|layer| belongs(layer, key)).for_each(|layer| self.ctx.wake(layer));
+    }
+}
+
+fn key(guard: &Guarded<Connector>) -> ConnectorKey {
+    (guard.namespace().unwrap_or_default(), guard.name_any())
 }
 
 fn word(guard: &Guarded<Connector>) -> Word {
     let status = guard.0.as_ref().ok().and_then(|connector| connector.status.as_ref());
     let ready =
         status.and_then(|s| find(&s.conditions, ConditionType::Ready)).map(|c| (c.reason.clone(), c.message.clone()));
-    (guard.meta().generation, ready)
+    (guard.uid().unwrap_or_default(), guard.meta().generation, ready)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

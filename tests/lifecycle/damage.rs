@@ -224,16 +224,34 @@ async fn an_import_that_fails_is_made_again_until_the_disk_is_whole() {
     files(&rig).await;
     let on_it = Arc::new(Mutex::new(Vec::new()));
     rig.guest("import", seeing(served(), Arc::clone(&on_it)));
-    let storage = || Failure::new("SR_BACKEND_FAILURE_453", ["x"]);
-    let effects = [Effect::Refuse(storage()), Effect::FailTask(storage()), Effect::CutBody(50), Effect::Drop];
-    let count = effects.len() as u64;
-    for effect in effects {
+    let storage = |code: &str| Failure::new(code, ["x"]);
+    // What it was refused with before stands until it is done: each has its own words.
+    let effects = [
+        (Effect::Refuse(storage("SR_BACKEND_FAILURE_453")), ("StorageError", "SR_BACKEND_FAILURE_453")),
+        (Effect::CutBody(50), ("PoolError", "VDI_IO_ERROR")),
+        (Effect::FailTask(storage("SR_BACKEND_FAILURE_78")), ("StorageError", "SR_BACKEND_FAILURE_78")),
+        (Effect::Drop, ("ReplyLost", "looked at before anything is repeated")),
+    ];
+    let expected = effects.clone().map(|(_, told)| told);
+    for (effect, _) in effects {
         rig.sim.pool.faults.add(Fault { target: Target::Method(PUT.to_owned()), effect, times: Some(1) });
     }
     let _controller = rig.run().await;
     rig.layer("import", two_steps()).await;
-    let halted = rig.until_reason("import", "ApproveFinalize").await;
-    assert_eq!(rig.calls(PUT), count + 1);
+    let told = Mutex::new(Vec::new());
+    let halted = rig
+        .until("import", "a whole disk", |l| {
+            let (reason, message) = ready(l).unwrap_or_default();
+            let one = expected.iter().position(|(r, words)| *r == reason && message.contains(words));
+            let mut told = told.lock().expect("no panic");
+            if let Some(one) = one.filter(|one| !told.contains(one)) {
+                told.push(one);
+            }
+            reason == "ApproveFinalize"
+        })
+        .await;
+    assert_eq!(told.into_inner().expect("no panic"), [0, 1, 2, 3], "{expected:?}");
+    assert_eq!(rig.calls(PUT), expected.len() as u64 + 1);
     let files = on_it.lock().expect("no panic").clone();
     assert!(files.iter().any(|(path, b)| path == "files/tools/answers.ini" && b == SECRET.as_bytes()));
     let told = format!("{:?} {:?}", status(&halted), rig.events("import").await);

@@ -2,14 +2,20 @@
 
 use std::time::Duration;
 
-use kube::api::{Patch, PatchParams};
-use lamina::api::Phase;
+use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use lamina::api::layer_status::Operation;
+use lamina::api::{Phase, PlatformLayerStatus};
+use lamina::controller::write;
+use lamina::domain::identity::{Lineage, Role};
 use lamina::sim::faults::{Effect, Fault, Target};
 use lamina::xapi::wire::Failure;
 use serde_json::json;
 
 use crate::common::eventually;
-use crate::common::rig::{Rig, disk, ready, status, uid};
+use crate::common::rig::{PACE, Rig, disk, ready, status, uid};
 
 /// First come, first served, at the base that all are cloned from. Who was suspended in line holds nobody up, and comes last.
 #[tokio::test(flavor = "multi_thread")]
@@ -77,15 +83,17 @@ async fn a_size_that_the_pool_refuses_holds_up_nobody() {
     let sizing = rig.until("huge", "the source let go", at_it).await;
     let (reason, message) = ready(&sizing).expect("Ready");
     assert!(reason == "CreatingDisk" && message.contains("gets its size"), "{reason}: {message}");
-    rig.sim.pool.clock.held("VDI.resize/queued").await;
+    let first = rig.sim.pool.clock.held("VDI.resize/queued").await;
     rig.layer("next", json!({"machine": {"powerOn": false}})).await;
     rig.until_reason("next", "StartMachine").await;
-    rig.sim.pool.clock.unhold("VDI.resize/queued");
-    let refused = rig.until_reason("huge", "PoolRefused").await;
+    // What the first call ends with is heard, and not only what a next one would.
+    let ends = async { rig.sim.pool.clock.release(first.id) };
+    let (refused, _) = tokio::join!(rig.until_reason("huge", "PoolRefused"), ends);
     assert!(ready(&refused).is_some_and(|(_, m)| m.contains("spec.packagingDisk.size")), "{refused:#?}");
     assert_eq!(status(&refused).phase, Some(Phase::Pending));
     rig.layer("third", json!({"machine": {"powerOn": false}})).await;
     rig.until_reason("third", "StartMachine").await;
+    rig.sim.pool.clock.unhold("VDI.resize/queued");
     rig.patch("huge", json!({"packagingDisk": {"size": "64Gi"}})).await;
     let made = rig.until_reason("huge", "StartMachine").await;
     let w = rig.hands.disk(&disk(&made)).await.expect("W");
@@ -116,6 +124,84 @@ async fn an_idle_base_that_cannot_be_destroyed_stops_nobody() {
     rig.sim.pool.faults.clear();
     rig.delete("moved").await;
     rig.until_gone("moved").await;
+    rig.hands.assert_tidy().await;
+}
+
+/// One has begun and waits for a mark, the other set that mark and waits for its turn: as after an earlier process, or beside another
+/// Connector's line. Whoever waits for the mark has no turn in hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_and_a_turn_do_not_wait_for_each_other() {
+    let rig = Rig::new().await;
+    let lost = Fault { target: Target::Method("Async.VDI.clone".to_owned()), effect: Effect::Drop, times: None };
+    rig.sim.pool.faults.add(lost);
+    let controller = rig.run().await;
+    let off = json!({"machine": {"powerOn": false}});
+    rig.layer("marked", off.clone()).await;
+    rig.until("marked", "the call is lost", |_| rig.calls("Async.VDI.clone") > 0).await;
+    drop(controller);
+    rig.sim.pool.faults.clear();
+    rig.patch("marked", json!({"connectorRef": {"name": "elsewhere"}})).await;
+    rig.layer("begun", off).await;
+    let layer = async |name: &str| rig.layers().get(name).await.expect("a layer");
+    write::set_finalizer(&rig.layers(), &PACE, &layer("begun").await, true).await.expect("our finalizer");
+    let (begun, marked) = (layer("begun").await, status(&layer("marked").await));
+    let home = Api::<Namespace>::all(rig.client.clone()).get("kube-system").await.expect("kube-system");
+    let cluster = home.uid().expect("a uid");
+    let lineage = Lineage::Layer { cluster, layer: uid(&begun), version: "1".to_owned(), role: Role::Work };
+    let operation = Operation { opid: Some(lineage.opid().0), ..marked.operation.expect("an intent") };
+    let said = PlatformLayerStatus { operation: Some(operation), pool: marked.pool, ..status(&begun) };
+    write::publish(&rig.layers(), &PACE, &begun, &said).await.expect("its intent");
+    let _controller = rig.run().await;
+    rig.until_reason("begun", "WaitingForInFlight").await;
+    rig.patch("marked", json!({"connectorRef": {"name": "lab"}})).await;
+    for name in ["begun", "marked"] {
+        rig.until_reason(name, "StartMachine").await;
+    }
+    rig.hands.assert_tidy().await;
+}
+
+/// What it may do first is what it may not write down: others go on beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_intent_that_is_not_written_holds_up_nobody() {
+    let rig = Rig::new().await;
+    let name = format!("refuse-{}", rig.namespace);
+    let ours = format!("request.namespace == '{}' && request.name == 'refused'", rig.namespace);
+    let rule = json!({"apiGroups": ["lamina.dev"], "apiVersions": ["*"], "operations": ["UPDATE"], "resources": ["platformlayers/status"]});
+    let policy = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": name},
+        "spec": {
+            "matchConstraints": {"resourceRules": [rule]},
+            "matchConditions": [{"name": "ours", "expression": ours}],
+            "validations": [{"expression": "!has(object.status.operation)"}],
+        },
+    });
+    let binding = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding", "metadata": {"name": name},
+        "spec": {"policyName": name, "validationActions": ["Deny"]},
+    });
+    for object in [policy, binding] {
+        rig.apply(&object.to_string()).await;
+    }
+    let off = json!({"machine": {"powerOn": false}});
+    rig.layer("refused", off.clone()).await;
+    eventually("the policy is in force", async || {
+        let layer = rig.layers().get("refused").await.ok()?;
+        let operation = Operation { step: "CloneDisk".to_owned(), ..Operation::default() };
+        // Off again where it was let in, so that the next one is a change.
+        let operation = Some(operation).filter(|_| status(&layer).operation.is_none());
+        let said = PlatformLayerStatus { operation, ..status(&layer) };
+        let wrote = write::publish(&rig.layers(), &PACE, &layer, &said).await;
+        matches!(wrote, Err(write::WriteError::Refused(_))).then_some(())
+    })
+    .await;
+    let controller = rig.run().await;
+    let refusals = || controller.metric("lamina_faults_total{kind=\"retry\"}");
+    eventually("it was tried", async || (refusals() > 0).then_some(())).await;
+    rig.layer("next", off).await;
+    rig.until_reason("next", "StartMachine").await;
+    let policies = Api::<ValidatingAdmissionPolicy>::all(rig.client.clone());
+    policies.delete(&name, &DeleteParams::default()).await.expect("deleted");
+    rig.until_reason("refused", "StartMachine").await;
     rig.hands.assert_tidy().await;
 }
 
