@@ -43,7 +43,7 @@ mod tests {
     #[test]
     fn what_may_be_moved_has_room_alone_and_two_large_ones_do_not() {
         let (fill, room) = (build::LARGEST + usize::try_from(MOST_FILES_BYTES).expect("small"), Room::default());
-        assert!(build::LARGEST <= LARGEST, "each disk of ours can be read back");
+        const { assert!(build::LARGEST <= LARGEST, "each disk of ours can be read back") };
         let first = room.take(fill).expect("room");
         let told = room.take(fill).expect_err("no room");
         assert_eq!((told.reason, room.take(10 << 20).is_ok()), (Reason::WaitingForPool, true), "small ones go on");

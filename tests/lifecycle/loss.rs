@@ -171,11 +171,14 @@ async fn what_lost_its_keys_gets_them_back() {
     rig.layer("bare", json!({"machine": {"powerOn": false}})).await;
     let layer = rig.until_reason("bare", "StartMachine").await;
     let w = rig.hands.disk(&disk(&layer)).await.expect("W");
-    rig.hands.call("VDI.set_other_config", json!([w.r, {}])).await;
-    rig.hands.call("VDI.set_tags", json!([w.r, []])).await;
-    crate::common::eventually("the keys are back", async || {
-        let now = rig.hands.disk(w.uuid()).await.expect("W");
-        (now.row["other_config"] == w.row["other_config"] && now.row["tags"] == w.row["tags"]).then_some(())
-    })
-    .await;
+    let [s] = rig.hands.bases().await.try_into().expect("one base");
+    for lost in [&w, &s] {
+        rig.hands.call("VDI.set_other_config", json!([lost.r, {}])).await;
+        rig.hands.call("VDI.set_tags", json!([lost.r, []])).await;
+        crate::common::eventually("the keys are back", async || {
+            let now = rig.hands.disk(lost.uuid()).await.expect("it is there");
+            (now.row["other_config"] == lost.row["other_config"] && now.row["tags"] == lost.row["tags"]).then_some(())
+        })
+        .await;
+    }
 }

@@ -102,14 +102,20 @@ fn clone_from(want: &Want, seen: &Observed, source: &Disk) -> Verdict {
     verdict
 }
 
+/// A pool that died may show S as it was before its claim.
+fn base_again(seen: &Observed) -> Option<Verdict> {
+    let base = seen.base.found().filter(|base| !base.keyed || !base.tagged)?;
+    // Tags follow keys: another layer may be in the middle of its claim.
+    let reason = if base.keyed { Reason::FreezingOSDisk } else { Reason::TaggingAgain };
+    let step = Step::TagAgain { uuid: base.uuid.clone() };
+    Some(Verdict::act(step, reason, "the base snapshot lost its keys and gets them back"))
+}
+
 fn from_os_layer(want: &Want, seen: &Observed) -> Verdict {
+    if let Some(verdict) = base_again(seen) {
+        return verdict;
+    }
     match &seen.base {
-        Sight::Found(base) if !base.keyed || !base.tagged => Verdict::act(
-            Step::TagAgain { uuid: base.uuid.clone() },
-            // Tags follow keys: another layer may be in the middle of its claim.
-            if base.keyed { Reason::FreezingOSDisk } else { Reason::TaggingAgain },
-            "the base snapshot lost its keys and gets them back",
-        ),
         Sight::Found(base) => {
             let verdict = clone_from(want, seen, base);
             let begins = verdict.step == Step::RecordIntent(Making::CloneDisk);
@@ -194,6 +200,9 @@ pub(super) fn with_disk(want: &Want, seen: &Observed, w: &Disk) -> Verdict {
         return making(Step::Record, "the packaging disk is made");
     }
     if let Some(verdict) = finish_operations(seen) {
+        return verdict;
+    }
+    if let (Some(verdict), Ok(_)) = (base_again(seen), &seen.os_disk) {
         return verdict;
     }
     if let Some(size) = size_due(want, seen) {
