@@ -329,7 +329,7 @@ async fn every_call_is_one_that_xapi_knows() {
         write.vm_set_tags(&r, &tags); write.vm_set_other_config(&r, &map); write.vm_add_to_other_config(&r, "k", "v");
         write.vm_remove_from_other_config(&r, "k"); write.vm_set_memory_limits(&r, 1, 4, 2, 3);
         write.vm_set_vcpus_max(&r, 2); write.vm_set_vcpus_at_startup(&r, 2); write.vm_set_hvm_boot_params(&r, &map);
-        write.vm_set_platform(&r, &map); write.vm_set_actions_after_shutdown(&r, "destroy");
+        write.vm_set_actions_after_shutdown(&r, "destroy");
         write.vm_set_actions_after_reboot(&r, "restart"); write.vm_set_actions_after_crash(&r, "preserve");
         write.vm_set_ha_restart_priority(&r, ""); write.vm_set_affinity(&r, &r); write.vm_set_xenstore_data(&r, &map);
         write.vm_set_blocked_operations(&r, &[("destroy".to_owned(), "why".to_owned())].into());

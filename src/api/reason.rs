@@ -170,7 +170,6 @@ reasons! {
     MachineLost Stalled [Ready Stalled] "machine <uuid> was there and is gone; its disk is still there", "Set spec.machine.restartToken to a new value: a new machine is made on the same disk.";
     SnapshotUnproven Stalled [Ready Stalled] "the pool forgot that frozen disk <uuid> is the snapshot of the packaging disk, which is kept", "Compare the two disks, then remove the packaging disk by hand.";
     PoolChanged Stalled [Ready Stalled ConnectorReady CoordinatorFound] "the pool that answers is not <uuid>, which the recorded disks are in", "Point the Connector back at that pool, or delete its layers with deletionPolicy Orphan.";
-    NoRearmsLeft Stalled [Ready Stalled IntegrityVerified] "Windows in this disk had no rearm left", "Start again from an OS layer with rearms left, or remove spec.kms.";
     NoHostCanBoot Stalled [Ready Stalled ToolsISOFound] "no host can start machine <machine>: <why, host by host>", "Put disk, ISO and networks where one host sees them all.";
     ForeignDisk Stalled [Ready Stalled] "another machine has the packaging disk: <machine>", "Detach the disk from that machine.";
 
@@ -249,6 +248,7 @@ reasons! {
     NoVerdict - [] "the report has no readable BlockFinalize number", "Run the check again; if it stays, repair the guest service.";
     ReportsDiffer - [] "the reports in xenstore and on the config disk both count, and contradict each other", "Start the machine and run the check again.";
     MoreFindings - [] "there are more findings than a status can hold", "Mend those that are listed, then run the check again.";
-    NotRearmed - [] "spec.kms.rearm is true, but the report does not say that Windows was rearmed", "Start the machine and let the check rearm as the last thing before the shutdown. If spec.kms was changed while the machine was being started for the first time, it was never told: set a new spec.version and spec.discard.";
+    NoRearmsLeft - [] "Windows in this disk had no rearm left", "Start again from an OS layer with rearms left, or remove spec.kms.";
+    NotRearmed - [] "spec.kms.rearm is true, but the report does not say that Windows was rearmed", "Start the machine and let the check rearm as the last thing before the shutdown.";
     LeftOn - [] "the check found nothing, but the machine ran on after it", "Run Shutdown For Finalize.";
 }

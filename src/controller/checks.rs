@@ -17,7 +17,7 @@ use crate::xapi::model::Map;
 use crate::xapi::view::View;
 
 /// Without these a layer cannot be made; in lower case, as XAPI names permissions. A test compares them with the calls that we make.
-const NEEDED: [&str; 42] = [
+const NEEDED: [&str; 41] = [
     "sr.scan",
     "vbd.create",
     "vbd.destroy",
@@ -54,7 +54,6 @@ const NEEDED: [&str; 42] = [
     "vm.set_name_description",
     "vm.set_name_label",
     "vm.set_other_config",
-    "vm.set_platform",
     "vm.set_tags",
     "vm.set_vcpus_at_startup",
     "vm.set_vcpus_max",

@@ -17,13 +17,16 @@ use super::wakes::Wakes;
 use crate::domain::identity::{LAYER, MAKING, OP};
 use crate::xapi::client::{CallRecord, Client, Credentials, Options, Timeouts, Tls};
 use crate::xapi::error::Error;
-use crate::xapi::mirror::{Batch, Change, Health, Mirror, MirrorOptions};
+use crate::xapi::mirror::{Batch, Health, Mirror, MirrorOptions};
 use crate::xapi::wire::Ref;
 
 /// Batches of changes that may wait for their wakes to be sent.
 const BATCHES: usize = 64;
 /// Disks and machines are found by these without a scan.
 const INDEXED: &[&str] = &[LAYER, OP, MAKING];
+
+/// Begins a session, and with it a role.
+const LOG_IN: &str = "session.login_with_password";
 
 /// What a client is made of; another setup needs another client.
 #[derive(Clone, PartialEq)]
@@ -65,6 +68,8 @@ impl Link {
         origin: Origin,
     ) -> Result<Self, Error> {
         let (deadline, metrics, pace) = (ctx.deadline.clone(), ctx.metrics.clone(), ctx.pace);
+        let rights: Arc<Mutex<Option<Rights>>> = Arc::default();
+        let known = Arc::clone(&rights);
         let client = Client::new(Options {
             endpoints: setup.endpoints.clone(),
             credentials,
@@ -74,6 +79,10 @@ impl Link {
             timeouts: Timeouts { refused: pace.rest, ..Timeouts::default() },
             permit: Arc::new(move || deadline.holds()),
             observer: Arc::new(move |call: &CallRecord<'_>| {
+                // A role is that of the session, and what is known of it may be wrong.
+                if call.method == LOG_IN || call.error.is_some_and(|e| e.is_code("RBAC_PERMISSION_DENIED")) {
+                    *lock(&known) = None;
+                }
                 audit::call(call);
                 metrics.xapi_call(call.method, outcome(call.error), call.duration);
             }),
@@ -87,9 +96,7 @@ impl Link {
         };
         let mirror = Mirror::start(client.clone(), options, batches);
         let pool = Arc::new(Pool::new(client, mirror, ctx.room.clone()));
-        let rights: Arc<Mutex<Option<Rights>>> = Arc::default();
-        let courier =
-            tokio::spawn(carry(ctx.clone(), key.clone(), pool.clone(), rights.clone(), changes)).abort_handle();
+        let courier = tokio::spawn(carry(ctx.clone(), key.clone(), pool.clone(), changes)).abort_handle();
         Ok(Self { setup, pool, origin: Mutex::new(origin), rights, courier })
     }
 
@@ -111,7 +118,7 @@ impl Link {
         }
     }
 
-    /// What the account may do; asked once for each log-in, and unless it is root after each listing of the pool.
+    /// What the account may do; asked once for each log-in, and again when the pool refused something for want of a right.
     pub async fn rights(&self) -> Result<Rights, Error> {
         if let Some(known) = lock(&self.rights).clone() {
             return Ok(known);
@@ -131,23 +138,12 @@ impl Link {
 }
 
 /// Carries what the mirror sees to those concerned.
-async fn carry(
-    ctx: Arc<Context>,
-    key: ConnectorKey,
-    pool: Arc<Pool>,
-    rights: Arc<Mutex<Option<Rights>>>,
-    mut batches: mpsc::Receiver<Batch>,
-) {
+async fn carry(ctx: Arc<Context>, key: ConnectorKey, pool: Arc<Pool>, mut batches: mpsc::Receiver<Batch>) {
     let mut health = pool.mirror.health();
     loop {
         tokio::select! {
             batch = batches.recv() => {
                 let Some(Batch { received, changes }) = batch else { return };
-                if changes.iter().any(|change| matches!(change, Change::Relisted)) {
-                    // Roles may be changed while a session lasts; root has none.
-                    let mut rights = lock(&rights);
-                    *rights = rights.take().filter(|rights| *rights == Rights::All);
-                }
                 let around = ctx.census();
                 let worker = |op: &str, task: &Ref| {
                     let begun = pool.memory().who_began(task).map(str::to_owned);

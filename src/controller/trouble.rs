@@ -2,9 +2,12 @@
 
 use crate::api::reason::Reason;
 use crate::domain::fault::Fault;
-use crate::domain::observed::Trouble;
+use crate::domain::observed::{Making, Trouble};
 use crate::xapi::error::{Error, StreamProblem, fault_of};
 use crate::xapi::wire::Failure;
+
+/// Storage takes 30 layers of snapshots.
+const CHAIN_TOO_LONG: &str = "SR_BACKEND_FAILURE_109";
 
 /// Of a call that failed.
 pub fn of(error: &Error) -> Trouble {
@@ -46,7 +49,23 @@ pub fn of(error: &Error) -> Trouble {
     }
 }
 
-/// Of a failure that XAPI named.
+/// Of the call that makes something: what cures too long a chain hangs on whose disk it is.
+pub fn of_making(making: Making, failure: &Failure) -> Trouble {
+    let (reason, cure) = match (making, failure.code.as_str()) {
+        (Making::SnapshotOsDisk, CHAIN_TOO_LONG) => {
+            (Reason::OSDiskChainTooDeep, "copy the OS disk in full (xe vdi-copy) and name the copy")
+        }
+        (Making::CloneDisk | Making::FreezeDisk, CHAIN_TOO_LONG) => (
+            Reason::BaseChainTooDeep,
+            "remove snapshots that others took of the disk, for the storage to merge; else begin anew from the OS layer: spec.base.from OSLayer with a new spec.version, and spec.discard for this one",
+        ),
+        _any_other => return of_failure(failure),
+    };
+    Trouble::new(reason, format!("the chain of snapshots is too long: {cure} ({CHAIN_TOO_LONG})"))
+}
+
+/// Of a failure that XAPI named. Its code says in `xapi/codes.rs` what fault it is; storage that is not attached is the one exception, since it
+/// comes back by itself.
 pub fn of_failure(failure: &Failure) -> Trouble {
     let code = failure.code.as_str();
     let (reason, meaning) = match code {
@@ -56,11 +75,7 @@ pub fn of_failure(failure: &Failure) -> Trouble {
         "SR_HAS_NO_PBDS" | "SR_NOT_ATTACHED" | "SR_BACKEND_FAILURE_46" | "SR_BACKEND_FAILURE_47" => {
             (Reason::WaitingForStorage, "the storage repository does not answer: check its connection to the hosts")
         }
-        "SR_BACKEND_FAILURE_109" => (
-            Reason::OSDiskChainTooDeep,
-            "the chain of snapshots is too long: copy the OS disk in full (xe vdi-copy) and name the copy",
-        ),
-        "RBAC_PERMISSION_DENIED" | "PERMISSION_DENIED" => (
+        "RBAC_PERMISSION_DENIED" => (
             Reason::PermissionDenied,
             "the Connector's account may not do this: give it the role vm-power-admin, better pool-operator",
         ),
@@ -80,6 +95,7 @@ pub fn of_failure(failure: &Failure) -> Trouble {
         | "LICENSE_CHECKOUT_ERROR"
         | "FEATURE_RESTRICTED"
         | "SR_OPERATION_NOT_SUPPORTED"
+        | "SR_BACKEND_FAILURE_38"
         | "UNIMPLEMENTED_IN_SM_BACKEND" => (
             Reason::FeatureMissing,
             "the pool cannot do this: renew its licence, or use a pool whose version, edition and storage driver can",
@@ -96,10 +112,14 @@ pub fn of_failure(failure: &Failure) -> Trouble {
             Reason::PoolRefused,
             "the machine cannot have this much memory, or this little: correct spec.machine.memory, or the template's limits",
         ),
-        "VDI_IN_USE" | "OTHER_OPERATION_IN_PROGRESS" => {
+        "VDI_IN_USE" | "SR_BACKEND_FAILURE_24" | "OTHER_OPERATION_IN_PROGRESS" => {
             (Reason::WaitingForDisk, "a disk or machine is in use by another operation: asked again by itself")
         }
-        _ if code.starts_with("SR_BACKEND_FAILURE_") => (
+        "SR_DEVICE_IN_USE" | "SR_BACKEND_FAILURE_16" => (
+            Reason::WaitingForStorage,
+            "the storage repository's device is in use by another operation: asked again by itself",
+        ),
+        _ if code.starts_with("SR_BACKEND_FAILURE_") && fault_of(failure) == Fault::Retry => (
             Reason::StorageError,
             "the storage failed, and is asked again with growing pauses; if this stays, check the storage repository, and SMlog on the coordinator",
         ),
@@ -123,6 +143,7 @@ pub fn of_failure(failure: &Failure) -> Trouble {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::xapi::codes::CODES;
 
     #[test]
     fn codes_of_xapi_are_told_in_our_words() {
@@ -131,7 +152,8 @@ mod tests {
             ("SR_FULL", R::StorageFull),
             ("SR_BACKEND_FAILURE_44", R::StorageFull),
             ("SR_BACKEND_FAILURE_47", R::WaitingForStorage),
-            ("SR_BACKEND_FAILURE_109", R::OSDiskChainTooDeep),
+            ("SR_BACKEND_FAILURE_24", R::WaitingForDisk),
+            ("SR_BACKEND_FAILURE_109", R::PoolRefused),
             ("SR_BACKEND_FAILURE_81", R::StorageError),
             ("RBAC_PERMISSION_DENIED", R::PermissionDenied),
             ("OPERATION_BLOCKED", R::OperationBlocked),
@@ -149,7 +171,21 @@ mod tests {
             assert_eq!(told.reason, reason, "{code}");
             assert!(told.message.contains(code) && !told.message.contains("upstream"), "{}", told.message);
         }
+        // Whoever is told a code is told what the table says of it, but for storage that comes back by itself when it is attached again.
+        let comes_back = ["SR_HAS_NO_PBDS", "SR_NOT_ATTACHED", "SR_BACKEND_FAILURE_46", "SR_BACKEND_FAILURE_47"];
+        for &(code, class) in CODES {
+            let fault = of_failure(&Failure::new(code, [""])).reason.fault().expect("a fault");
+            let wanted = if comes_back.contains(&code) { Fault::Wait } else { class.fault() };
+            assert_eq!(fault, wanted, "{code}");
+        }
         assert_eq!(of_failure(&Failure::new("BOOTLOADER_FAILED", ["", ""])).reason, R::PoolRefused);
+        let long = Failure::new(CHAIN_TOO_LONG, [""]);
+        assert_eq!(of_making(Making::SnapshotOsDisk, &long).reason, R::OSDiskChainTooDeep);
+        for making in [Making::CloneDisk, Making::FreezeDisk] {
+            let told = of_making(making, &long);
+            assert!(told.reason == R::BaseChainTooDeep && told.message.contains("OSLayer"), "{told:?}");
+        }
+        assert_eq!(of_making(Making::CloneDisk, &Failure::new("SR_FULL", [""])).reason, R::StorageFull);
         assert_eq!(of(&Error::NotLeading).reason, R::APIServerError);
     }
 }

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use super::gate::place;
 use super::identity::{BOOT, CONTENT, FILLED, NONCE, WIPED};
 use super::observed::{Disk, Machine, Observed, Power, Sight, Trouble};
+use super::report;
 use super::want::Want;
 use crate::api::layer::{FinalizePolicy, Purpose as WantedPurpose};
 use crate::api::layer_status::{StepState, StepStatus};
@@ -46,6 +47,11 @@ impl Read {
     /// From the machine's key; what is no text of ours says nothing.
     pub fn parse(text: &str) -> Option<Self> {
         serde_json::from_str(text).ok()
+    }
+
+    /// Keeps the report, as far as a key has room for it.
+    pub fn keep(&mut self, report: &Report) {
+        self.report = Some(report::kept(report).lines());
     }
 
     /// The report, read again: its seal is part of it.

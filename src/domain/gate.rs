@@ -247,7 +247,7 @@ pub fn judge(want: &Want, machine: &Machine) -> Judgement {
     let read = config::last_read(machine);
     let on_disk = read.and_then(Read::report).filter(|r| r.sealed);
     let good = in_xenstore.clone().and_then(Result::ok);
-    let (source, report, contradiction) = match judged(good.clone(), on_disk) {
+    let (source, report, contradiction) = match judged(good.as_ref().map(report::kept), on_disk) {
         Ok(Some((source, report))) => (source, report, None),
         Err(contradiction) => (Source::XenStore, good.unwrap_or_default(), Some(contradiction)),
         Ok(None) => {

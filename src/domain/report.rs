@@ -17,6 +17,9 @@ const NAMED: usize = 5;
 /// Characters of a finding's detail in a message. Reasons and remedies are short already.
 const LONGEST_NAMED: usize = 100;
 
+/// Bytes of a report in a machine's key: xapi copies its whole database in memory.
+const LONGEST_REPORT: usize = 56 << 10;
+
 /// One finding, in our words.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finding {
@@ -45,6 +48,22 @@ pub fn named(findings: &[&Finding]) -> String {
         words.push(format!("and {more} more, see status.integrity.findings"));
     }
     words.join("; ")
+}
+
+/// A report with as many of its findings as a key has room for; that there are more is then one of them. What came the other way is compared in
+/// the same form.
+pub fn kept(report: &Report) -> Report {
+    let (mut kept, mut left) = (report.clone(), report.findings.len());
+    // What no policy lets pass is not what goes.
+    kept.findings.sort_by_key(|(reason, _)| reason != Cause::BypassEnabled.as_str());
+    while serde_json::to_string(&kept.lines()).map_or(0, |text| text.len()) > LONGEST_REPORT && left > 0 {
+        left = left * 3 / 4;
+        kept.findings.truncate(left);
+        kept.findings
+            .push((Reason::MoreFindings.as_str().to_owned(), format!("{} more", report.findings.len() - left)));
+    }
+    let lines = kept.lines();
+    Report::read(lines.iter().map(|(k, v)| (k.as_str(), v.as_str()))).unwrap_or(kept)
 }
 
 /// As many findings as a status holds: those that no policy lets pass come first, and what does not fit is counted by the last.
@@ -163,6 +182,33 @@ mod tests {
         ] {
             assert_eq!(told(before, false, &[]), [(reason.to_owned(), detail.to_owned(), true)]);
             assert_eq!(told(before, false, &[(reason, "its own")]), [(reason.to_owned(), "its own".to_owned(), true)]);
+        }
+    }
+
+    #[test]
+    fn a_report_that_is_too_long_is_kept_without_some_of_its_findings() {
+        let report = |findings: usize, long: usize| Report {
+            findings: (0..findings).map(|n| (format!("Odd{n}"), "\\".repeat(long))).collect(),
+            block_finalize: Some(0),
+            sealed: true,
+            ..Report::default()
+        };
+        let size = |r: &Report| serde_json::to_string(&r.lines()).expect("JSON").len();
+        assert_eq!(kept(&report(3, 20)), report(3, 20), "what fits is whole");
+        for (findings, long) in [(64, 2000), (1000, 2000), (30, 2000)] {
+            let all = report(findings, long);
+            let some = kept(&all);
+            assert!(size(&some) <= LONGEST_REPORT && some.sealed && !some.findings.is_empty());
+            let (more, told) = some.findings.split_last().expect("some");
+            assert_eq!(*more, ("MoreFindings".to_owned(), format!("{} more", findings - told.len())));
+            assert_eq!(
+                (kept(&some), told),
+                (some.clone(), &all.findings[..told.len()]),
+                "kept once more it is the same"
+            );
+            let mut last = all.clone();
+            last.findings.push(("BypassEnabled".to_owned(), String::new()));
+            assert_eq!(kept(&last).findings[0].0, "BypassEnabled", "what no policy lets pass is told");
         }
     }
 

@@ -238,7 +238,6 @@ calls! { write {
     vm_set_vcpus_max(vm: &Ref, value: i64) "VM.set_VCPUs_max";
     vm_set_vcpus_at_startup(vm: &Ref, value: i64) "VM.set_VCPUs_at_startup";
     vm_set_hvm_boot_params(vm: &Ref, map: &Map) "VM.set_HVM_boot_params";
-    vm_set_platform(vm: &Ref, map: &Map) "VM.set_platform";
     vm_set_actions_after_shutdown(vm: &Ref, value: &str) "VM.set_actions_after_shutdown";
     vm_set_actions_after_reboot(vm: &Ref, value: &str) "VM.set_actions_after_reboot";
     vm_set_actions_after_crash(vm: &Ref, value: &str) "VM.set_actions_after_crash";

@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use super::model::PowerState;
 use super::wire::{Failure, Ref};
 use crate::domain::fault::Fault;
 
@@ -175,19 +174,6 @@ impl Error {
             || self.is_code("RBAC_PERMISSION_DENIED") && self.failure().is_some_and(at_the_door)
     }
 
-    /// What a machine's power state really was, from `VM_BAD_POWER_STATE [vm, expected, actual]`. XAPI writes it in lower
-    /// case, layers below it capitalised.
-    pub fn actual_power_state(&self) -> Option<PowerState> {
-        let failure = self.failure().filter(|f| f.code == "VM_BAD_POWER_STATE")?;
-        Some(match failure.params.get(2)?.to_ascii_lowercase().as_str() {
-            "halted" => PowerState::Halted,
-            "paused" => PowerState::Paused,
-            "running" => PowerState::Running,
-            "suspended" => PowerState::Suspended,
-            _ => PowerState::Other,
-        })
-    }
-
     /// False only where the call was surely not executed: never sent, or refused by XAPI.
     pub fn maybe_executed(&self) -> bool {
         match self {
@@ -212,16 +198,6 @@ pub fn fault_of(failure: &Failure) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_power_state_is_read_in_any_case() {
-        for actual in ["halted", "Halted"] {
-            let error = Error::Api(Failure::new("VM_BAD_POWER_STATE", ["OpaqueRef:v", "running", actual]));
-            assert_eq!(error.actual_power_state(), Some(PowerState::Halted));
-        }
-        assert_eq!(Error::Api(Failure::new("VM_BAD_POWER_STATE", ["OpaqueRef:v"])).actual_power_state(), None);
-        assert_eq!(Error::Api(Failure::new("VDI_IN_USE", ["a", "b", "halted"])).actual_power_state(), None);
-    }
 
     #[test]
     fn a_refusal_to_let_us_in_is_told_from_a_missing_right() {

@@ -2,7 +2,7 @@
 pub mod calls;
 mod change;
 pub mod client;
-mod codes;
+pub(crate) mod codes;
 pub mod error;
 pub mod mirror;
 pub mod model;

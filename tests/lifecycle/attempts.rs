@@ -63,6 +63,39 @@ async fn a_freeze_carried_out_after_it_was_taken_back_is_no_version() {
     assert!(rig.hands.disk(late.uuid()).await.is_some(), "told of, never deleted");
 }
 
+/// Two disks bear our mark and no task tells which is ours: neither is taken, a third is made, and both stay for a person to see.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_marked_children_without_a_task_none_is_taken() {
+    let rig = Rig::new().await;
+    rig.sim.pool.clock.hold("VDI.clone/row");
+    let controller = rig.run().await;
+    rig.layer("two", json!({"machine": {"powerOn": false}})).await;
+    rig.sim.pool.clock.held("VDI.clone/row").await;
+    drop(controller);
+    rig.sim.pool.clock.unhold("VDI.clone/row");
+    let clones = async || rig.hands.all("task").await.into_iter().find(|t| t.text("name_label") == "Async.VDI.clone");
+    let done = async || clones().await.filter(|t| t.text("status") == "success");
+    let task = eventually("the clone is made", done).await;
+    rig.hands.call("task.destroy", json!([task.r])).await;
+    let marked = async || {
+        let all = rig.hands.all("VDI").await.into_iter();
+        all.filter(|d| d.key("making").is_some() && !d.claimed()).collect::<Vec<_>>()
+    };
+    let [child] = marked().await.try_into().expect("one child");
+    let base = rig.hands.bases().await.remove(0);
+    rig.hands.call("VDI.clone", json!([base.r])).await;
+    let two = marked().await;
+    assert!(two.len() == 2 && two.iter().any(|d| d.uuid() == child.uuid()), "{two:#?}");
+
+    let _controller = rig.run().await;
+    let made = rig.until_reason("two", "StartMachine").await;
+    assert_eq!(rig.calls("Async.VDI.clone"), 2);
+    for d in two {
+        assert_ne!(d.uuid(), disk(&made));
+        assert!(!rig.hands.disk(d.uuid()).await.expect("told of, never deleted").claimed());
+    }
+}
+
 /// Whoever begins beside a running machine tells of it as the one before did.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_beside_a_running_machine_changes_no_word() {

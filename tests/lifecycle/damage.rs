@@ -60,6 +60,11 @@ fn late(lines: &mut Lines, key: &str) {
     lines.insert(key.to_owned(), (time + 7 * 3600).to_string());
 }
 
+/// As many findings as are written, each as long as it may be: more than a key of the machine takes.
+fn wordy(lines: &mut Lines) {
+    lines.extend((0..64).map(|n| (format!("findings/{n}"), format!("Odd{n} {}", "\\".repeat(2000)))));
+}
+
 /// Waits for each of these words after a boot of its own.
 async fn told(rig: &Rig, name: &str, reason: &str, words: impl Iterator<Item = &str>) -> PlatformLayer {
     let mut last = None;
@@ -82,7 +87,7 @@ async fn told(rig: &Rig, name: &str, reason: &str, words: impl Iterator<Item = &
 #[tokio::test(flavor = "multi_thread")]
 async fn each_doubt_about_the_disks_report_has_its_own_words_and_none_counts() {
     let rig = Rig::new().await;
-    let cases: [(Harm, &str); 11] = [
+    let cases: [(Harm, &str); 12] = [
         (
             |d, _| {
                 let whole = report(d);
@@ -116,6 +121,7 @@ async fn each_doubt_about_the_disks_report_has_its_own_words_and_none_counts() {
             |d, _| sealed(d, |l| l.extend((0..10_000).map(|n| (format!("findings/{n}"), format!("Odd{n} seen"))))),
             "and 27 more, see status.integrity.findings",
         ),
+        (|d, _| sealed(d, wordy), "and 7 more, see status.integrity.findings"),
         (
             |d, _| {
                 edit::remove(d, REPORT).expect("gone");
@@ -129,6 +135,20 @@ async fn each_doubt_about_the_disks_report_has_its_own_words_and_none_counts() {
     let _controller = rig.run().await;
     rig.layer("doubt", json!({"finalize": {"approved": "1"}})).await;
     told(&rig, "doubt", "FixIntegrity", cases.iter().map(|(_, words)| *words)).await;
+}
+
+/// Beside a clean one in xenstore, which would do by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_that_is_too_long_to_keep_contradicts_a_clean_one() {
+    let rig = Rig::new().await;
+    files(&rig).await;
+    rig.guest("long", harmed(served(), vec![|d, _| sealed(d, wordy)]));
+    let _controller = rig.run().await;
+    rig.layer("long", two_steps()).await;
+    rig.approve("long", "1").await;
+    let blocked = rig.until_reason("long", "FixIntegrity").await;
+    let findings = status(&blocked).integrity.expect("a verdict").findings;
+    assert!(findings.iter().any(|f| f.reason == "ReportsDiffer"), "{findings:#?}");
 }
 
 /// The report comes through xenstore; what the steps came to is on the disk alone.

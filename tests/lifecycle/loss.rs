@@ -1,7 +1,8 @@
 //! Objects that go behind our back: nothing is made in their place, and each has a way out.
 
 use lamina::api::{ConditionType, Phase, PlatformLayer};
-use serde_json::json;
+use lamina::xapi::wire::Ref;
+use serde_json::{Value, json};
 
 use crate::common::rig::{Rig, disk, machine, quick, ready, says, status, uid};
 
@@ -30,6 +31,52 @@ async fn a_lost_packaging_disk_is_never_made_again() {
     let done = rig.until_finalized("lost", "2").await;
     assert_eq!(status(&done).versions.len(), 1);
     rig.hands.assert_tidy().await;
+}
+
+/// Its row went and came back by a scan, nameless and without keys: it is the disk that the status records.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_comes_back_is_lost_no_more() {
+    let rig = Rig::new().await;
+    let _controller = rig.run().await;
+    rig.layer("back", json!({"machine": {"powerOn": false}})).await;
+    let layer = rig.until_reason("back", "StartMachine").await;
+    // Its repository is scanned once for what went first, so that this scan does not bring the other back.
+    let first = status(&layer).config_disk.expect("C").uuid;
+    rig.hands.destroy_disk(&first).await;
+    rig.until("back", "another config disk", |l| {
+        status(l).config_disk.is_some_and(|c| c.uuid != first) && ready(l).is_some_and(|(r, _)| r == "StartMachine")
+    })
+    .await;
+    let w = rig.hands.disk(&disk(&layer)).await.expect("W");
+    let rows = |class, r: &Value| rig.sim.pool.db().delete(class, &Ref(r.as_str().expect("a reference").to_owned()));
+    w.row["VBDs"].as_array().expect("VBDs").iter().for_each(|vbd| rows("VBD", vbd));
+    rows("VDI", &json!(w.r));
+    rig.until_reason("back", "DiskLost").await;
+    rig.hands.call("SR.scan", json!([w.row["SR"]])).await;
+    let again = rig.until_reason("back", "StartMachine").await;
+    assert_eq!(disk(&again), disk(&layer));
+    let back = rig.hands.disk(w.uuid()).await.expect("W");
+    assert!(back.claimed() && back.row["other_config"] == w.row["other_config"], "{back:?}");
+    assert_eq!(rig.calls("Async.VDI.clone"), 1);
+    rig.hands.assert_tidy().await;
+}
+
+/// Moved to another repository a disk is a copy, and the original goes: nothing is taken for it, and a person hears where the work is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_disk_that_was_moved_is_named_with_its_copy() {
+    let rig = Rig::new().await;
+    let _controller = rig.run().await;
+    rig.layer("moved", json!({"machine": {"powerOn": false}})).await;
+    let layer = rig.until_reason("moved", "StartMachine").await;
+    let w = rig.hands.disk(&disk(&layer)).await.expect("W");
+    let local = rig.hands.named("SR", "Local storage on host1").await.r;
+    let copy = rig.hands.call("VDI.copy", json!([w.r, local])).await;
+    rig.hands.destroy_disk(w.uuid()).await;
+    let copy = rig.hands.all("VDI").await.into_iter().find(|d| copy == json!(d.r)).expect("the copy");
+    let lost = rig.until_reason("moved", "DiskLost").await;
+    let (_, message) = ready(&lost).expect("Ready");
+    assert!(message.contains(&format!("A copy of it is there ({})", copy.uuid())), "{message}");
+    assert_eq!(rig.hands.disk(copy.uuid()).await.expect("the copy").row, copy.row, "left alone");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,14 @@
 //! An account that is no pool-operator: it may not write the pool's database out, nor change HA, and all else goes its way.
 
+use std::time::Duration;
+
 use lamina::api::condition::{ConditionType, find};
 use lamina::api::{Connector, Phase};
+use lamina::controller::Settings;
+use lamina::controller::pace::Pace;
+use lamina::sim::faults::{Effect, Fault, Target};
 use lamina::sim::session::Account;
+use lamina::xapi::wire::{Failure, Ref};
 use serde_json::json;
 
 use crate::common;
@@ -59,6 +65,38 @@ async fn a_vm_power_admin_takes_a_layer_through_its_whole_life() {
     rig.hands.assert_nothing_of(&uid(&done)).await;
     assert_eq!(rig.hands.bases().await.len(), 0);
     rig.hands.assert_tidy().await;
+}
+
+/// At rest nobody asks what the account may do: what changes shows by a log-in or by a refusal.
+#[tokio::test(flavor = "multi_thread")]
+async fn rights_are_asked_once_for_a_log_in_and_after_a_refusal() {
+    let rig = modest().await;
+    let soon = Duration::from_millis(300);
+    let _controller = rig
+        .run_with(Settings { pace: Pace { resync: soon, rest: soon, ..rig.settings().pace }, ..rig.settings() })
+        .await;
+    rig.connector_ready().await;
+    let (asked, listed) = (|| rig.calls("session.get_is_local_superuser"), || rig.calls("VDI.get_all_records"));
+    let some_resyncs = async || {
+        let before = listed();
+        common::eventually("some resyncs", async || (listed() > before + 4).then_some(())).await;
+    };
+    some_resyncs().await;
+    assert_eq!(asked(), 1, "in {} listings", listed());
+
+    let sessions: Vec<Ref> = rig.sim.pool.db().all("session").map(|(r, _)| r.clone()).collect();
+    sessions.iter().for_each(|session| rig.sim.pool.db().delete("session", session));
+    common::eventually("asked of the new session", async || (asked() == 2).then_some(())).await;
+    let denied = Effect::Refuse(Failure::new("RBAC_PERMISSION_DENIED", ["VDI.snapshot", ""]));
+    rig.sim.pool.faults.add(Fault {
+        target: Target::Method("Async.VDI.snapshot".to_owned()),
+        effect: denied,
+        times: Some(1),
+    });
+    rig.layer("denied", json!({"machine": {"powerOn": false}})).await;
+    common::eventually("asked after a refusal", async || (asked() == 3).then_some(())).await;
+    some_resyncs().await;
+    assert_eq!(asked(), 3);
 }
 
 /// HA would start a machine again that was shut down for finalize. Who may not take the template's priority off is told so before the first

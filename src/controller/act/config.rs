@@ -21,9 +21,6 @@ use crate::xapi::error::Error;
 use crate::xapi::stream::LARGEST;
 use crate::xapi::wire::parse_time;
 
-/// Bytes that a machine's key may have: xapi copies its whole database in memory.
-const LONGEST_KEY: usize = 64 << 10;
-
 impl Hand<'_, '_> {
     fn machine(&self) -> Result<&Machine, Failed> {
         self.scene.observed.machine.found().ok_or(Failed::Stale)
@@ -135,13 +132,7 @@ impl Hand<'_, '_> {
             Err(error) => return Err(error.into()),
         };
         read.boot = boot;
-        let text = |read: &Read| serde_json::to_string(read).map_err(|_| Failed::Stale);
-        let mut value = text(&read)?;
-        if value.len() > LONGEST_KEY {
-            read.report = None;
-            read.unbound = Some("it has more findings than can be kept".to_owned());
-            value = text(&read)?;
-        }
+        let value = serde_json::to_string(&read).map_err(|_| Failed::Stale)?;
         self.put_key(machine, READ, &value).await
     }
 
@@ -164,7 +155,7 @@ impl Hand<'_, '_> {
         let (report, unbound) = match back.report {
             Ok(None) => (None, None),
             Ok(Some(report)) => match bound(&report, record.as_ref().ok(), &known) {
-                Ok(()) => (Some(report.lines()), None),
+                Ok(()) => (Some(report), None),
                 Err(why) => (None, Some(why.to_string())),
             },
             Err(damage) => (None, Some(damage.to_string())),
@@ -173,6 +164,8 @@ impl Hand<'_, '_> {
             Ok(record) => (config::told(&record.steps), None),
             Err(damage) => (Vec::new(), Some(damage.to_string())),
         };
-        Read { boot: String::new(), steps, damage, report, unbound }
+        let mut read = Read { steps, damage, unbound, ..Read::default() };
+        report.inspect(|report| read.keep(report));
+        read
     }
 }

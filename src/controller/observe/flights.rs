@@ -238,7 +238,7 @@ fn task_sight(
         return TaskSight::Succeeded { child: uuid.filter(|u| !claimed(lens, making, u)) };
     }
     match known().find(|t| !matches!(t.status, TaskStatus::Other)) {
-        Some(task) => TaskSight::Failed(failed(task)),
+        Some(task) => TaskSight::Failed(failed(making, task)),
         None => TaskSight::None,
     }
 }
@@ -263,9 +263,9 @@ fn claimed(lens: &Lens<'_>, making: Making, uuid: &str) -> bool {
     keys.is_some_and(|k| matches!(prove(lens.cluster, uuid, k, false), Proof::ByKeys(_)))
 }
 
-fn failed(task: &Task) -> Trouble {
+fn failed(making: Making, task: &Task) -> Trouble {
     match Failure::from_list(&task.error_info) {
-        Some(failure) => super::super::trouble::of_failure(&failure),
+        Some(failure) => super::super::trouble::of_making(making, &failure),
         None => Trouble::new(Reason::PoolError, "the pool cancelled the call"),
     }
 }
