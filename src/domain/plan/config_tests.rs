@@ -128,6 +128,17 @@ fn no_machine_starts_before_its_config_disk_is_whole() {
     assert_eq!(decide(&plain, &seen).step, Step::RecordIntent(Making::CreateConfig));
 }
 
+/// What the spec says meanwhile is for nobody: it takes the machine as it was when it was asked for.
+#[test]
+fn a_start_that_is_queued_leaves_its_machine_alone() {
+    let w = steps();
+    let mut seen = with_config(&w, Machine { drift: vec![Setting::AfterReboot], ..machine() });
+    assert!(matches!(decide(&w, &seen).step, Step::SetUp { .. }));
+    let start = seen.flights.iter_mut().find(|f| f.making == Making::StartMachine).expect("a start");
+    start.task = TaskSight::Pending { progress: 0.0 };
+    assert_eq!(decide(&w, &seen).step, Step::Nothing);
+}
+
 /// After the halt: read, judged, and gone before the freeze, its content first.
 #[test]
 fn the_config_disk_is_read_and_then_goes_before_the_freeze() {

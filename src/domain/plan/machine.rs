@@ -41,7 +41,7 @@ pub(super) fn with_machine(want: &Want, seen: &Observed, w: &Disk, m: &Machine) 
         return verdict;
     }
     // What the pool shows of a machine in the middle of its start is neither the old boot nor the new one.
-    if seen.flight(Making::StartMachine).is_some_and(|f| matches!(f.task, TaskSight::Pending { .. })) {
+    if seen.flight(Making::StartMachine).is_some_and(is_under_way) {
         return Verdict::wait(Next::Task, Reason::StartingMachine, "starting the packaging machine");
     }
     // Somebody switched it on meanwhile: what was taken of its disk is not what it will hold.
@@ -76,6 +76,11 @@ pub(super) fn with_machine(want: &Want, seen: &Observed, w: &Disk, m: &Machine) 
     }
 }
 
+/// The pool has the call, and has not ended it.
+fn is_under_way(f: &Flight) -> bool {
+    matches!(f.task, TaskSight::Pending { .. })
+}
+
 /// Rows 4 to 7: everything that must stand before the first start.
 fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     let act = |step, message: &str| Verdict::act(step, Reason::SettingUpMachine, message);
@@ -92,6 +97,10 @@ fn set_up(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     }
     if m.busy {
         return Verdict::wait(Next::Task, Reason::SettingUpMachine, "the packaging machine is being set up");
+    }
+    // It takes the machine as it was when it was asked for.
+    if seen.flight(Making::StartMachine).is_some_and(is_under_way) {
+        return Verdict::wait(Next::Task, Reason::StartingMachine, "starting the packaging machine");
     }
     if !m.drift.is_empty() {
         return act(
