@@ -248,6 +248,8 @@ pub fn judge(want: &Want, machine: &Machine) -> Judgement {
     let on_disk = read.and_then(Read::report).filter(|r| r.sealed);
     let good = in_xenstore.clone().and_then(Result::ok);
     let (source, report, contradiction) = match judged(good.as_ref().map(report::kept), on_disk) {
+        // Compared as the other was kept, and judged as it came.
+        Ok(Some((Source::XenStore, kept))) => (Source::XenStore, good.unwrap_or(kept), None),
         Ok(Some((source, report))) => (source, report, None),
         Err(contradiction) => (Source::XenStore, good.unwrap_or_default(), Some(contradiction)),
         Ok(None) => {
