@@ -346,7 +346,7 @@ async fn changes_are_judged_by_how_far_the_layer_is() {
     let steps = json!({"steps": [{"name": "a", "command": "rem"}]});
     let steps_of_2 = json!({"steps": [{"name": "a", "command": "rem"}], "version": "2"});
     let discarding = json!({"steps": [{"name": "a", "command": "rem"}], "version": "2", "discard": "1"});
-    let fixed_kms = "kms is fixed once the machine of this version was started";
+    let fixed_kms = "kms.rearm can only be switched off once the machine of this version was started";
     let rearm = json!({"kms": {"rearm": true}});
     let other_name = json!({"osLayer": {"name": "Windows 10"}});
     let other_connector = json!({"connectorRef": {"name": "other"}});
@@ -405,6 +405,43 @@ async fn changes_are_judged_by_how_far_the_layer_is() {
                 assert!(!words.is_empty() && refusal.contains(words), "{phase} {spec}\n  {words:?}, not\n  {refusal}");
             }
         }
+    }
+}
+
+/// A disk that is recorded and waits for its size, which may be wrong; and a rearm that Windows has none left for.
+#[tokio::test]
+async fn what_a_person_may_take_back_can_be_taken_back() {
+    let client = common::installed().await;
+    let namespace = common::namespace(&client).await;
+    let layers = stored(&client, &namespace, "made", Phase::Pending, &[]).await;
+    let change = async |spec: Value| {
+        let patched = layers.patch("made", &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await;
+        patched.map(|_| ()).map_err(|e| e.to_string())
+    };
+    let status = async |status: Value| {
+        let patch = Patch::Merge(json!({"status": status}));
+        layers.patch_status("made", &PatchParams::default(), &patch).await.expect("a status write");
+    };
+    change(json!({"kms": {"rearm": true}, "osLayer": {"version": "25H2"}})).await.expect("nothing is made yet");
+    status(json!({"disk": {"uuid": "w", "version": "1"}})).await;
+    change(json!({"packagingDisk": {"size": "90Gi"}})).await.expect("it does not have its size yet");
+    let fixed = "only its size can still be corrected";
+    for spec in [
+        json!({"osLayer": {"version": "24H2"}}),
+        json!({"base": {"from": "OSLayer"}}),
+        json!({"packagingDisk": {"fileName": "other"}}),
+        json!({"packagingDisk": {"format": "VHD"}}),
+    ] {
+        let refusal = change(spec.clone()).await.expect_err("it is made");
+        assert!(refusal.contains(fixed), "{spec}: {refusal}");
+    }
+    change(json!({"version": "2", "osLayer": {"version": "24H2"}})).await.expect("another version");
+    for phase in [Phase::MachineRunning, Phase::AwaitingFinalize] {
+        status(json!({"phase": phase})).await;
+        change(json!({"kms": {"rearm": false}})).await.expect("less than was asked for");
+        assert!(change(json!({"kms": {"rearm": true}})).await.is_err_and(|e| e.contains("kms.rearm")), "{phase}");
+        status(json!({"phase": Phase::Pending})).await;
+        change(json!({"kms": {"rearm": true}})).await.expect("not started");
     }
 }
 

@@ -74,7 +74,7 @@ causes! {
     BitLockerOn 0 Hands "Run `manage-bde -off C:` and wait until the drive is decrypted in full.";
     DriveDirty 0 Reboot "Run `chkdsk C: /f` and reboot, so that it is checked before Windows starts.";
     CouldNotLook 0 Time "Run the check as an administrator; mend what keeps it from looking.";
-    NoRearmsLeft 0 Hands "Start again from an OS layer with rearms left, or remove spec.kms.";
+    NoRearmsLeft 0 Hands "Start again from an OS layer with rearms left; or go without: remove spec.kms, and set spec.integrity to Warn, since the check still reports it.";
     NotRearmed 0 Hands "Start the machine and let the check rearm as the last thing before the shutdown.";
     LeftOn 0 Hands "Run Shutdown For Finalize.";
 }

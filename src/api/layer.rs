@@ -59,12 +59,16 @@ const BEFORE_ANY_DISK: &str =
         .message("osLayer, base and packagingDisk are fixed once the disk of this version is made: set them together with a new spec.version")
         .field_path(".spec")
         .reason(Refusal::FieldValueForbidden),
+    validation = Rule::new("self.spec.version != oldSelf.spec.version || !oldSelf.?status.?disk.hasValue() || (self.spec.osLayer == oldSelf.spec.osLayer && self.spec.base == oldSelf.spec.base && (has(self.spec.packagingDisk.fileName) ? self.spec.packagingDisk.fileName : '') == (has(oldSelf.spec.packagingDisk.fileName) ? oldSelf.spec.packagingDisk.fileName : '') && (has(self.spec.packagingDisk.format) ? self.spec.packagingDisk.format : '') == (has(oldSelf.spec.packagingDisk.format) ? oldSelf.spec.packagingDisk.format : ''))")
+        .message("the disk of a version in work is made, and only its size can still be corrected: set osLayer, base and the rest of packagingDisk together with a new spec.version")
+        .field_path(".spec")
+        .reason(Refusal::FieldValueForbidden),
     validation = Rule::new("self.spec.version != oldSelf.spec.version || oldSelf.?status.?phase.orValue('Pending') in ['Pending', 'DiskCreated'] || (has(self.spec.steps) ? self.spec.steps : []) == (has(oldSelf.spec.steps) ? oldSelf.spec.steps : [])")
         .message("steps are fixed once the machine of this version was started: set them together with a new spec.version, and with spec.discard where this one is still in work")
         .field_path(".spec.steps")
         .reason(Refusal::FieldValueForbidden),
-    validation = Rule::new("self.spec.version != oldSelf.spec.version || oldSelf.?status.?phase.orValue('Pending') in ['Pending', 'DiskCreated'] || (has(self.spec.kms) && self.spec.kms.rearm) == (has(oldSelf.spec.kms) && oldSelf.spec.kms.rearm)")
-        .message("kms is fixed once the machine of this version was started, which was told then: set it together with a new spec.version, and with spec.discard where this one is still in work")
+    validation = Rule::new("self.spec.version != oldSelf.spec.version || oldSelf.?status.?phase.orValue('Pending') in ['Pending', 'DiskCreated'] || !(has(self.spec.kms) && self.spec.kms.rearm) || (has(oldSelf.spec.kms) && oldSelf.spec.kms.rearm)")
+        .message("kms.rearm can only be switched off once the machine of this version was started, which was told then: set it together with a new spec.version, and with spec.discard where this one is still in work")
         .field_path(".spec.kms")
         .reason(Refusal::FieldValueForbidden),
     validation = Rule::new("self.spec.version != oldSelf.spec.version || oldSelf.?status.?phase.orValue('') != 'Finalized' || (self.spec.purpose == oldSelf.spec.purpose && self.spec.platforms == oldSelf.spec.platforms)")
@@ -470,6 +474,7 @@ pub enum IntegrityPolicy {
 pub struct Kms {
     /// true: the guest's check rearms Windows as the very last thing before the shutdown, so that each image gets a client id of
     /// its own. A Windows has few rearms in it: a count of 0 stops the freeze (NoRearmsLeft).
+    /// Can only be switched off once the machine of a version was started.
     /// With integrity Skip and no report of the guest that counts, nobody knows: the approval is then yours to judge.
     #[serde(default)]
     pub rearm: bool,

@@ -248,7 +248,7 @@ reasons! {
     NoVerdict - [] "the report has no readable BlockFinalize number", "Run the check again; if it stays, repair the guest service.";
     ReportsDiffer - [] "the reports in xenstore and on the config disk both count, and contradict each other", "Start the machine and run the check again.";
     MoreFindings - [] "there are more findings than a status can hold", "Mend those that are listed, then run the check again.";
-    NoRearmsLeft - [] "Windows in this disk had no rearm left", "Start again from an OS layer with rearms left, or remove spec.kms.";
+    NoRearmsLeft - [] "Windows in this disk had no rearm left", "Start again from an OS layer with rearms left; or go without: remove spec.kms, and set spec.integrity to Warn, since the check still reports it.";
     NotRearmed - [] "spec.kms.rearm is true, but the report does not say that Windows was rearmed", "Start the machine and let the check rearm as the last thing before the shutdown.";
     LeftOn - [] "the check found nothing, but the machine ran on after it", "Run Shutdown For Finalize.";
 }

@@ -280,8 +280,8 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
         None
     };
     let layer = entered.as_ref().unwrap_or(layer);
-    // Taken again: what it was refused with stands until it is done.
-    let told = failed.as_ref().or(refusal.as_ref().map(|r| &r.trouble));
+    // Taken again: what it was refused with stands until it is done, or hangs.
+    let told = failed.as_ref().or(refusal.as_ref().filter(|_| !again).map(|r| &r.trouble));
     let action = report(ctx, layer, want, None, Some((&scene, &plan)), told).await?;
     if failed.is_none() {
         act::after_status(lens, &scene, &plan.step);

@@ -33,7 +33,7 @@ async fn what_passes_by_itself_is_waited_for() {
         "Reconciling",
         [
             (SNAPSHOT, By::Answer, "TOO_MANY_PENDING_TASKS", "WaitingForPool", "asked again by itself"),
-            (CLONE, By::Task, "SR_DEVICE_IN_USE", "WaitingForPool", "asked again by itself"),
+            (CLONE, By::Task, "SR_DEVICE_IN_USE", "WaitingForStorage", "asked again by itself"),
             (MACHINE, By::Answer, "HOST_STILL_BOOTING", "WaitingForPool", "asked again by itself"),
             (CONFIG, By::Task, "VDI_IN_USE", "WaitingForDisk", "asked again by itself"),
             (START, By::Task, "NO_HOSTS_AVAILABLE", "WaitingForCapacity", "free memory"),

@@ -40,7 +40,10 @@ impl Hand<'_, '_> {
     }
 
     /// Makes something of what is to be on this machine's config disk, and says what its files came from.
-    async fn contents<T>(&self, make: fn(&Contents<'_>) -> Result<T, BuildError>) -> Result<(T, String), Failed> {
+    async fn contents<T>(
+        &self,
+        make: impl FnOnce(&Contents<'_>) -> Result<T, BuildError>,
+    ) -> Result<(T, String), Failed> {
         let want = self.lens.want;
         let nonce = self.machine()?.key(NONCE).unwrap_or_default();
         let layer = config::layer(want, &self.scene.observed.subject, nonce);
@@ -83,10 +86,11 @@ impl Hand<'_, '_> {
         let (client, vdi) = (&self.lens.pool.client, self.vdi(disk)?);
         let size = usize::try_from(self.vdi_record(disk)?.virtual_size).unwrap_or_default();
         let _room = self.room(size.min(build::LARGEST), true)?;
-        let (image, origin) = self.contents(build::build).await?;
-        if image.len() > size {
+        let fitting = |c: &Contents<'_>| if build::length(c)? > size { Ok(None) } else { build::build(c).map(Some) };
+        let (image, origin) = self.contents(fitting).await?;
+        let Some(image) = image else {
             return written(client.write().vdi_remove_from_other_config(&vdi, CONTENT).await);
-        }
+        };
         self.clear_streams(disk).await?;
         // Half written it must not look whole.
         if self.vdi_record(disk)?.other_config.contains_key(FILLED) {
