@@ -1,7 +1,7 @@
 //! A layer in a namespace, a pool and a Connector of its own, the person at it, and the controller, which dies and rises. Lives one
 //! [`Job`] there. Called by `main`; judged by `invariants`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,8 @@ pub struct Run {
     /// Changing calls after what was before it, in order.
     pub calls: Vec<Entry>,
     pub writes: u64,
+    /// After which of these calls a status was written before the next one came.
+    pub written: BTreeSet<u64>,
     pub end: End,
     pub broken: Vec<String>,
     /// After the strike status said that the outcome of a call is waited for.
@@ -140,7 +142,8 @@ impl Stage {
         let waits = |l| ready(l).is_some_and(|(reason, _)| reason == "WaitingForInFlight");
         let waited = history.iter().skip(told).any(|w| waits(&w.layer));
         let calls = pool.log.entries().into_iter().filter(|e| e.number.is_some_and(|n| n > base)).collect();
-        let run = Run { calls, writes: seam.writes() - writes, end, broken, waited, struck };
+        let written = history.iter().skip(told).filter_map(|w| w.at.checked_sub(base)).collect();
+        let run = Run { calls, writes: seam.writes() - writes, written, end, broken, waited, struck };
         // What never came is not to come later, to another life.
         if case.is_some_and(|c| c.fault.kills_controller()) && !struck {
             self.controller.rise(&self.person).await;

@@ -257,7 +257,9 @@ fn halted(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     if !freezing && w.busy {
         return Verdict::wait(Next::Task, Reason::FreezingDisk, "an operation is at work on the packaging disk");
     }
-    if !freezing && w.left_paused {
+    // A freeze that xapi died at leaves it so, and none that is asked for once more could succeed.
+    let at_work = seen.flight(Making::FreezeDisk).is_some_and(|f| matches!(f.task, TaskSight::Pending { .. }));
+    if w.left_paused && !at_work {
         return Verdict::act(
             Step::Unpause { disk: w.uuid.clone() },
             Reason::FreezingDisk,

@@ -327,6 +327,29 @@ fn a_boot_that_nobody_noted_is_noted_before_it_is_frozen() {
     assert_eq!(gate::same_boot(&seen, m).expect_err("another boot").reason, R::WaitingForMachine);
 }
 
+/// Whatever xapi died at, begun or not: none that is asked for once more could succeed.
+#[test]
+fn a_disk_that_was_left_paused_is_woken_before_its_freeze_is_asked_for_again() {
+    let w = want(json!({"integrity": "Skip", "finalize": {"approved": "1"}}));
+    let keys = [(START_BEFORE, "never"), (BOOT, "-1@later")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let m = Machine { keys: keys.into(), start_time: "later".into(), start_blocked: true, ..machine() };
+    let step = |task: Option<TaskSight>| {
+        let mut seen = made(m.clone());
+        seen.work = Sight::Found(Disk { paused: true, left_paused: true, ..disk("w") });
+        let begun = task.map(|task| {
+            let intent = Intent { boot: Some("-1@later".into()), ..intent(Making::FreezeDisk) };
+            Flight { intent: Some(intent), task, ..Flight::unbegun(Making::FreezeDisk) }
+        });
+        seen.flights = begun.into_iter().collect();
+        seen.records.operation = seen.flights.first().and_then(|f| f.intent.clone());
+        decide(&w, &seen).step
+    };
+    let woken = Step::Unpause { disk: "w".into() };
+    assert_eq!((step(None), step(Some(TaskSight::None))), (woken.clone(), woken.clone()));
+    // It pauses the disk itself.
+    assert_ne!(step(Some(TaskSight::Pending { progress: 0.5 })), woken);
+}
+
 /// An older version's disk is in another repository than the newest one's.
 #[test]
 fn a_removal_asks_the_repository_that_each_disk_is_in() {
