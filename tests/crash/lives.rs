@@ -73,7 +73,7 @@ impl Life {
         path
     }
 
-    /// Somebody who makes one disk by hand and one who lets it be made pass through the same.
+    /// One version by a person: what a life without hands has in common with these is struck here.
     pub const BY_HAND: [Self; 2] = [Self::HappyMade, Self::HappyFrozen];
 }
 
