@@ -445,8 +445,8 @@ pub struct Finalize {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approved: Option<String>,
 
-    /// The boot of the machine after which a person looked and answers for its steps, where the reason StepsUnknown asks for it and names the
-    /// boot. Beside the approval, never in its place: that may have been given before anything was lost. May only be changed by somebody with
+    /// The boot of the machine after which a person looked and answers for its steps, where the config disk is lost or damaged and the message of Ready
+    /// asks for it and names the boot. Beside the approval, never in its place: that may have been given before anything was lost. May only be changed by somebody with
     /// the verb approve on platformlayers.
     #[schemars(length(min = 1, max = 100))]
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,6 +5,8 @@
 //! class (which decides on backoff, and on Stalled), what it means and what to do. `<…>` in a meaning stands for what the message
 //! fills in. A name once released is API: people write alerts on it.
 
+use serde::{Deserialize, Serialize};
+
 use super::condition::ConditionType;
 
 /// What sort of trouble a reason is; the retry policy of the controller hangs on it.
@@ -33,7 +35,7 @@ macro_rules! reasons {
     ($($name:ident $fault:tt [$($on:ident)*] $meaning:literal, $remedy:literal;)*) => {
         /// Why a condition is as it is, in one word. The table at the head of this file explains each.
         #[allow(rustdoc::invalid_html_tags, reason = "what stands in <…> is no HTML")]
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         pub enum Reason { $(#[doc = $meaning] $name,)* }
 
         impl Reason {
@@ -114,7 +116,10 @@ reasons! {
     ResumeMachine - [Ready ActionRequired] "machine <machine> is paused or suspended", "Resume the machine, then shut it down from inside.";
     FixIntegrity - [Ready ActionRequired] "machine <machine> was shut down, but its Windows is not at rest or was not checked", "Set spec.machine.restartToken to a new value, mend what status.integrity.findings lists, run the check, shut down for finalize.";
     FixStep - [Ready ActionRequired] "step <step> of version <version> did not come to a good end: <how, exit code>", "See its log on the drive LAMINA in the machine (spec.machine.restartToken starts that), do by hand what is missing and say so there (`lamina-guest answer <step> again` or `skip`), or throw the version away with spec.discard.";
-    StepsUnknown - [Ready ActionRequired] "nobody knows what the steps of version <version> came to: its config disk is lost or damaged", "Start the machine and look. If all is as it should be, set spec.finalize.answeredBoot to the boot that the message names, and spec.finalize.approved to the version; else throw it away with spec.discard.";
+    ConfigDiskLost - [Ready ActionRequired] "nobody knows what the steps of version <version> came to: its config disk is gone from the pool", "Start the machine and look. If all is as it should be, set spec.finalize.answeredBoot to the boot that the message names, and spec.finalize.approved to the version; else throw it away with spec.discard.";
+    ConfigDiskUnreadable - [Ready ActionRequired IntegrityVerified] "config disk <uuid> holds no volume of Lamina's any more, or is of another size: nobody knows what the steps of version <version> came to", "Start the machine and look. If all is as it should be, set spec.finalize.answeredBoot to the boot that the message names, and spec.finalize.approved to the version; else throw it away with spec.discard.";
+    ConfigDiskReplaced - [Ready ActionRequired IntegrityVerified] "what is on config disk <uuid> was made for another machine: nobody knows what the steps of version <version> came to", "Start the machine and look. If all is as it should be, set spec.finalize.answeredBoot to the boot that the message names, and spec.finalize.approved to the version; else throw it away with spec.discard.";
+    StepsUnknown - [Ready ActionRequired] "the record of the steps of version <version> cannot be read from its config disk, or is of other steps", "Start the machine and look. If all is as it should be, set spec.finalize.answeredBoot to the boot that the message names, and spec.finalize.approved to the version; else throw it away with spec.discard.";
     ApproveFinalize - [Ready ActionRequired] "machine <machine> was shut down and version <version> can be frozen", "Approve: set spec.finalize.approved to the version, with the verb approve on platformlayers.";
 
     TaskOverdue - [Ready ActionRequired Reconciling] "the pool has been at task <uuid> for longer than two hours, and the layer waits for it", "See `xe task-list uuid=<uuid>`, the storage behind it, and SMlog on the coordinator; `xe task-cancel uuid=<uuid>` ends a task that still can be ended. Lamina goes on by itself when it ends, and sends nothing again before.";
@@ -222,7 +227,16 @@ reasons! {
     Verified - [IntegrityVerified] "the check of the last boot found nothing", "";
     Skipped - [IntegrityVerified] "spec.integrity is Skip: nothing was checked", "";
     FindingsOpen - [IntegrityVerified] "the check of the last boot has findings; see status.integrity.findings", "Mend them, run the check again.";
-    IntegrityUnknown - [IntegrityVerified] "no report counts: <missing, of another boot, nonce or seal wrong>", "Start the machine, run the check again, shut down for finalize.";
+    NoReport - [IntegrityVerified] "the guest wrote no report", "Start the machine, run Shutdown For Finalize in it.";
+    ReportOfEarlierBoot - [IntegrityVerified] "the report is of an earlier boot: the machine was started again after it", "Start the machine, run Shutdown For Finalize in it.";
+    ReportOfUnknownBoot - [IntegrityVerified] "nobody saw the boot that the report is of, or the record beside it cannot be read", "Start the machine, run Shutdown For Finalize in it.";
+    ReportOfOtherMachine - [IntegrityVerified] "the report carries another machine's nonce", "Start the machine and run Shutdown For Finalize in it, instead of copying a report.";
+    ReportUnsealed - [IntegrityVerified] "the report's seal does not fit: it is cut off or was changed", "Start the machine, run Shutdown For Finalize in it.";
+    ReportGarbled - [IntegrityVerified] "the report on the config disk is cut off, or is none", "Start the machine, run Shutdown For Finalize in it.";
+    ReportNotText - [IntegrityVerified] "the report on the config disk is not UTF-8", "Start the machine, run Shutdown For Finalize in it.";
+    ReportTooLong - [IntegrityVerified] "the report on the config disk is longer than any that is written", "Start the machine, run Shutdown For Finalize in it.";
+    ReportTimeWrong - [IntegrityVerified] "by the report's times it is of another boot, or the guest's clock is wrong", "Start the machine, set its clock or install the guest tools, run Shutdown For Finalize in it.";
+    ConfigDiskFull - [IntegrityVerified] "the config disk is full, and what the guest had to say is not on it", "Start the machine, remove from drive LAMINA what steps left there, run Shutdown For Finalize.";
 
     // Findings: one per bit of the vendor's record, and what Lamina's own check adds.
     BypassEnabled - [] "the support override that switches the check off is set", "Remove the override. No policy lets it pass.";

@@ -125,8 +125,8 @@ fn integrity_condition(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene
         Err(_) if at_halt && o.want.integrity == IntegrityPolicy::Skip => {
             Draft::new(T, Truth::Unknown, Reason::Skipped, "spec.integrity is Skip, and no report counts")
         }
-        Err(why) if at_halt => {
-            Draft::new(T, Truth::Unknown, Reason::IntegrityUnknown, format!("no report counts: {why}"))
+        Err(doubt) if at_halt => {
+            Draft::new(T, Truth::Unknown, doubt.reason, format!("no report counts: {}", doubt.why))
         }
         Err(_) => Draft::new(T, Truth::Unknown, Reason::NotChecked, "the check inside the guest has not reported yet"),
     }

@@ -14,6 +14,7 @@ use lamina_guest::steps::record::{Ran, State};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::doubt::Doubt;
 use super::gate::place;
 use super::identity::{BOOT, CONTENT, FILLED, NONCE, WIPED};
 use super::observed::{Disk, Machine, Observed, Power, Sight, Trouble};
@@ -32,15 +33,15 @@ pub struct Read {
     /// As the record on the disk says; none: see `damage`.
     #[serde(default)]
     pub steps: Vec<StepStatus>,
-    /// Why the record cannot be read, in words.
+    /// Why the record cannot be read.
     #[serde(default)]
-    pub damage: Option<String>,
+    pub damage: Option<Doubt>,
     /// The report's lines, if it is bound to that boot.
     #[serde(default)]
     pub report: Option<Lines>,
-    /// Why the disk's report does not count, in words.
+    /// Why the disk's report does not count.
     #[serde(default)]
-    pub unbound: Option<String>,
+    pub unbound: Option<Doubt>,
 }
 
 impl Read {
@@ -217,14 +218,18 @@ pub fn steps_done(want: &Want, seen: &Observed, m: &Machine) -> Result<(), Troub
         (Sight::CannotLook | Sight::Absent | Sight::Lost, Some(record)) => format!("its config disk ({})", record.uuid),
         (Sight::CannotLook | Sight::Absent | Sight::Lost, None) => "its config disk".to_owned(),
     };
-    let unknown = match (read.map(|r| r.damage.as_deref()), &seen.config) {
+    let unknown = match (read.map(|r| r.damage.as_ref()), &seen.config) {
         (Some(None), _) => None,
-        (Some(Some(damage)), _) => Some(format!("{disk} was read back damaged ({damage})")),
-        (None, Sight::Lost | Sight::Absent) => Some(format!("{disk} is gone from the pool")),
+        (Some(Some(damage)), _) => {
+            Some(Doubt::new(damage.reason, format!("{disk} was read back damaged ({})", damage.why)))
+        }
+        (None, Sight::Lost | Sight::Absent) => {
+            Some(Doubt::new(Reason::ConfigDiskLost, format!("{disk} is gone from the pool")))
+        }
         // To be read yet.
         (None, Sight::CannotLook | Sight::Found(_)) => None,
     };
-    if let Some(why) = unknown {
+    if let Some(Doubt { reason, why }) = unknown {
         let boot = m.key(BOOT).map_or_else(|| m.boot_id(), str::to_owned);
         if want.answered.as_deref() == Some(boot.as_str()) {
             return Ok(());
@@ -234,7 +239,7 @@ pub fn steps_done(want: &Want, seen: &Observed, m: &Machine) -> Result<(), Troub
             false => "",
         };
         return Err(Trouble::new(
-            Reason::StepsUnknown,
+            reason,
             format!(
                 "{} is off, and nobody knows what its steps came to: {why}. Nothing is made in its place, for that would run them again. Start it ({}) and look, then \
                  shut it down for finalize: each boot needs an answer of its own. If you know that all is as it should be, answer for its last one, '{boot}'{early}: {}; \

@@ -9,6 +9,7 @@ use lamina_guest::disk::bound::{Source, judged};
 use lamina_guest::report::Report;
 
 use super::config::{self, Read};
+use super::doubt::Doubt;
 use super::identity::BOOT;
 use super::observed::{Disk, Holder, Machine, Making, Observed, OsDisk, Power, Storage, Trouble};
 use super::report::{self, Finding, fitting, named};
@@ -232,8 +233,8 @@ pub fn choose_base(
 /// How the report of the last boot stands.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Judgement {
-    /// `Err`: why no report counts, in words.
-    pub counts: Result<(), String>,
+    /// `Err`: why no report counts.
+    pub counts: Result<(), Doubt>,
     pub findings: Vec<Finding>,
     /// The report that was judged, and the way it came; none where none counts.
     pub report: Option<Report>,
@@ -253,10 +254,13 @@ pub fn judge(want: &Want, machine: &Machine) -> Judgement {
         Ok(Some((source, report))) => (source, report, None),
         Err(contradiction) => (Source::XenStore, good.unwrap_or_default(), Some(contradiction)),
         Ok(None) => {
-            let disk = read.and_then(|r| r.unbound.as_ref()).map(|why| format!("the report on the config disk: {why}"));
-            let why: Vec<_> = in_xenstore.and_then(Result::err).map(str::to_owned).into_iter().chain(disk).collect();
-            let why = if why.is_empty() { "the guest wrote no report".to_owned() } else { why.join("; ") };
-            return Judgement { counts: Err(why), findings: Vec::new(), report: None, source: None };
+            let on_disk = read.and_then(|r| r.unbound.clone());
+            let counts = match (in_xenstore.and_then(Result::err), on_disk) {
+                (Some(one), Some(other)) => Err(Doubt::new(one.reason, format!("{}; {}", one.why, other.why))),
+                (Some(one), None) | (None, Some(one)) => Err(one),
+                (None, None) => Err(Doubt::new(Reason::NoReport, "the guest wrote no report")),
+            };
+            return Judgement { counts, findings: Vec::new(), report: None, source: None };
         }
     };
     let mut findings = report::judge(&report);
@@ -313,7 +317,7 @@ fn report_satisfies(want: &Want, machine: &Machine, judgement: &Judgement) -> Re
     if want.integrity == IntegrityPolicy::Skip && judgement.counts.is_err() {
         return Ok(());
     }
-    if let Err(why) = &judgement.counts {
+    if let Err(Doubt { why, .. }) = &judgement.counts {
         return Err(Trouble::new(
             Reason::FixIntegrity,
             format!(

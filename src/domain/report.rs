@@ -7,6 +7,7 @@ use lamina_guest::cause::Cause;
 use lamina_guest::checks::bits;
 pub use lamina_guest::report::{PREFIX, Report};
 
+use super::doubt::Doubt;
 use super::identity::{BOOT, NONCE};
 use super::observed::Machine;
 use crate::api::layer_status::MAX_FINDINGS;
@@ -81,26 +82,27 @@ pub fn fitting(mut all: Vec<Finding>) -> Vec<Finding> {
     all
 }
 
-/// Does it count for the boot that ended with the machine as it stands? The reason why not, in words.
-pub fn counts(report: &Report, machine: &Machine) -> Result<(), &'static str> {
+/// Does it count for the boot that ended with the machine as it stands? Else why not.
+pub fn counts(report: &Report, machine: &Machine) -> Result<(), Doubt> {
+    let not = |reason, why: &str| Err(Doubt::new(reason, why));
     let Some((domid, start_time)) = machine.key(BOOT).and_then(|b| b.split_once('@')) else {
-        return Err("no boot of the machine was recorded");
+        return not(Reason::ReportOfUnknownBoot, "no boot of the machine was recorded");
     };
     // Noted only once it was over.
     if domid.starts_with('-') {
-        return Err("nobody saw the boot that it is of");
+        return not(Reason::ReportOfUnknownBoot, "nobody saw the boot that it is of");
     }
     if Some(report.nonce.as_str()) != machine.key(NONCE) {
-        return Err("it carries another machine's nonce");
+        return not(Reason::ReportOfOtherMachine, "it carries another machine's nonce");
     }
     if machine.guest_boot.as_deref() != Some(report.boot.as_str()) || report.boot.is_empty() {
-        return Err("it is of an earlier boot");
+        return not(Reason::ReportOfEarlierBoot, "it is of an earlier boot");
     }
     if report.domid != domid || machine.start_time != start_time {
-        return Err("the machine was started again after it was written");
+        return not(Reason::ReportOfEarlierBoot, "the machine was started again after it was written");
     }
     if !report.sealed {
-        return Err("its seal does not fit: it is cut off or was changed");
+        return not(Reason::ReportUnsealed, "its seal does not fit: it is cut off or was changed");
     }
     Ok(())
 }

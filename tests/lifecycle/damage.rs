@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use lamina::api::PlatformLayer;
+use lamina::api::condition::ConditionType;
 use lamina::demo::person::{Deed, person, person_at};
 use lamina::sim::faults::{Effect, Fault, Target};
 use lamina::sim::guest::{Guest, Program, program};
@@ -15,7 +16,7 @@ use lamina_guest::report::seal;
 use serde_json::json;
 
 use super::steps::{GET, PUT, answer, bytes, seeing};
-use crate::common::rig::{Rig, ready, status};
+use crate::common::rig::{Rig, ready, says, status};
 use crate::common::unattended::{SECRET, files, image, served, two_steps};
 
 type Lines = BTreeMap<String, String>;
@@ -65,10 +66,14 @@ fn wordy(lines: &mut Lines) {
     lines.extend((0..64).map(|n| (format!("findings/{n}"), format!("Odd{n} {}", "\\".repeat(2000)))));
 }
 
-/// Waits for each of these words after a boot of its own.
-async fn told(rig: &Rig, name: &str, reason: &str, words: impl Iterator<Item = &str>) -> PlatformLayer {
+/// Waits, after a boot each, for Ready and IntegrityVerified to say these reasons, and Ready these words.
+async fn until_told<'a>(
+    rig: &Rig,
+    name: &str,
+    expected: impl Iterator<Item = (&'a str, &'a str, &'a str)>,
+) -> PlatformLayer {
     let mut last = None;
-    for (n, words) in words.enumerate() {
+    for (n, (reason, verified, words)) in expected.enumerate() {
         let token = n.checked_sub(1).map(|n| n.to_string());
         let blocked = rig
             .until(name, words, |l| {
@@ -77,37 +82,56 @@ async fn told(rig: &Rig, name: &str, reason: &str, words: impl Iterator<Item = &
             })
             .await;
         assert!(status(&blocked).versions.is_empty());
+        assert_eq!(says(&blocked, ConditionType::IntegrityVerified), verified, "{words}");
         last = Some(blocked);
         rig.patch(name, json!({"machine": {"restartToken": n.to_string()}})).await;
     }
     last.expect("one at least")
 }
 
-/// Without xenstore the disk alone carries the report. No two in a row are told alike.
+/// Without xenstore the disk alone carries the report. No two in a row are told alike, or the second would be taken for the first.
 #[tokio::test(flavor = "multi_thread")]
-async fn each_doubt_about_the_disks_report_has_its_own_words_and_none_counts() {
+async fn each_doubt_about_the_disks_report_has_its_own_reason_and_none_counts() {
     let rig = Rig::new().await;
-    let cases: [(Harm, &str); 12] = [
+    let cases: [(Harm, &str, &str); 12] = [
         (
             |d, _| {
                 let whole = report(d);
                 edit::put(d, REPORT, &whole[..whole.len() / 2]).expect("room");
             },
+            "Unknown/ReportGarbled",
             "'report.json' cannot be understood",
         ),
-        (|d, _| edit::put(d, REPORT, &[0xFF; 9]).expect("room"), "'report.json' is not UTF-8"),
-        (|d, _| edit::put(d, REPORT, &vec![b' '; (1 << 20) + 1]).expect("room"), "'report.json' is longer"),
-        (|d, _| sealed(d, |l| drop(l.insert("boot".into(), "earlier".into()))), "it is of an earlier boot"),
-        (|d, _| sealed(d, |l| drop(l.insert("nonce".into(), "stale".into()))), "another machine's nonce"),
+        (|d, _| edit::put(d, REPORT, &[0xFF; 9]).expect("room"), "Unknown/ReportNotText", "'report.json' is not UTF-8"),
+        (
+            |d, _| edit::put(d, REPORT, &vec![b' '; (1 << 20) + 1]).expect("room"),
+            "Unknown/ReportTooLong",
+            "'report.json' is longer",
+        ),
+        (
+            |d, _| sealed(d, |l| drop(l.insert("boot".into(), "earlier".into()))),
+            "Unknown/ReportOfEarlierBoot",
+            "it is of an earlier boot",
+        ),
+        (
+            |d, _| sealed(d, |l| drop(l.insert("nonce".into(), "stale".into()))),
+            "Unknown/ReportOfOtherMachine",
+            "another machine's nonce",
+        ),
         (
             |d, _| {
                 let text = String::from_utf8(report(d)).expect("text").replace("written-at", "written-by");
                 edit::put(d, REPORT, text.as_bytes()).expect("room");
             },
+            "Unknown/ReportUnsealed",
             "its seal does not fit",
         ),
-        (|d, _| sealed(d, |l| ["booted-at", "written-at"].iter().for_each(|k| late(l, k))), "off the machine's start"),
-        (|d, _| edit::remove(d, REPORT).expect("gone"), "the guest wrote no report"),
+        (
+            |d, _| sealed(d, |l| ["booted-at", "written-at"].iter().for_each(|k| late(l, k))),
+            "Unknown/ReportTimeWrong",
+            "off the machine's start",
+        ),
+        (|d, _| edit::remove(d, REPORT).expect("gone"), "Unknown/NoReport", "the guest wrote no report"),
         (
             |d, _| {
                 sealed(d, |l| {
@@ -115,26 +139,29 @@ async fn each_doubt_about_the_disks_report_has_its_own_words_and_none_counts() {
                     l.insert("of-tomorrow".into(), "x".into());
                 });
             },
+            "False/FindingsOpen",
             "Bit8192",
         ),
         (
             |d, _| sealed(d, |l| l.extend((0..10_000).map(|n| (format!("findings/{n}"), format!("Odd{n} seen"))))),
+            "False/FindingsOpen",
             "and 27 more, see status.integrity.findings",
         ),
-        (|d, _| sealed(d, wordy), "and 7 more, see status.integrity.findings"),
+        (|d, _| sealed(d, wordy), "False/FindingsOpen", "and 7 more, see status.integrity.findings"),
         (
             |d, _| {
                 edit::remove(d, REPORT).expect("gone");
                 let free = usize::try_from(Volume::open(d).expect("a volume").free()).expect("a small disk");
                 edit::put(d, "filler.bin", &vec![b'x'; free]).expect("room");
             },
+            "Unknown/ConfigDiskFull",
             "the volume is full",
         ),
     ];
-    rig.guest("doubt", harmed(person(vec![vec![Deed::Finalize]]), cases.iter().map(|(harm, _)| *harm).collect()));
+    rig.guest("doubt", harmed(person(vec![vec![Deed::Finalize]]), cases.iter().map(|(harm, ..)| *harm).collect()));
     let _controller = rig.run().await;
     rig.layer("doubt", json!({"finalize": {"approved": "1"}})).await;
-    told(&rig, "doubt", "FixIntegrity", cases.iter().map(|(_, words)| *words)).await;
+    until_told(&rig, "doubt", cases.iter().map(|(_, verified, words)| ("FixIntegrity", *verified, *words))).await;
 }
 
 /// Beside a clean one in xenstore, which would do by itself.
@@ -151,13 +178,14 @@ async fn a_report_that_is_too_long_to_keep_contradicts_a_clean_one() {
     assert!(findings.iter().any(|f| f.reason == "ReportsDiffer"), "{findings:#?}");
 }
 
-/// The report comes through xenstore; what the steps came to is on the disk alone.
+/// The report comes through xenstore; what the steps came to is on the disk alone. What the guest makes of
+/// the disk that the boot before left says whether there is a report at all.
 #[tokio::test(flavor = "multi_thread")]
-async fn each_damage_of_the_disk_has_its_own_words_and_leaves_the_steps_unknown() {
+async fn each_damage_of_the_disk_has_its_own_reason_and_leaves_the_steps_unknown() {
     let rig = Rig::new().await;
     files(&rig).await;
-    let cases: [(Harm, &str); 5] = [
-        (|d, _| d.fill(0xFF), "no FAT volume of Lamina's any more"),
+    let cases: [(Harm, &str, &str, &str); 5] = [
+        (|d, _| d.fill(0xFF), "ConfigDiskUnreadable", "True/Verified", "no FAT volume of Lamina's any more"),
         (
             |d, _| {
                 let (layer, none) = (other(), BTreeMap::new());
@@ -165,6 +193,8 @@ async fn each_damage_of_the_disk_has_its_own_words_and_leaves_the_steps_unknown(
                     build(&Contents { layer: &layer, steps: &[], files: &none, program: None }).expect("a disk");
                 d[..theirs.len()].copy_from_slice(&theirs);
             },
+            "ConfigDiskReplaced",
+            "True/Verified",
             "made for another machine",
         ),
         (
@@ -173,6 +203,8 @@ async fn each_damage_of_the_disk_has_its_own_words_and_leaves_the_steps_unknown(
                 let label = d.windows(11).rposition(|w| w == b"LAMINA     ").expect("its label");
                 d[label] = b'X';
             },
+            "ConfigDiskReplaced",
+            "True/Verified",
             "not labelled LAMINA",
         ),
         (
@@ -180,6 +212,8 @@ async fn each_damage_of_the_disk_has_its_own_words_and_leaves_the_steps_unknown(
                 d.copy_from_slice(whole);
                 RECORDS.iter().for_each(|slot| edit::remove(d, slot).expect("gone"));
             },
+            "StepsUnknown",
+            "Unknown/NoReport",
             "record-0.txt is gone",
         ),
         (
@@ -187,18 +221,21 @@ async fn each_damage_of_the_disk_has_its_own_words_and_leaves_the_steps_unknown(
                 d.copy_from_slice(whole);
                 edit::put(d, LAYER, b"{").expect("room");
             },
+            "StepsUnknown",
+            "True/Verified",
             "'layer.json' cannot be understood",
         ),
     ];
     // A guest that is given back the first disk asks a person, as xenstore knows what was begun.
     let boots = vec![vec![Deed::Serve, Deed::Finalize, Deed::PowerOff]];
-    rig.guest("harmed", harmed(person_at(image(0), boots), cases.iter().map(|(harm, _)| *harm).collect()));
+    rig.guest("harmed", harmed(person_at(image(0), boots), cases.iter().map(|(harm, ..)| *harm).collect()));
     let _controller = rig.run().await;
     let mut more = two_steps();
     more["finalize"] = json!({"approved": "1"});
     rig.layer("harmed", more).await;
-    let last = told(&rig, "harmed", "StepsUnknown", cases.iter().map(|(_, words)| *words)).await;
-    assert!(!format!("{:?}", status(&last)).contains(SECRET));
+    let last =
+        until_told(&rig, "harmed", cases.iter().map(|(_, reason, verified, words)| (*reason, *verified, *words)));
+    assert!(!format!("{:?}", status(&last.await)).contains(SECRET));
 }
 
 /// Larger than what is moved through memory: read for ever, it would never end.
@@ -216,7 +253,7 @@ async fn a_disk_that_somebody_resized_is_damaged_and_says_so() {
     let vdi = rig.hands.disk(&c).await.expect("the disk").r;
     rig.hands.call("VDI.resize", json!([vdi, (300u64 << 20).to_string()])).await;
     rig.sim.pool.faults.clear();
-    let asked = rig.until_reason("grown", "StepsUnknown").await;
+    let asked = rig.until_reason("grown", "ConfigDiskUnreadable").await;
     for word in [c.as_str(), "'grown 1 config'", "somebody made it larger"] {
         assert!(ready(&asked).is_some_and(|(_, m)| m.contains(word)), "{word}: {asked:#?}");
     }

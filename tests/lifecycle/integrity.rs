@@ -113,19 +113,19 @@ async fn every_bit_is_a_finding_with_its_own_reason_and_remedy() {
 async fn a_report_in_doubt_does_not_count() {
     let rig = Rig::new().await;
     // No two in a row that are told alike: a token given on the old word would be used up while the machine runs.
-    let cases: [(Change, Change, &str); 7] = [
-        (|l| drop(l.insert("nonce".into(), "stale".into())), as_it_is, "nonce"),
-        (as_it_is, |l| drop(l.insert("sealed".into(), "0".repeat(64))), "seal"),
-        (|l| drop(l.insert("boot".into(), "earlier".into())), as_it_is, "of an earlier boot"),
-        (as_it_is, |l| drop(l.insert("block-finalize".into(), "00".into())), "seal"),
-        (|l| drop(l.insert("domid".into(), "1".into())), as_it_is, "was started again"),
-        (as_it_is, |l| drop(l.remove("sealed")), "seal"),
-        (as_it_is, |l| l.clear(), "no report"),
+    let cases: [(Change, Change, &str, &str); 7] = [
+        (|l| drop(l.insert("nonce".into(), "stale".into())), as_it_is, "nonce", "ReportOfOtherMachine"),
+        (as_it_is, |l| drop(l.insert("sealed".into(), "0".repeat(64))), "seal", "ReportUnsealed"),
+        (|l| drop(l.insert("boot".into(), "earlier".into())), as_it_is, "of an earlier boot", "ReportOfEarlierBoot"),
+        (as_it_is, |l| drop(l.insert("block-finalize".into(), "00".into())), "seal", "ReportUnsealed"),
+        (|l| drop(l.insert("domid".into(), "1".into())), as_it_is, "was started again", "ReportOfEarlierBoot"),
+        (as_it_is, |l| drop(l.remove("sealed")), "seal", "ReportUnsealed"),
+        (as_it_is, |l| l.clear(), "no report", "NoReport"),
     ];
-    rig.guest("doubt", reporting(cases.iter().map(|(a, b, _)| (Check::default(), *a, *b)).collect()));
+    rig.guest("doubt", reporting(cases.iter().map(|(a, b, ..)| (Check::default(), *a, *b)).collect()));
     let _controller = rig.run().await;
     rig.layer("doubt", json!({"finalize": {"approved": "1"}})).await;
-    for (n, (_, _, words)) in cases.iter().enumerate() {
+    for (n, (_, _, words, reason)) in cases.iter().enumerate() {
         let token = n.checked_sub(1).map(|n| n.to_string());
         let blocked = rig
             .until("doubt", words, |l| {
@@ -133,7 +133,8 @@ async fn a_report_in_doubt_does_not_count() {
                     && ready(l).is_some_and(|(r, m)| r == "FixIntegrity" && m.contains(words))
             })
             .await;
-        assert_eq!(says(&blocked, ConditionType::IntegrityVerified), "Unknown/IntegrityUnknown", "{words}");
+        let verified = says(&blocked, ConditionType::IntegrityVerified);
+        assert_eq!(verified, format!("Unknown/{reason}"), "{words}");
         assert!(status(&blocked).versions.is_empty());
         rig.patch("doubt", json!({"machine": {"restartToken": n.to_string()}})).await;
     }
@@ -164,7 +165,7 @@ async fn a_reboot_after_the_report_needs_a_new_check() {
     let _controller = rig.run().await;
     rig.layer("reboots", json!({"finalize": {"approved": "1"}})).await;
     let blocked = rig.until_reason("reboots", "FixIntegrity").await;
-    assert_eq!(says(&blocked, ConditionType::IntegrityVerified), "Unknown/IntegrityUnknown");
+    assert_eq!(says(&blocked, ConditionType::IntegrityVerified), "Unknown/ReportOfEarlierBoot");
     rig.patch("reboots", json!({"machine": {"restartToken": "a"}})).await;
     rig.until_finalized("reboots", "1").await;
 }
@@ -183,7 +184,7 @@ async fn a_start_by_somebody_else_after_the_report_needs_a_new_check() {
     rig.until_reason("meddled", "InstallSoftware").await;
     rig.hands.call("VM.hard_shutdown", json!([vm])).await;
     let blocked = rig.until_reason("meddled", "FixIntegrity").await;
-    assert_eq!(says(&blocked, ConditionType::IntegrityVerified), "Unknown/IntegrityUnknown");
+    assert_eq!(says(&blocked, ConditionType::IntegrityVerified), "Unknown/ReportOfEarlierBoot");
     rig.approve("meddled", "1").await;
     rig.meanwhile().await;
     let still = rig.until_reason("meddled", "FixIntegrity").await;

@@ -164,7 +164,7 @@ async fn a_layer_without_hands_ends_by_itself() {
     rig.hands.assert_tidy().await;
 }
 
-/// The patch that the message of StepsUnknown has, as a person would type it.
+/// The patch that the message has where nobody knows what the steps came to, as a person would type it.
 pub fn answer(asked: &PlatformLayer) -> Value {
     let (_, message) = ready(asked).expect("Ready");
     let (_, patch) = message.split_once("lamina-approval -p '").expect("a command");
@@ -183,10 +183,10 @@ async fn an_early_approval_is_no_answer_for_steps_that_nobody_knows_of() {
     more["finalize"] = json!({"approved": "1"});
     more["integrity"] = json!("Skip");
     rig.layer("early", more).await;
-    let asked = rig.until_reason("early", "StepsUnknown").await;
+    let asked = rig.until_reason("early", "ConfigDiskUnreadable").await;
     assert!(ready(&asked).is_some_and(|(_, m)| m.contains("is approved already")), "{asked:#?}");
     rig.meanwhile().await;
-    let asked = rig.until_reason("early", "StepsUnknown").await;
+    let asked = rig.until_reason("early", "ConfigDiskUnreadable").await;
     assert_eq!(rig.calls("Async.VDI.snapshot"), 1, "S alone");
     rig.patch("early", answer(&asked)).await;
     rig.until_finalized("early", "1").await;
@@ -199,7 +199,7 @@ async fn a_damaged_disk_leaves_the_steps_unknown_and_a_person_answers() {
     rig.guest("broken", leaving(served(), |disk| disk.fill(0xFF)));
     let _controller = rig.run().await;
     rig.layer("broken", two_steps()).await;
-    let asked = rig.until_reason("broken", "StepsUnknown").await;
+    let asked = rig.until_reason("broken", "ConfigDiskUnreadable").await;
     assert!(status(&asked).steps.iter().all(|s| s.state == StepState::Unknown), "{asked:#?}");
     assert!(ready(&asked).is_some_and(|(_, m)| m.contains("no FAT volume")), "{asked:#?}");
     rig.patch("broken", answer(&asked)).await;
@@ -217,7 +217,7 @@ async fn a_lost_disk_is_not_made_again_once_the_machine_ran() {
     rig.layer("lost", two_steps()).await;
     let halted = rig.until_reason("lost", "StorageError").await;
     rig.hands.destroy_disk(&status(&halted).config_disk.expect("its record").uuid).await;
-    let asked = rig.until_reason("lost", "StepsUnknown").await;
+    let asked = rig.until_reason("lost", "ConfigDiskLost").await;
     assert!(ready(&asked).is_some_and(|(_, m)| m.contains("gone from the pool")), "{asked:#?}");
     assert_eq!(rig.calls("Async.VDI.create"), 1, "another one would run every step again");
     rig.patch("lost", answer(&asked)).await;

@@ -15,6 +15,7 @@ use super::super::step_files;
 use super::{Done, Failed, Hand, already, written};
 use crate::api::reason::Reason;
 use crate::domain::config::{self, Read};
+use crate::domain::doubt::Doubt;
 use crate::domain::identity::{self, BOOT, CONTENT, FILLED, NONCE, Opid, READ, WIPED};
 use crate::domain::observed::{Machine, Trouble};
 use crate::xapi::error::Error;
@@ -125,14 +126,17 @@ impl Hand<'_, '_> {
         let boot = m.key(BOOT).ok_or(Failed::Stale)?.to_owned();
         let exported =
             self.lens.pool.client.start(&self.aux(disk, "read")).export_raw_vdi(&self.vdi(disk)?, size).await;
-        let damaged = |damage: String| Read { damage: Some(damage), ..Read::default() };
+        let damaged = |steps, report| Read { damage: Some(steps), unbound: Some(report), ..Read::default() };
         let mut read = match exported {
             Ok(bytes) => match back::read(&bytes, m.key(NONCE).unwrap_or_default()) {
                 Ok(back) => self.understood(m, back),
-                Err(damage) => damaged(damage.to_string()),
+                Err(damage) => damaged(Doubt::of_steps(&damage), Doubt::of_report(&damage)),
             },
             // Asked again it would be the same: somebody made it larger, or put another in its place.
-            Err(Error::Stream { problem, .. }) if problem.is_of_the_disk() => damaged(problem.to_string()),
+            Err(Error::Stream { problem, .. }) if problem.is_of_the_disk() => {
+                let doubt = Doubt::new(Reason::ConfigDiskUnreadable, problem.to_string());
+                damaged(doubt.clone(), doubt)
+            }
             Err(error) => return Err(error.into()),
         };
         read.boot = boot;
@@ -160,13 +164,13 @@ impl Hand<'_, '_> {
             Ok(None) => (None, None),
             Ok(Some(report)) => match bound(&report, record.as_ref().ok(), &known) {
                 Ok(()) => (Some(report), None),
-                Err(why) => (None, Some(why.to_string())),
+                Err(why) => (None, Some(Doubt::of_binding(&why))),
             },
-            Err(damage) => (None, Some(damage.to_string())),
+            Err(damage) => (None, Some(Doubt::of_report(&damage))),
         };
         let (steps, damage) = match record {
             Ok(record) => (config::told(&record.steps), None),
-            Err(damage) => (Vec::new(), Some(damage.to_string())),
+            Err(damage) => (Vec::new(), Some(Doubt::of_steps(&damage))),
         };
         let mut read = Read { steps, damage, unbound, ..Read::default() };
         report.inspect(|report| read.keep(report));

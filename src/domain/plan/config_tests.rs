@@ -198,14 +198,14 @@ fn the_config_disk_is_read_and_then_goes_before_the_freeze() {
     if let Sight::Found(m) = &mut gone.machine {
         m.read = None;
     }
-    let Say::Person(R::StepsUnknown, words) = decide(&w, &gone).say else { panic!("approved before it was known") };
+    let Say::Person(R::ConfigDiskLost, words) = decide(&w, &gone).say else { panic!("approved before it was known") };
     assert!(words.contains("'7@now' (that the version is approved already says nothing of this)"), "{words}");
     assert!(words.contains(r#""answeredBoot":"7@now""#), "{words}");
     let answered = |boot: &str, approved: Option<&str>| {
         let (answered, approved) = (Some(boot.to_owned()), approved.map(str::to_owned));
         decide(&Want { answered, approved, ..w.clone() }, &gone)
     };
-    assert!(matches!(answered("6@then", Some("1")).say, Say::Person(R::StepsUnknown, _)), "of an earlier boot");
+    assert!(matches!(answered("6@then", Some("1")).say, Say::Person(R::ConfigDiskLost, _)), "of an earlier boot");
     assert!(matches!(answered("7@now", None).say, Say::Person(R::ApproveFinalize, _)), "an answer is no approval");
     assert!(matches!(answered("7@now", Some("1")).step, Step::BlockStart { .. }));
 }
