@@ -332,6 +332,30 @@ async fn storage_that_is_detached_full_or_unfit_is_told_and_comes_back() {
     ready(&rig).await;
 }
 
+/// xapi.md 10: what somebody put into an ISO repository has no row before a scan.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tools_iso_without_a_row_is_found_by_one_scan() {
+    let rig = Rig::new().await;
+    let scans = || rig.sim.pool.log.counts().get("SR.scan").copied().unwrap_or_default();
+    let isos: Vec<Ref> = {
+        let db = rig.sim.pool.db();
+        let of_tools = db.all("VDI").filter(|(_, row)| row["name_label"] == json!("guest-tools.iso"));
+        of_tools.map(|(iso, _)| iso.clone()).collect()
+    };
+    isos.iter().for_each(|iso| rig.sim.pool.db().delete("VDI", iso));
+    let _controller = rig.run().await;
+    let found = ready(&rig).await;
+    assert!(told(&found, C::ToolsISOFound).2.contains("guest-tools.iso"), "{found:?}");
+    let once = scans();
+    assert_eq!(once, 2, "each ISO repository");
+    patch(&rig, json!({"toolsISO": "mine.iso"})).await;
+    fails(&rig, C::ToolsISOFound, "ToolsISONotFound", &["'mine.iso'", "xe sr-scan"]).await;
+    patch(&rig, json!({"limits": {"machines": 3}})).await;
+    let seen = |c: &Connector| c.status.as_ref().and_then(|s| s.observed_generation);
+    until(&rig, "looked at again", |c| c.metadata.generation == seen(c)).await;
+    assert_eq!(scans(), 2 * once, "once for each name that is wanted");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rights_that_are_missing_are_named() {
     let rig = Rig::new().await;

@@ -2,10 +2,10 @@
 //!
 //! One reconcile: credentials → link → checks → status. The pool is put within the layers' reach (`Context::pools`) only once it has proved
 //! to be the one that they are in. A Secret is read at the first log-in and while the pool refuses us: a rotation needs no restart, and a
-//! Secret that is gone does not end a session that works. Never writes to the pool.
+//! Secret that is gone does not end a session that works. Changes nothing in the pool.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kube::runtime::controller::Action;
@@ -18,7 +18,7 @@ use super::connector_write::{Error, announce, publish, set_finalizer};
 use super::context::{ConnectorKey, Context, Guarded, belongs, readable};
 use super::credentials::Reader;
 use super::inspect;
-use super::link::{Link, Origin, Setup, deliver};
+use super::link::{Link, Origin, Setup, deliver, lock};
 use super::site;
 use super::sweep::{Known, Swept, sweep};
 use super::wakes::Wakes;
@@ -143,6 +143,7 @@ impl Connectors {
             self.ctx.pools.set(key, Some(link.pool.clone()));
             deliver(&self.ctx, key, &Wakes::everybody());
         }
+        let view = link.with_tools_iso(view, spec.tools_iso.as_deref()).await;
         if outcome.parts(&view, spec) {
             match link.rights().await {
                 Ok(rights) => outcome.rights(&rights),
@@ -342,9 +343,4 @@ fn told(status: &ConnectorStatus, generation: Option<i64>) -> bool {
 
 fn label((namespace, name): &ConnectorKey) -> String {
     format!("{namespace}/{name}")
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is kept here is written in one go each: a panic elsewhere does not make it wrong.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

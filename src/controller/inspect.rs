@@ -150,6 +150,11 @@ pub fn facts(view: &View, sr: &Ref) -> Option<Storage> {
     })
 }
 
+/// Where ISOs may be.
+pub fn iso_repositories(view: &View) -> impl Iterator<Item = &Ref> {
+    view.srs.iter().filter(|(sr, record)| record.content_type == "iso" && attached(view, sr)).map(|(sr, _)| sr)
+}
+
 /// The ISO with the guest tools: the one that is named, else the one that XAPI marks, else one of the names under which it is shipped, in
 /// the tools repository first.
 pub fn tools_iso(view: &View, wanted: Option<&str>) -> Result<(Ref, Arc<Vdi>), Trouble> {

@@ -1,6 +1,6 @@
 //! The connection of one Connector: client, mirror, account, and the task that carries what the mirror sees to those concerned.
 //!
-//! Opened and closed by `connector`. Never writes to the pool. Everything ends when the link is dropped: a process that stops leading, and
+//! Opened and closed by `connector`. Changes nothing in the pool, but for a scan that shows what lies in it. Everything ends when the link is dropped: a process that stops leading, and
 //! a test that lets a controller die, leave nothing running.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,12 +12,15 @@ use tokio::sync::mpsc;
 use super::audit;
 use super::checks::Rights;
 use super::context::{ConnectorKey, Context, belongs, readable};
+use super::inspect;
 use super::pool::Pool;
 use super::wakes::Wakes;
+use crate::api::reason::Reason;
 use crate::domain::identity::{LAYER, MAKING, OP};
 use crate::xapi::client::{CallRecord, Client, Credentials, Options, Timeouts, Tls};
 use crate::xapi::error::Error;
 use crate::xapi::mirror::{Batch, Health, Mirror, MirrorOptions};
+use crate::xapi::view::View;
 use crate::xapi::wire::Ref;
 
 /// Batches of changes that may wait for their wakes to be sent.
@@ -42,6 +45,8 @@ pub struct Link {
     /// What the credentials were read by: the Secret's name, and the annotation that forces a look.
     origin: Mutex<Origin>,
     rights: Arc<Mutex<Option<Rights>>>,
+    /// For which tools ISO the ISO repositories were scanned last, and the annotation of then.
+    scanned: Mutex<Option<(Option<String>, Option<String>)>>,
     courier: tokio::task::AbortHandle,
 }
 
@@ -97,7 +102,7 @@ impl Link {
         let mirror = Mirror::start(client.clone(), options, batches);
         let pool = Arc::new(Pool::new(client, mirror, ctx.room.clone()));
         let courier = tokio::spawn(carry(ctx.clone(), key.clone(), pool.clone(), changes)).abort_handle();
-        Ok(Self { setup, pool, origin: Mutex::new(origin), rights, courier })
+        Ok(Self { setup, pool, origin: Mutex::new(origin), rights, scanned: Mutex::default(), courier })
     }
 
     pub fn health(&self) -> Health {
@@ -130,6 +135,26 @@ impl Link {
         };
         *lock(&self.rights) = Some(rights.clone());
         Ok(rights)
+    }
+
+    /// The pool with the tools ISO in it, if a scan brings that to light: what somebody put into an ISO repository has no row before (xapi.md
+    /// 10). Scanned once for each that is wanted, and once more when a look is forced.
+    pub async fn with_tools_iso(&self, view: View, wanted: Option<&str>) -> View {
+        let found = inspect::tools_iso(&view, wanted);
+        let asked = Some((wanted.map(str::to_owned), self.origin().requested));
+        if !found.is_err_and(|trouble| trouble.reason == Reason::ToolsISONotFound)
+            || std::mem::replace(&mut *lock(&self.scanned), asked.clone()) == asked
+        {
+            return view;
+        }
+        let client = &self.pool.client;
+        let scans = inspect::iso_repositories(&view).map(async |sr| match client.write().sr_scan(sr).await {
+            Ok(()) => {}
+            // The check says what is missing.
+            Err(error) => tracing::info!(error = error.kind(), "an ISO repository could not be scanned"),
+        });
+        futures::future::join_all(scans).await;
+        self.pool.mirror.now().await.unwrap_or(view)
     }
 
     pub fn forget_rights(&self) {
@@ -189,7 +214,7 @@ fn outcome(error: Option<&Error>) -> &'static str {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is kept here is written in one go each: a panic elsewhere does not make it wrong.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
