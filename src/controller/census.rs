@@ -51,7 +51,7 @@ pub struct Census {
     /// By OS layer version: who has yet to make something of it.
     wanted: HashMap<String, Two>,
     /// By id of an operation: who is at it.
-    operations: HashMap<String, usize>,
+    operations: HashMap<String, Two>,
     oldest: HashMap<(ConnectorKey, String), usize>,
     unfinished: HashMap<ConnectorKey, Vec<usize>>,
 }
@@ -101,7 +101,7 @@ impl Census {
         }
         let operation = layer.status.as_ref().and_then(|s| s.operation.as_ref());
         if let Some(id) = operation.and_then(|o| o.opid.clone()) {
-            self.operations.entry(id).or_insert(at);
+            self.operations.entry(id).or_default().add(at);
         }
         // Of two that go at the same time neither may leave the base to the other.
         if leaving {
@@ -130,7 +130,12 @@ impl Census {
 
     /// A layer that is at the operation of this id.
     pub fn who_is_at(&self, operation: &str) -> Option<&PlatformLayer> {
-        self.layer(*self.operations.get(operation)?)
+        self.layer(self.operations.get(operation)?.0[0]?)
+    }
+
+    /// Is another layer than `own` at it? What one's own records say, one knows better than the store, which may lag behind.
+    pub fn is_another_at(&self, operation: &str, own: &str) -> bool {
+        self.operations.get(operation).is_some_and(|who| who.is_another_than(self.by_uid.get(own).copied()))
     }
 
     /// Has another layer than `own` yet to make something of this OS layer version?
@@ -214,6 +219,7 @@ mod tests {
         assert!(census.is_base("s1", "a", Some("2")));
         assert!(census.is_base("s2", "a", None) && !census.is_base("s2", "b", None));
         assert!(census.is_at("o1") && !census.is_at("o2"));
+        assert!(census.is_another_at("o1", "a") && !census.is_another_at("o1", "b"));
         assert!(census.with_uid("b").is_some() && census.with_uid("x").is_none());
     }
 

@@ -86,6 +86,11 @@ impl Role {
     }
 }
 
+/// What a guest's reports name their machine by; `machine`: its uuid.
+pub fn nonce(cluster: &str, machine: &str) -> String {
+    Opid::of(&["nonce", cluster, machine]).0
+}
+
 /// A short hash of a lineage: 16 hexadecimal digits. The same lineage has the same id in every process, for ever.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Opid(pub String);

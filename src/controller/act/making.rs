@@ -147,7 +147,8 @@ impl Hand<'_, '_> {
             let inherited = &self.vm_record(child)?.other_config;
             // On a disk that was worked on, the config disk of the lost machine goes on with this one.
             let of_config = self.scene.observed.config.found().and_then(|c| c.keys.get(NONCE).cloned());
-            let nonce = of_config.unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
+            // The same at each try: a claim whose reply was lost may land after the guest was told.
+            let nonce = of_config.unwrap_or_else(|| identity::nonce(self.lens.cluster, child));
             let token = self.lens.want.restart_token.clone().unwrap_or_default();
             let mut keys: Keys = inherited
                 .iter()

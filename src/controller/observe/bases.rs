@@ -60,7 +60,7 @@ pub fn base_lineage(lens: &Lens<'_>, sr: &str, os: &str) -> Lineage {
 /// go.
 pub(super) fn stray_marks(lens: &Lens<'_>, seen: &Observed) -> Vec<(String, identity::Mark)> {
     let base = seen.flight(Making::SnapshotOsDisk).filter(|_| seen.base.found().is_some());
-    let base = base.and_then(|f| f.wanted_mark.as_ref()).filter(|m| !lens.around.is_at(&m.op));
+    let base = base.and_then(|f| f.wanted_mark.as_ref()).filter(|m| !lens.around.is_another_at(&m.op, &lens.want.uid));
     let removal = identity::Mark::removal(lens.cluster, &lens.want.uid);
     let ours = |m: &identity::Mark| m.cluster == lens.cluster && (m.owner == lens.want.uid || base == Some(m));
     // A child bears its source's mark too, and is none: it has the source's `self`, or is a snapshot without one.
