@@ -178,6 +178,10 @@ fn start(seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     if let Some(verdict) = held(w).or_else(|| at_stream(config?, Reason::StartingMachine, WHAT)) {
         return verdict;
     }
+    // A freeze that xapi died at leaves it so; storage lets nobody have it.
+    if w.left_paused {
+        return Verdict::act(Step::Unpause { disk: w.uuid.clone() }, Reason::StartingMachine, WHAT);
+    }
     if let Some(c) = config.filter(|_| m.config.is_none()) {
         let step = Step::AttachConfig { machine: m.uuid.clone(), disk: c.uuid.clone() };
         return Verdict::act(step, Reason::StartingMachine, "attaching the config disk again");
@@ -235,10 +239,16 @@ fn halted(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
     if !freezing && let Some(verdict) = restart(want, seen, w, m, starting) {
         return verdict;
     }
+    // A freeze that is refused again and again must not keep anybody from the machine.
+    let at_work = seen.flight(Making::FreezeDisk).is_some_and(|f| matches!(f.task, TaskSight::Pending { .. }));
+    if freezing && !at_work && new_token(want, seen, m).is_some() {
+        const WHAT: &str = "the machine is to be started again: the freeze that was begun is taken back";
+        return take_back_freeze(seen, m, Trouble::new(Reason::WaitingForMachine, WHAT));
+    }
     if let Some(verdict) = read_back(seen, m).filter(|_| !freezing) {
         return verdict;
     }
-    let judgement = gate::judge(want, m);
+    let judgement = gate::judge(want, seen, m);
     let may = config::steps_done(want, seen, m)
         .and_then(|()| gate::approval(want, m, &seen.subject, &judgement))
         .and_then(|()| gate::freeze(seen, m))
@@ -258,7 +268,6 @@ fn halted(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
         return Verdict::wait(Next::Task, Reason::FreezingDisk, "an operation is at work on the packaging disk");
     }
     // A freeze that xapi died at leaves it so, and none that is asked for once more could succeed.
-    let at_work = seen.flight(Making::FreezeDisk).is_some_and(|f| matches!(f.task, TaskSight::Pending { .. }));
     if w.left_paused && !at_work {
         return Verdict::act(
             Step::Unpause { disk: w.uuid.clone() },

@@ -348,6 +348,32 @@ fn a_disk_that_was_left_paused_is_woken_before_its_freeze_is_asked_for_again() {
     assert_eq!((step(None), step(Some(TaskSight::None))), (woken.clone(), woken.clone()));
     // It pauses the disk itself.
     assert_ne!(step(Some(TaskSight::Pending { progress: 0.5 })), woken);
+    // Nor does storage let a machine have it.
+    let starting = |paused| {
+        let mut seen = made(Machine { start_blocked: false, ..m.clone() });
+        seen.work = Sight::Found(Disk { paused, left_paused: paused, ..disk("w") });
+        let intent = intent(Making::StartMachine);
+        seen.flights = vec![Flight { intent: Some(intent.clone()), ..Flight::unbegun(Making::StartMachine) }];
+        seen.records.operation = Some(intent);
+        decide(&w, &seen).step
+    };
+    assert_eq!(starting(true), woken);
+    assert_ne!(starting(false), woken);
+}
+
+/// The pool may refuse it again and again, and the work must still be got at.
+#[test]
+fn a_new_start_that_is_asked_for_takes_a_begun_freeze_back() {
+    let w = want(json!({"integrity": "Skip", "finalize": {"approved": "1"}, "machine": {"restartToken": "new"}}));
+    let keys = [(START_BEFORE, "never"), (BOOT, "-1@later")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let mut seen = made(Machine { keys: keys.into(), start_time: "later".into(), start_blocked: true, ..machine() });
+    let intent = Intent { boot: Some("-1@later".into()), ..intent(Making::FreezeDisk) };
+    seen.flights = vec![Flight { intent: Some(intent.clone()), ..Flight::unbegun(Making::FreezeDisk) }];
+    seen.records.operation = Some(intent);
+    assert_eq!(decide(&w, &seen).step, Step::DropIntent);
+    seen.flights.clear();
+    seen.records.operation = None;
+    assert!(matches!(decide(&w, &seen).step, Step::UnblockStart { .. }));
 }
 
 /// An older version's disk is in another repository than the newest one's.
