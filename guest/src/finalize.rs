@@ -87,6 +87,10 @@ pub enum Trouble {
         "the check found nothing, but the machine stays on, and a plain shutdown will not do: run Shutdown For Finalize again"
     )]
     StaysOn(#[source] Failed),
+    #[error(
+        "a report would belong to nobody: the config disk (drive LAMINA) cannot be used, and there is no xenstore to say it otherwise; install the guest tools and reboot, or throw the version away"
+    )]
+    Nameless,
 }
 
 /// Shuts down for finalize. The machine stays on where the verdict of the outcome is not clean.
@@ -149,6 +153,9 @@ fn left_on(verdict: &Verdict, why: &str) -> Verdict {
 
 /// Without a config disk, xenstore alone says whose report it is; one that names nobody is not worth a rearm.
 fn belongs(machine: &Machine<'_>, bound: &Bound) -> Result<(), Trouble> {
+    if bound.nonce.is_empty() && on_config_disk(machine.facts).is_some() {
+        return Err(Trouble::Nameless);
+    }
     let Some(store) = machine.store.filter(|_| on_config_disk(machine.facts).is_none()) else { return Ok(()) };
     match store.read("domid") {
         Err(why) => Err(Trouble::Unreported(vec![why.to_string(), NO_DISK.to_owned()])),

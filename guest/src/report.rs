@@ -22,7 +22,7 @@ pub const MOST_WRITTEN: usize = 64;
 /// Findings that are read of a report, whoever wrote it.
 const MOST_READ: usize = 1000;
 /// Bytes of a finding: reason, space, detail.
-const LONGEST_FINDING: usize = 2048;
+pub const LONGEST_FINDING: usize = 2048;
 const LONGEST_REASON: usize = 64;
 /// Bytes of a report as a file: more than is ever written, so that lines to come have room.
 pub const LONGEST_FILE: usize = 1 << 20;

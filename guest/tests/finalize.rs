@@ -199,6 +199,17 @@ fn a_report_that_would_belong_to_nobody_is_trouble_before_anything_is_spent() {
     }
 }
 
+/// A disk that cannot be used names nobody either: the machine would go off, and no check after it would ever count.
+#[test]
+fn a_disk_that_names_nobody_without_xenstore_is_trouble_before_anything_is_spent() {
+    let windows = packaging(Windows::clean());
+    windows.change(|s| s.store = None);
+    let without = Machine { store: None, ..machine(&windows) };
+    let bound = Bound { boot: "b1".to_owned(), ..Bound::default() };
+    assert_eq!(finalize(&without, &bound, KMS).unwrap_err(), Trouble::Nameless);
+    assert_eq!((windows.snapshot().rearms, windows.snapshot().deeds.len()), (3, 0));
+}
+
 #[test]
 fn one_channel_is_enough_and_none_is_trouble() {
     let lost = |store: bool, disk: bool| {

@@ -5,8 +5,11 @@
 
 use super::fat::Volume;
 use super::{Damage, LABEL, LAYER, Layer, MOST_TEXT_BYTES, RECORDS, REPORT};
-use crate::report::{LONGEST_FILE, Report, Unreadable};
+use crate::report::{LONGEST_FILE, LONGEST_FINDING, MOST_WRITTEN, Report, Unreadable};
 use crate::steps::record::Record;
+
+/// Bytes that a report with every finding it may have fits into: Windows writes one as a whole, or an empty file.
+const ROOM: u64 = (MOST_WRITTEN * LONGEST_FINDING) as u64;
 
 /// What a guest left.
 pub struct Back {
@@ -52,7 +55,7 @@ fn report(volume: &Volume) -> Result<Option<Report>, Damage> {
     });
     match report.transpose() {
         // A guest that had no room says nothing, which must not look like a guest that had nothing to say.
-        Ok(None) | Err(_) if volume.free() == 0 => Err(Damage::Full),
+        Ok(None) | Err(_) if volume.free() < ROOM => Err(Damage::Full),
         other => other,
     }
 }

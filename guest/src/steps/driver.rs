@@ -61,7 +61,12 @@ impl Bench<'_> {
             let outcome = match self.deeds.run(&job(step, n, self.root)) {
                 Ok(Ended::Code(code)) => Outcome::Code(code),
                 Ok(Ended::TimedOut) => Outcome::TimedOut,
-                Err(failed) => Outcome::NotStarted(failed.to_string()),
+                Err(failed) => {
+                    // Its log is where a person is sent to. Where that cannot be written the record still says it.
+                    let log = path(self.root, &log_path(n, &step.name));
+                    self.deeds.write(&log, format!("{failed}\r\n").as_bytes()).unwrap_or_default();
+                    Outcome::NotStarted(failed.to_string())
+                }
             };
             engine::end(steps, record, n, outcome, self.facts.now());
             if self.save(record).is_err() {
