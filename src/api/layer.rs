@@ -186,8 +186,8 @@ pub struct PlatformLayerSpec {
     #[serde(default)]
     pub integrity: IntegrityPolicy,
 
-    /// Volume licensing by a KMS server. Only with platforms.provisioningService PVS. Fixed once the machine of this version was started:
-    /// it is told before its first start, and never again.
+    /// Volume licensing by a KMS server. Only with platforms.provisioningService PVS. Can only be switched off once the machine of this version
+    /// was started: it is told before its first start, and never again, so that its check goes on to rearm, and to spend one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kms: Option<Kms>,
 

@@ -116,9 +116,9 @@ reasons! {
     ResumeMachine - [Ready ActionRequired] "machine <machine> is paused or suspended", "Resume the machine, then shut it down from inside.";
     FixIntegrity - [Ready ActionRequired] "machine <machine> was shut down, but its Windows is not at rest or was not checked", "Set spec.machine.restartToken to a new value, mend what status.integrity.findings lists, run the check, shut down for finalize.";
     FixStep - [Ready ActionRequired] "step <step> of version <version> did not come to a good end: <how, exit code>", "See its log on the drive LAMINA in the machine (spec.machine.restartToken starts that), do by hand what is missing and say so there (`lamina-guest answer <step> again` or `skip`), or throw the version away with spec.discard.";
-    ConfigDiskLost - [Ready ActionRequired] "nobody knows what the steps of version <version> came to: its config disk is gone from the pool", "Start the machine and look. If all is as it should be, set spec.finalize.answeredBoot to the boot that the message names, and spec.finalize.approved to the version; else throw it away with spec.discard.";
-    ConfigDiskUnreadable - [Ready ActionRequired IntegrityVerified] "config disk <uuid> holds no volume of Lamina's any more, or is of another size: nobody knows what the steps of version <version> came to", "Start the machine and look. If all is as it should be, set spec.finalize.answeredBoot to the boot that the message names, and spec.finalize.approved to the version; else throw it away with spec.discard.";
-    ConfigDiskReplaced - [Ready ActionRequired IntegrityVerified] "what is on config disk <uuid> was made for another machine: nobody knows what the steps of version <version> came to", "Start the machine and look. If all is as it should be, set spec.finalize.answeredBoot to the boot that the message names, and spec.finalize.approved to the version; else throw it away with spec.discard.";
+    ConfigDiskLost - [Ready ActionRequired] "nobody knows what the steps of version <version> came to: its config disk is gone from the pool", "Start the machine and run Shutdown For Finalize, without this disk with its guest tools installed. Where steps ran, look: if all is as it should be, set spec.finalize.answeredBoot to the boot that the message names, and spec.finalize.approved to the version; else throw it away with spec.discard.";
+    ConfigDiskUnreadable - [Ready ActionRequired] "config disk <uuid> holds no volume of Lamina's any more, or is of another size: nobody knows what the steps of version <version> came to", "Start the machine and run Shutdown For Finalize, without this disk with its guest tools installed. Where steps ran, look: if all is as it should be, set spec.finalize.answeredBoot to the boot that the message names, and spec.finalize.approved to the version; else throw it away with spec.discard.";
+    ConfigDiskReplaced - [Ready ActionRequired] "what is on config disk <uuid> was made for another machine, or its volume is not labelled LAMINA any more: nobody knows what the steps of version <version> came to", "Start the machine and run Shutdown For Finalize, without this disk with its guest tools installed. Where steps ran, look: if all is as it should be, set spec.finalize.answeredBoot to the boot that the message names, and spec.finalize.approved to the version; else throw it away with spec.discard.";
     StepsUnknown - [Ready ActionRequired] "the record of the steps of version <version> cannot be read from its config disk, or is of other steps", "Start the machine and look. If all is as it should be, set spec.finalize.answeredBoot to the boot that the message names, and spec.finalize.approved to the version; else throw it away with spec.discard.";
     ApproveFinalize - [Ready ActionRequired] "machine <machine> was shut down and version <version> can be frozen", "Approve: set spec.finalize.approved to the version, with the verb approve on platformlayers.";
 
@@ -133,7 +133,7 @@ reasons! {
     WaitingForCapacity Wait [Ready Reconciling] "no host has room for machine <machine>", "Free memory on a host that sees disk, ISO and networks, or lower spec.machine.memory.";
     WaitingForStorage Wait [Ready Reconciling] "storage repository <name> does not answer", "Check its connection to the hosts.";
     WaitingForDisk Wait [Ready Reconciling] "disk <name> is in use", "Detach it from <user>.";
-    WaitingForPool Wait [Ready Reconciling CoordinatorFound] "the pool is busy, starting or being upgraded", "";
+    WaitingForPool Wait [Ready Reconciling CoordinatorFound] "the pool is busy, starting or being upgraded, or the controller moves as many config disks as its memory holds", "";
     WaitingForMachine Wait [Ready Reconciling] "machine <machine> is not at rest", "";
     HeldByDom0 Wait [Ready Reconciling] "an export that died holds disk <name> in the control domain; it is freed after 10 minutes", "";
 
@@ -176,7 +176,7 @@ reasons! {
     SnapshotUnproven Stalled [Ready Stalled] "the pool forgot that frozen disk <uuid> is the snapshot of the packaging disk, which is kept", "Compare the two disks, then remove the packaging disk by hand.";
     PoolChanged Stalled [Ready Stalled ConnectorReady CoordinatorFound] "the pool that answers is not <uuid>, which the recorded disks are in", "Point the Connector back at that pool, or delete its layers with deletionPolicy Orphan.";
     NoHostCanBoot Stalled [Ready Stalled ToolsISOFound] "no host can start machine <machine>: <why, host by host>", "Put disk, ISO and networks where one host sees them all.";
-    ForeignDisk Stalled [Ready Stalled] "another machine has the packaging disk: <machine>", "Detach the disk from that machine.";
+    ForeignDisk Stalled [Ready Stalled] "another machine has a disk of the layer: <machine>", "Detach the disk from that machine.";
 
     // Stalled: the pool.
     StorageFull Stalled [Ready Stalled StorageReady] "storage repository <name> has no room", "Free room in it. Nothing is lost.";
@@ -227,16 +227,7 @@ reasons! {
     Verified - [IntegrityVerified] "the check of the last boot found nothing", "";
     Skipped - [IntegrityVerified] "spec.integrity is Skip: nothing was checked", "";
     FindingsOpen - [IntegrityVerified] "the check of the last boot has findings; see status.integrity.findings", "Mend them, run the check again.";
-    NoReport - [IntegrityVerified] "the guest wrote no report", "Start the machine, run Shutdown For Finalize in it.";
-    ReportOfEarlierBoot - [IntegrityVerified] "the report is of an earlier boot: the machine was started again after it", "Start the machine, run Shutdown For Finalize in it.";
-    ReportOfUnknownBoot - [IntegrityVerified] "nobody saw the boot that the report is of, or the record beside it cannot be read", "Start the machine, run Shutdown For Finalize in it.";
-    ReportOfOtherMachine - [IntegrityVerified] "the report carries another machine's nonce", "Start the machine and run Shutdown For Finalize in it, instead of copying a report.";
-    ReportUnsealed - [IntegrityVerified] "the report's seal does not fit: it is cut off or was changed", "Start the machine, run Shutdown For Finalize in it.";
-    ReportGarbled - [IntegrityVerified] "the report on the config disk is cut off, or is none", "Start the machine, run Shutdown For Finalize in it.";
-    ReportNotText - [IntegrityVerified] "the report on the config disk is not UTF-8", "Start the machine, run Shutdown For Finalize in it.";
-    ReportTooLong - [IntegrityVerified] "the report on the config disk is longer than any that is written", "Start the machine, run Shutdown For Finalize in it.";
-    ReportTimeWrong - [IntegrityVerified] "by the report's times it is of another boot, or the guest's clock is wrong", "Start the machine, set its clock or install the guest tools, run Shutdown For Finalize in it.";
-    ConfigDiskFull - [IntegrityVerified] "the config disk is full, and what the guest had to say is not on it", "Start the machine, remove from drive LAMINA what steps left there, run Shutdown For Finalize.";
+    IntegrityUnknown - [IntegrityVerified] "no report counts; status.integrity.findings has the reason", "Start the machine, run the check again, shut down for finalize.";
 
     // Findings: one per bit of the vendor's record, and what Lamina's own check adds.
     BypassEnabled - [] "the support override that switches the check off is set", "Remove the override. No policy lets it pass.";
@@ -259,6 +250,16 @@ reasons! {
     BitLockerOn - [] "the system drive is encrypted by BitLocker", "Run `manage-bde -off C:` and wait until the drive is decrypted in full.";
     DriveDirty - [] "the system drive has its dirty bit set: Windows wants to check it", "Run `chkdsk C: /f` and reboot, so that it is checked before Windows starts.";
     CouldNotLook - [] "something could not be looked at, so that nobody knows whether it is at rest", "Run the check as an administrator; mend what keeps it from looking.";
+    NoReport - [] "the guest wrote no report", "Start the machine, run Shutdown For Finalize in it.";
+    ReportOfEarlierBoot - [] "the report is of an earlier boot: the machine was started again after it", "Start the machine, run Shutdown For Finalize in it.";
+    ReportOfUnknownBoot - [] "nobody saw the boot that the report is of, or the record beside it cannot be read", "Start the machine, run Shutdown For Finalize in it.";
+    ReportOfOtherMachine - [] "the report carries another machine's nonce", "Start the machine and run Shutdown For Finalize in it, instead of copying a report.";
+    ReportUnsealed - [] "the report's seal does not fit: it is cut off or was changed", "Start the machine, run Shutdown For Finalize in it.";
+    ReportGarbled - [] "the report on the config disk is cut off, or is none", "Start the machine, run Shutdown For Finalize in it.";
+    ReportNotText - [] "the report on the config disk is not UTF-8", "Start the machine, run Shutdown For Finalize in it.";
+    ReportTooLong - [] "the report on the config disk is longer than any that is written", "Start the machine, run Shutdown For Finalize in it.";
+    ReportTimeWrong - [] "by the report's times it is of another boot, or the guest's clock is wrong", "Start the machine, set its clock or install the guest tools, run Shutdown For Finalize in it.";
+    ConfigDiskFull - [] "the config disk is full, and what the guest had to say is not on it", "Start the machine, remove from drive LAMINA what steps left there, run Shutdown For Finalize.";
     NoVerdict - [] "the report has no readable BlockFinalize number", "Run the check again; if it stays, repair the guest service.";
     ReportsDiffer - [] "the reports in xenstore and on the config disk both count, and contradict each other", "Start the machine and run the check again.";
     MoreFindings - [] "there are more findings than a status can hold", "Mend those that are listed, then run the check again.";

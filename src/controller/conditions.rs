@@ -8,7 +8,7 @@ use crate::api::condition::{Draft, Truth};
 use crate::api::reason::Reason;
 use crate::api::{ConditionType, PlatformLayerStatus};
 use crate::domain::gate;
-use crate::domain::observed::{Power, Trouble};
+use crate::domain::observed::{Machine, Observed, Power, Trouble};
 use crate::domain::plan::{self, Say};
 use crate::domain::want::IntegrityPolicy;
 
@@ -101,6 +101,11 @@ fn verdict(old: &PlatformLayerStatus) -> Option<Draft> {
     Some(Draft::new(T, status, Reason::parse(&c.reason)?, c.message.clone()))
 }
 
+/// Off, after a boot.
+pub fn at_halt(seen: &Observed, m: &Machine) -> bool {
+    m.power == Power::Halted && (plan::ran(seen, m) || plan::boot_forgotten(seen))
+}
+
 fn integrity_condition(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene) -> Draft {
     use ConditionType::IntegrityVerified as T;
     let Some(m) = scene.observed.machine.found() else {
@@ -108,9 +113,8 @@ fn integrity_condition(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene
         let none = || Draft::new(T, Truth::Unknown, Reason::NotChecked, "no machine was checked yet");
         return verdict(old).filter(|_| frozen).unwrap_or_else(none);
     };
-    let judgement = gate::judge(o.want, m);
-    let booted = plan::ran(&scene.observed, m) || plan::boot_forgotten(&scene.observed);
-    let at_halt = m.power == Power::Halted && booted;
+    let judgement = gate::judge(o.want, &scene.observed, m);
+    let at_halt = at_halt(&scene.observed, m);
     match &judgement.counts {
         Ok(()) if !judgement.findings.is_empty() => {
             let names: Vec<_> = judgement.findings.iter().map(|f| f.reason.as_str()).collect();
@@ -126,7 +130,7 @@ fn integrity_condition(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene
             Draft::new(T, Truth::Unknown, Reason::Skipped, "spec.integrity is Skip, and no report counts")
         }
         Err(doubt) if at_halt => {
-            Draft::new(T, Truth::Unknown, doubt.reason, format!("no report counts: {}", doubt.why))
+            Draft::new(T, Truth::Unknown, Reason::IntegrityUnknown, format!("no report counts: {}", doubt.why))
         }
         Err(_) => Draft::new(T, Truth::Unknown, Reason::NotChecked, "the check inside the guest has not reported yet"),
     }

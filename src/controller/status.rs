@@ -6,7 +6,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use lamina_guest::disk::bound::Source;
 
-use super::conditions::conditions;
+use super::conditions::{at_halt, conditions};
 use super::history;
 use super::observe::Scene;
 use super::unattended::{config_disk, running_step, steps};
@@ -20,9 +20,9 @@ use crate::api::reason::{Fault, Reason};
 use crate::api::{ConditionType, Phase, PlatformLayer, PlatformLayerStatus};
 use crate::domain::gate::{self, Judgement};
 use crate::domain::identity::{self, TOKEN};
-use crate::domain::observed::{Disk, Machine, Making, Power, Sight, TaskSight, Trouble};
+use crate::domain::observed::{Disk, Machine, Making, Observed, Power, Sight, TaskSight, Trouble};
 use crate::domain::plan::{self, Plan, Say, Step};
-use crate::domain::want::Want;
+use crate::domain::want::{IntegrityPolicy, Want};
 
 /// What a pass came to.
 pub struct Outcome<'a> {
@@ -147,7 +147,7 @@ fn sighted(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, plan: &Pla
         finalized_at: v.finalized_at.clone(),
     });
     match seen.machine.found() {
-        Some(m) => new.integrity = integrity(o.want, m),
+        Some(m) => new.integrity = integrity(o.want, seen, m),
         // A verdict stays with its version, and says nothing of the next.
         None if seen.machine == Sight::Absent && seen.finalized(&seen.subject).is_none() => new.integrity = None,
         None => {}
@@ -283,7 +283,7 @@ fn version(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, f: &Disk) 
     let seen = &scene.observed;
     let os_version = seen.base.found().and_then(|b| b.keys.get(identity::OS_VERSION).cloned());
     // A report that does not count is of another boot, or of somebody else's making.
-    let report = seen.machine.found().and_then(|m| gate::judge(o.want, m).report);
+    let report = seen.machine.found().and_then(|m| gate::judge(o.want, seen, m).report);
     let base_uuid = f.keys.get(identity::BASE).cloned().unwrap_or_default();
     FrozenVersion {
         version: seen.subject.clone(),
@@ -303,9 +303,14 @@ fn version(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, f: &Disk) 
     }
 }
 
-fn integrity(want: &Want, m: &Machine) -> Option<IntegrityStatus> {
-    // One that does not count found nothing that could be told.
-    let Judgement { counts: Ok(()), findings, source, .. } = gate::judge(want, m) else { return None };
+/// What was found; where no report counts, why not.
+fn integrity(want: &Want, seen: &Observed, m: &Machine) -> Option<IntegrityStatus> {
+    let Judgement { counts, mut findings, source, .. } = gate::judge(want, seen, m);
+    match counts {
+        Ok(()) => {}
+        Err(doubt) if at_halt(seen, m) && want.integrity != IntegrityPolicy::Skip => findings.push(doubt.into()),
+        Err(_) => return None,
+    }
     Some(IntegrityStatus {
         source: source.map(|s| match s {
             Source::XenStore => IntegritySource::Xenstore,

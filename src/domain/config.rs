@@ -182,6 +182,12 @@ pub fn to_wipe(c: &Disk) -> bool {
     !c.keys.contains_key(WIPED)
 }
 
+/// Gone from the pool before it was read after the boot that is over.
+pub fn is_lost(seen: &Observed, m: &Machine) -> bool {
+    let gone = matches!(seen.config, Sight::Lost | Sight::Absent) && seen.records.config.is_some();
+    gone && !m.config_done && last_read(m).is_none()
+}
+
 /// What was read after the boot that is over.
 pub fn last_read(m: &Machine) -> Option<&Read> {
     m.read.as_ref().filter(|r| m.key(BOOT) == Some(r.boot.as_str()))

@@ -7,6 +7,7 @@ use lamina_guest::disk::Damage;
 use lamina_guest::disk::bound::Unbound;
 use serde::{Deserialize, Serialize};
 
+use super::report::Finding;
 use crate::api::reason::Reason;
 
 /// Something that does not count, and why.
@@ -20,6 +21,16 @@ pub struct Doubt {
 impl Doubt {
     pub fn new(reason: Reason, why: impl Into<String>) -> Self {
         Self { reason, why: why.into() }
+    }
+
+    /// The disk as a whole says nothing.
+    pub fn of_disk(damage: &Damage) -> Self {
+        Self::new(of_the_disk(damage).unwrap_or(Reason::ConfigDiskUnreadable), damage.to_string())
+    }
+
+    /// It is on the disk, and says nothing for the same cause.
+    pub fn of_report_on(disk: &Self) -> Self {
+        on_the_disk(disk.reason, &disk.why)
     }
 
     /// The record of the steps cannot be read.
@@ -84,6 +95,13 @@ fn of_the_disk(damage: &Damage) -> Option<Reason> {
         | Damage::NotText(_)
         | Damage::Garbled(_)
         | Damage::Full => None,
+    }
+}
+
+impl From<Doubt> for Finding {
+    fn from(doubt: Doubt) -> Self {
+        let Doubt { reason, why } = doubt;
+        Self { reason: reason.as_str().to_owned(), detail: why, remedy: reason.remedy().to_owned(), always: true }
     }
 }
 

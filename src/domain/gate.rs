@@ -243,7 +243,7 @@ pub struct Judgement {
 
 /// Judges what the guest wrote, with the machine as it stands. It has two ways to tell it, and either is enough; two that count and say
 /// different things block whatever the policy.
-pub fn judge(want: &Want, machine: &Machine) -> Judgement {
+pub fn judge(want: &Want, seen: &Observed, machine: &Machine) -> Judgement {
     let in_xenstore = machine.report.as_ref().map(|r| report::counts(r, machine).map(|()| r.clone()));
     let read = config::last_read(machine);
     let on_disk = read.and_then(Read::report).filter(|r| r.sealed);
@@ -258,6 +258,10 @@ pub fn judge(want: &Want, machine: &Machine) -> Judgement {
             let counts = match (in_xenstore.and_then(Result::err), on_disk) {
                 (Some(one), Some(other)) => Err(Doubt::new(one.reason, format!("{}; {}", one.why, other.why))),
                 (Some(one), None) | (None, Some(one)) => Err(one),
+                (None, None) if config::is_lost(seen, machine) => {
+                    let why = "the guest wrote no report in xenstore, and its config disk, which may have had one, is gone from the pool";
+                    Err(Doubt::new(Reason::ConfigDiskLost, why))
+                }
                 (None, None) => Err(Doubt::new(Reason::NoReport, "the guest wrote no report")),
             };
             return Judgement { counts, findings: Vec::new(), report: None, source: None };

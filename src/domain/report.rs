@@ -92,6 +92,10 @@ pub fn counts(report: &Report, machine: &Machine) -> Result<(), Doubt> {
     if domid.starts_with('-') {
         return not(Reason::ReportOfUnknownBoot, "nobody saw the boot that it is of");
     }
+    // First: of a report that is cut off, anything else may be missing.
+    if !report.sealed {
+        return not(Reason::ReportUnsealed, "its seal does not fit: it is cut off or was changed");
+    }
     if Some(report.nonce.as_str()) != machine.key(NONCE) {
         return not(Reason::ReportOfOtherMachine, "it carries another machine's nonce");
     }
@@ -100,9 +104,6 @@ pub fn counts(report: &Report, machine: &Machine) -> Result<(), Doubt> {
     }
     if report.domid != domid || machine.start_time != start_time {
         return not(Reason::ReportOfEarlierBoot, "the machine was started again after it was written");
-    }
-    if !report.sealed {
-        return not(Reason::ReportUnsealed, "its seal does not fit: it is cut off or was changed");
     }
     Ok(())
 }

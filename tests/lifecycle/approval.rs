@@ -86,7 +86,7 @@ async fn a_silent_guest_waits_for_a_person_unless_skipped() {
     for name in ["enforced", "warned"] {
         let waits = rig.until_reason(name, "FixIntegrity").await;
         assert!(ready(&waits).is_some_and(|(_, m)| m.contains("no report") && m.contains("restartToken")), "{waits:?}");
-        assert_eq!(says(&waits, ConditionType::IntegrityVerified), "Unknown/NoReport");
+        assert_eq!(says(&waits, ConditionType::IntegrityVerified), "Unknown/IntegrityUnknown");
     }
 }
 

@@ -66,7 +66,8 @@ fn wordy(lines: &mut Lines) {
     lines.extend((0..64).map(|n| (format!("findings/{n}"), format!("Odd{n} {}", "\\".repeat(2000)))));
 }
 
-/// Waits, after a boot each, for Ready and IntegrityVerified to say these reasons, and Ready these words.
+/// Waits, after a boot each, for Ready to say this reason and these words, and for IntegrityVerified; in the place of IntegrityUnknown stands the
+/// doubt's own reason.
 async fn until_told<'a>(
     rig: &Rig,
     name: &str,
@@ -82,7 +83,10 @@ async fn until_told<'a>(
             })
             .await;
         assert!(status(&blocked).versions.is_empty());
-        assert_eq!(says(&blocked, ConditionType::IntegrityVerified), verified, "{words}");
+        let found = &status(&blocked).integrity.unwrap_or_default().findings;
+        let doubt = found.first().map(|f| f.reason.clone()).unwrap_or_default();
+        let says = says(&blocked, ConditionType::IntegrityVerified).replace("IntegrityUnknown", &doubt);
+        assert_eq!(says, verified, "{words}");
         last = Some(blocked);
         rig.patch(name, json!({"machine": {"restartToken": n.to_string()}})).await;
     }
@@ -221,7 +225,7 @@ async fn each_damage_of_the_disk_has_its_own_reason_and_leaves_the_steps_unknown
                 d.copy_from_slice(whole);
                 edit::put(d, LAYER, b"{").expect("room");
             },
-            "StepsUnknown",
+            "ConfigDiskUnreadable",
             "True/Verified",
             "'layer.json' cannot be understood",
         ),

@@ -126,16 +126,18 @@ impl Hand<'_, '_> {
         let boot = m.key(BOOT).ok_or(Failed::Stale)?.to_owned();
         let exported =
             self.lens.pool.client.start(&self.aux(disk, "read")).export_raw_vdi(&self.vdi(disk)?, size).await;
-        let damaged = |steps, report| Read { damage: Some(steps), unbound: Some(report), ..Read::default() };
+        let damaged = |disk: Doubt| {
+            let unbound = Some(Doubt::of_report_on(&disk));
+            Read { damage: Some(disk), unbound, ..Read::default() }
+        };
         let mut read = match exported {
             Ok(bytes) => match back::read(&bytes, m.key(NONCE).unwrap_or_default()) {
                 Ok(back) => self.understood(m, back),
-                Err(damage) => damaged(Doubt::of_steps(&damage), Doubt::of_report(&damage)),
+                Err(damage) => damaged(Doubt::of_disk(&damage)),
             },
             // Asked again it would be the same: somebody made it larger, or put another in its place.
             Err(Error::Stream { problem, .. }) if problem.is_of_the_disk() => {
-                let doubt = Doubt::new(Reason::ConfigDiskUnreadable, problem.to_string());
-                damaged(doubt.clone(), doubt)
+                damaged(Doubt::new(Reason::ConfigDiskUnreadable, problem.to_string()))
             }
             Err(error) => return Err(error.into()),
         };

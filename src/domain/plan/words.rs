@@ -11,7 +11,7 @@ use super::super::config;
 use super::super::gate::{self, Judgement, place};
 use super::super::observed::{Machine, Making, Observed};
 use super::super::report::named;
-use super::super::want::{DeletionPolicy, Want};
+use super::super::want::{DeletionPolicy, IntegrityPolicy, Want};
 use super::{Say, ran};
 use crate::api::Phase;
 use crate::api::layer_status::StepStatus;
@@ -152,13 +152,17 @@ fn machine(want: &Want, seen: &Observed) -> String {
 
 /// What a person is to do in a running machine.
 pub(super) fn instruction(want: &Want, seen: &Observed, m: &Machine) -> Say {
-    let judgement = gate::judge(want, m);
+    let judgement = gate::judge(want, seen, m);
     if let Some(say) = going_on(want, m, &judgement) {
         return say;
     }
     // Right after a reboot the report of the boot before is still there: it says nothing of this one.
     if judgement.counts.is_ok() {
         let findings: Vec<_> = judgement.findings.iter().collect();
+        // The guest knows no policy: where nothing blocks, it stays on all the same.
+        let blocks = want.integrity == IntegrityPolicy::Enforce || findings.iter().any(|f| f.always);
+        let otherwise =
+            if blocks { "" } else { ", or, as spec.integrity lets them pass, shut Windows down from its Start menu" };
         return if findings.is_empty() {
             Say::Person(
                 Reason::ShutDownGuest,
@@ -172,7 +176,7 @@ pub(super) fn instruction(want: &Want, seen: &Observed, m: &Machine) -> Say {
             Say::Person(
                 Reason::FixIntegrity,
                 format!(
-                    "the last check in {} found: {}. Mend this in its console, then run Shutdown For Finalize again",
+                    "the last check in {} found: {}. Mend this in its console, then run Shutdown For Finalize again{otherwise}",
                     place(m),
                     named(&findings)
                 ),
@@ -196,14 +200,16 @@ pub(super) fn instruction(want: &Want, seen: &Observed, m: &Machine) -> Say {
             "{} runs{steps}: open its console, {tools} the platform software; at last run Shutdown For Finalize in it ({}), which checks Windows{kms} \
              and switches the machine off",
             place(m),
-            program(seen)
+            program(seen, m)
         ),
     )
 }
 
 /// Where a person finds the guest's program.
-fn program(seen: &Observed) -> &'static str {
-    if seen.program.is_some() && seen.config.found().is_some() {
+fn program(seen: &Observed, m: &Machine) -> &'static str {
+    if config::is_lost(seen, m) {
+        "lamina-guest, from the OS layer or copied into the machine: its drive LAMINA is gone from the pool, so it needs the guest tools to report"
+    } else if seen.program.is_some() && seen.config.found().is_some() {
         "lamina-guest.exe on its drive LAMINA"
     } else {
         "lamina-guest, from the OS layer or copied into the machine: the controller was given none to put on the drive LAMINA"
