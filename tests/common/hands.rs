@@ -41,7 +41,9 @@ impl Thing {
 pub fn http(sim: &Sim) -> reqwest::Client {
     super::tls();
     let roots = reqwest::Certificate::from_pem_bundle(sim.ca_pem().as_bytes()).unwrap();
-    let builder = reqwest::Client::builder().tls_certs_only(roots).timeout(Duration::from_secs(20));
+    // None is kept: the next call may come just as the daemon's death cuts it.
+    let builder =
+        reqwest::Client::builder().tls_certs_only(roots).timeout(Duration::from_secs(20)).pool_max_idle_per_host(0);
     builder.build().unwrap()
 }
 

@@ -115,7 +115,7 @@ pub fn is_first(case: &Case, records: &BTreeMap<Life, Run>) -> bool {
 }
 
 /// Of so many jobs in a row one is of all else, so that a run that ends early has tried some of that.
-const ELSE: usize = 16;
+const ELSE: usize = 64;
 
 /// Jobs in an order whose every beginning goes evenly over calls by name and faults, nearly all of it those that come first.
 pub fn sampled(mut cases: Vec<Case>, records: &BTreeMap<Life, Run>) -> Vec<Job> {

@@ -32,15 +32,19 @@ use self::options::Options;
 use self::report::{Counts, Report};
 use self::stage::{Run, lived};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Lives mostly wait: so many at once keep two cores busy.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 28;
 /// What `cargo test` spends here, besides what is under way then. `--all` goes on to the end.
 const BUDGET: Duration = Duration::from_secs(480);
 /// A call of a recovery is brought about again at most so often: it hangs on moments.
 const TURNS: usize = 6;
 
 /// What a pool that died uncleanly may leave to a person: what it forgot, nobody can prove.
-const FORGOTTEN: [&str; 5] = ["SnapshotUnproven", "FixIntegrity", "SourcePaused", "StepsUnknown", "OSDiskAmbiguous"];
+const FORGOTTEN: [&str; 6] =
+    ["SnapshotUnproven", "FixIntegrity", "SourcePaused", "StepsUnknown", "ConfigDiskLost", "OSDiskAmbiguous"];
 
 fn main() -> ExitCode {
     let options = Options::parse(std::env::args().skip(1));

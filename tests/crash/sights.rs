@@ -1,5 +1,6 @@
 //! What was to be seen on the pool, change by change: the rows of disks, machines and attachments, each with the number of the last
-//! changing call. Read as any client could read them; nothing of the simulator's inside.
+//! changing call. Read in process, as events run together what follows quickly; these are the rows that any client gets, and nothing of the
+//! simulator's inside. What there is at a life's end is asked over the wire (`stage`).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

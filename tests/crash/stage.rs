@@ -15,7 +15,6 @@ use lamina::sim::clock::Clock;
 use lamina::sim::faults::{self, Effect, Entry, Target};
 use lamina::sim::{Pool, restart};
 use lamina::telemetry::Health;
-use serde_json::Value;
 use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +23,7 @@ use super::invariants::{self, Lived};
 use super::lives::{End, Life, Person};
 use super::seam::{Death, Seam};
 use super::sights::{Row, Sights, Watching};
+use crate::common::hands::Hands;
 use crate::common::rig::{PACE, Rig, ready};
 
 /// So much faster than life is the pool; the controller's pace is shortened alike.
@@ -94,7 +94,7 @@ impl Stage {
         let rig = Rig::with(Clock::new(SPEED)).await;
         let seam = Seam::new(Arc::clone(&rig.sim));
         let sights = Sights::default();
-        let before = objects(&rig.sim.pool);
+        let before = objects(&rig.hands).await;
         let watching = sights.watch(&rig.sim.pool);
         let controller = Controller::start(&rig, &seam).await;
         let person = Person { rig, seam, deeds: Arc::default(), done: watch::Sender::new(false) };
@@ -137,7 +137,7 @@ impl Stage {
         // A pool that died brings things back which the controller takes off again as soon as it is in touch: up to two seconds of backoff.
         let restless = quiet(&pool, if case.is_some_and(|c| c.fault.kills_xapi()) { 45 } else { 4 }).await;
         self.sights.look(&pool);
-        let broken = self.judged(life, end == End::Done).into_iter().chain(restless).collect();
+        let broken = self.judged(life, end == End::Done).await.into_iter().chain(restless).collect();
         let history = seam.history();
         let waits = |l| ready(l).is_some_and(|(reason, _)| reason == "WaitingForInFlight");
         let waited = history.iter().skip(told).any(|w| waits(&w.layer));
@@ -152,8 +152,8 @@ impl Stage {
         run
     }
 
-    fn judged(&self, life: Life, done: bool) -> Vec<String> {
-        let pool = &self.sim().pool;
+    async fn judged(&self, life: Life, done: bool) -> Vec<String> {
+        let (pool, hands) = (&self.sim().pool, &self.person.rig.hands);
         let history = self.person.seam.history();
         // The disks that a version is: of the others nothing is said.
         let versions = history.last().and_then(|w| w.layer.status.as_ref()).map(|s| &s.versions);
@@ -166,8 +166,8 @@ impl Stage {
             sights: self.sights.clone(),
             deeds,
             before: self.before.clone(),
-            now: objects(pool),
-            pending: pending(pool),
+            now: objects(hands).await,
+            pending: pending(hands).await,
             digests,
             forgot: self.forgot,
             done,
@@ -308,15 +308,14 @@ async fn quiet(pool: &Pool, looks: u32) -> Option<String> {
     None
 }
 
-/// Rows of all disks and machines.
-fn objects(pool: &Pool) -> BTreeMap<String, Row> {
-    let db = pool.db();
-    ["VDI", "VM"].iter().flat_map(|class| db.all(class).map(|(r, row)| (r.to_string(), row.clone()))).collect()
+/// Rows of all disks and machines, over the wire.
+async fn objects(hands: &Hands) -> BTreeMap<String, Row> {
+    let all = hands.all("VDI").await.into_iter().chain(hands.all("VM").await);
+    all.filter_map(|thing| Some((thing.r, thing.row.as_object()?.clone()))).collect()
 }
 
 /// Tags of ours on tasks that are still at work.
-fn pending(pool: &Pool) -> Vec<String> {
-    let db = pool.db();
-    let at_work = db.all("task").filter(|(_, t)| t.get("status") == Some(&Value::from("pending")));
-    at_work.filter_map(|(_, t)| Some(t.get("other_config")?.get("http:lamina-op")?.as_str()?.to_owned())).collect()
+async fn pending(hands: &Hands) -> Vec<String> {
+    let all = hands.all("task").await.into_iter().filter(|task| task.text("status") == "pending");
+    all.filter_map(|task| Some(task.row["other_config"]["http:lamina-op"].as_str()?.to_owned())).collect()
 }
