@@ -153,7 +153,7 @@ fn left_on(verdict: &Verdict, why: &str) -> Verdict {
 
 /// Without a config disk, xenstore alone says whose report it is; one that names nobody is not worth a rearm.
 fn belongs(machine: &Machine<'_>, bound: &Bound) -> Result<(), Trouble> {
-    if bound.nonce.is_empty() && on_config_disk(machine.facts).is_some() {
+    if bound.nonce.is_empty() && machine.store.is_none() && on_config_disk(machine.facts).is_some() {
         return Err(Trouble::Nameless);
     }
     let Some(store) = machine.store.filter(|_| on_config_disk(machine.facts).is_none()) else { return Ok(()) };

@@ -142,18 +142,18 @@ impl Link {
     pub async fn with_tools_iso(&self, view: View, wanted: Option<&str>) -> View {
         let found = inspect::tools_iso(&view, wanted);
         let asked = Some((wanted.map(str::to_owned), self.origin().requested));
-        if !found.is_err_and(|trouble| trouble.reason == Reason::ToolsISONotFound)
-            || std::mem::replace(&mut *lock(&self.scanned), asked.clone()) == asked
-        {
+        if !found.is_err_and(|trouble| trouble.reason == Reason::ToolsISONotFound) || *lock(&self.scanned) == asked {
             return view;
         }
         let client = &self.pool.client;
-        let scans = inspect::iso_repositories(&view).map(async |sr| match client.write().sr_scan(sr).await {
-            Ok(()) => {}
-            // The check says what is missing.
-            Err(error) => tracing::info!(error = error.kind(), "an ISO repository could not be scanned"),
-        });
-        futures::future::join_all(scans).await;
+        let scans = inspect::iso_repositories(&view).map(async |sr| client.write().sr_scan(sr).await);
+        for scanned in futures::future::join_all(scans).await {
+            match scanned {
+                Ok(()) => lock(&self.scanned).clone_from(&asked),
+                // The check says what is missing, and the next one tries again.
+                Err(error) => tracing::info!(error = error.kind(), "an ISO repository could not be scanned"),
+            }
+        }
         self.pool.mirror.now().await.unwrap_or(view)
     }
 

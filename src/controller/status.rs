@@ -18,6 +18,7 @@ use crate::api::layer_status::{
 };
 use crate::api::reason::{Fault, Reason};
 use crate::api::{ConditionType, Phase, PlatformLayer, PlatformLayerStatus};
+use crate::domain::config;
 use crate::domain::gate::{self, Judgement};
 use crate::domain::identity::{self, TOKEN};
 use crate::domain::observed::{Disk, Machine, Making, Observed, Power, Sight, TaskSight, Trouble};
@@ -306,9 +307,13 @@ fn version(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, f: &Disk) 
 /// What was found; where no report counts, why not.
 fn integrity(want: &Want, seen: &Observed, m: &Machine) -> Option<IntegrityStatus> {
     let Judgement { counts, mut findings, source, .. } = gate::judge(want, seen, m);
+    // Of a machine whose version is frozen nobody is to mend anything any more.
+    let blocks = want.integrity != IntegrityPolicy::Skip && seen.finalized(&seen.subject).is_none();
     match counts {
         Ok(()) => {}
-        Err(doubt) if at_halt(seen, m) && want.integrity != IntegrityPolicy::Skip => findings.push(doubt.into()),
+        Err(doubt) if blocks && at_halt(seen, m) && (config::is_known(seen, m) || config::is_lost(seen, m)) => {
+            findings.push(doubt.into());
+        }
         Err(_) => return None,
     }
     Some(IntegrityStatus {

@@ -182,10 +182,14 @@ pub fn to_wipe(c: &Disk) -> bool {
     !c.keys.contains_key(WIPED)
 }
 
-/// Gone from the pool before it was read after the boot that is over.
+/// Gone from the pool, and nobody knows what was on it.
 pub fn is_lost(seen: &Observed, m: &Machine) -> bool {
-    let gone = matches!(seen.config, Sight::Lost | Sight::Absent) && seen.records.config.is_some();
-    gone && !m.config_done && last_read(m).is_none()
+    matches!(seen.config, Sight::Lost | Sight::Absent) && !is_known(seen, m)
+}
+
+/// Nothing is left to be read of it.
+pub fn is_known(seen: &Observed, m: &Machine) -> bool {
+    seen.records.config.is_none() || m.config_done || last_read(m).is_some()
 }
 
 /// What was read after the boot that is over.

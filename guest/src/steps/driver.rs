@@ -64,7 +64,9 @@ impl Bench<'_> {
                 Err(failed) => {
                     // Its log is where a person is sent to. Where that cannot be written the record still says it.
                     let log = path(self.root, &log_path(n, &step.name));
-                    self.deeds.write(&log, format!("{failed}\r\n").as_bytes()).unwrap_or_default();
+                    if self.facts.read(&log, 1).is_ok_and(|kept| kept.is_none_or(|bytes| bytes.is_empty())) {
+                        self.deeds.write(&log, format!("{failed}\r\n").as_bytes()).unwrap_or_default();
+                    }
                     Outcome::NotStarted(failed.to_string())
                 }
             };

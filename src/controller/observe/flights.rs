@@ -221,35 +221,23 @@ fn task_sight(
         Sent::Once | Sent::Unknown => {}
     }
     let ended = |status: TaskStatus| move |t: &&Task| t.status == status;
-    let child = |task: &Task, own: bool| {
+    let known = || named.into_iter().chain(tagged());
+    // Of the task that this very attempt was answered with there is no doubt.
+    let own = named.filter(ended(TaskStatus::Success));
+    if let Some(task) = own.or_else(|| tagged().find(ended(TaskStatus::Success))) {
         let child = Ref(task_result(&task.result));
-        match making {
+        let uuid = match making {
             Making::CloneMachine => lens.view.vms.get(&child).map(|vm| vm.uuid.clone()),
             Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk | Making::CreateConfig => {
-                let counts = |d: &Vdi| own || is_marked(d, mark) || is_claimed(d);
+                let counts = |d: &Vdi| own.is_some() || is_marked(d, mark) || is_claimed(d);
                 lens.view.vdis.get(&child).filter(|d| counts(d)).map(|d| d.uuid.clone())
             }
             Making::StartMachine => None,
-        }
-    };
-    // Of the task that this very attempt was answered with there is no doubt.
-    if let Some(own) = named.filter(ended(TaskStatus::Success)) {
-        let uuid = child(own, true);
+        };
         *doubt |= uuid.is_none() && making != Making::StartMachine;
         return TaskSight::Succeeded { child: uuid.filter(|u| !claimed(lens, making, u)) };
     }
-    // Others that bear the tag may be of an earlier attempt, whose end says nothing of this one: what they made counts, a failure does not.
-    let mut others = tagged().filter(ended(TaskStatus::Success)).peekable();
-    if others.peek().is_some() {
-        if making == Making::StartMachine {
-            return TaskSight::Succeeded { child: None };
-        }
-        if let Some(uuid) = others.find_map(|task| child(task, false).filter(|u| !claimed(lens, making, u))) {
-            return TaskSight::Succeeded { child: Some(uuid) };
-        }
-        *doubt = true;
-    }
-    match named.filter(|t| !matches!(t.status, TaskStatus::Other)) {
+    match known().find(|t| !matches!(t.status, TaskStatus::Other)) {
         Some(task) => TaskSight::Failed(failed(making, task)),
         None => TaskSight::None,
     }
