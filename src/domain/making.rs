@@ -55,6 +55,7 @@ pub fn advance(f: &Flight) -> Move {
     }
     match &f.task {
         TaskSight::Pending { progress } => return Move::Wait(Waiting::Task { progress: *progress }),
+        TaskSight::Failed(_) if may_be_earlier(f) && f.quiet != Quiet::Twice => return Move::Wait(Waiting::InFlight),
         TaskSight::Failed(_) => return Move::Do(Step::Settle { making: f.making, opid: f.opid.clone() }),
         TaskSight::Succeeded { child: Some(child) } => {
             return Move::Do(Step::Claim { making: f.making, child: child.clone() });
@@ -86,6 +87,12 @@ pub fn advance(f: &Flight) -> Move {
             Quiet::Twice => send(f),
         },
     }
+}
+
+/// A call whose reply was lost is known by its tag alone, and so is each attempt before it: one that failed says nothing of a later one that is
+/// still on its way to the pool.
+fn may_be_earlier(f: &Flight) -> bool {
+    f.sent == Sent::Unknown && matches!(f.task, TaskSight::Failed(_))
 }
 
 /// A child without a task that tells: one that has the right shape is claimed; a half-made machine goes; several are left alone.
@@ -173,7 +180,7 @@ pub fn abandon(f: &Flight) -> Option<Move> {
     let unknown = match f.sent {
         Sent::Never | Sent::Over => false,
         Sent::Once | Sent::Unknown => ours || !f.children.is_empty() && f.making == Making::CloneMachine,
-    } && matches!(f.task, TaskSight::None);
+    } && (matches!(f.task, TaskSight::None) || may_be_earlier(f));
     if unknown && f.restarted && f.scans < 2 {
         return Some(if f.scan_due { Move::Do(scan(f)) } else { Move::Wait(Waiting::InFlight) });
     }
@@ -244,6 +251,23 @@ mod tests {
             let f = Flight { task, ..flight(Sent::Once) };
             assert!(matches!(abandon(&f), Some(Move::Do(Step::Unmark { .. }))), "{:?}", abandon(&f));
         }
+    }
+
+    /// Its reply was lost, so the attempt is known by its tag; an earlier one that failed bears the same.
+    #[test]
+    fn a_failure_that_is_known_by_its_tag_settles_nothing_before_the_pool_is_quiet() {
+        let failed = TaskSight::Failed(Trouble::new(Reason::PoolError, "failed"));
+        for quiet in [Quiet::No, Quiet::Once] {
+            let f = Flight { task: failed.clone(), quiet, ..flight(Sent::Unknown) };
+            assert_eq!(advance(&f), Move::Wait(Waiting::InFlight));
+            assert_eq!(abandon(&f), Some(Move::Wait(Waiting::InFlight)));
+            let named = Flight { sent: Sent::Once, ..f };
+            assert!(matches!(advance(&named), Move::Do(Step::Settle { .. })));
+            assert!(matches!(abandon(&named), Some(Move::Do(Step::Unmark { .. }))));
+        }
+        let f = Flight { task: failed, ..flight(Sent::Unknown) };
+        assert!(matches!(advance(&f), Move::Do(Step::Settle { .. })));
+        assert!(matches!(abandon(&f), Some(Move::Do(Step::Unmark { .. }))));
     }
 
     /// A process that begins anew holds no turns, and knows those who had one by their marks alone.

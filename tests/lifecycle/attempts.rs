@@ -12,6 +12,7 @@ use crate::common::eventually;
 use crate::common::rig::{Rig, disk, idle, machine, ready, says, status};
 
 const SNAPSHOT: &str = "Async.VDI.snapshot";
+const CLONE: &str = "Async.VDI.clone";
 
 fn strike(rig: &Rig, method: &str, effect: Effect, times: Option<u32>) {
     rig.sim.pool.faults.add(Fault { target: Target::Method(method.to_owned()), effect, times });
@@ -63,6 +64,22 @@ async fn a_freeze_carried_out_after_it_was_taken_back_is_no_version() {
     assert!(rig.hands.disk(late.uuid()).await.is_some(), "told of, never deleted");
 }
 
+/// An attempt failed, and its task cannot be taken away. The next one's reply is lost, and the pool carries it out a moment later: what is seen
+/// to have failed is not that call, and no third one is sent beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_earlier_attempts_failure_does_not_speak_for_a_later_one() {
+    let rig = Rig::new().await;
+    strike(&rig, "task.destroy", Effect::Drop, None);
+    strike(&rig, CLONE, Effect::FailTask(Failure::new("INTERNAL_ERROR", ["once"])), Some(1));
+    // Less than the two looks of an in-flight test are apart.
+    strike(&rig, CLONE, Effect::ExecuteLate(Duration::from_secs(20)), Some(1));
+    let _controller = rig.run().await;
+    rig.layer("later", json!({"machine": {"powerOn": false}})).await;
+    rig.until_reason("later", "StartMachine").await;
+    let left = rig.hands.all("VDI").await.into_iter().filter(|d| d.key("making").is_some() && !d.claimed());
+    assert_eq!((rig.calls(CLONE), left.count()), (2, 0), "calls, and copies that nobody claimed");
+}
+
 /// Two disks bear our mark and no task tells which is ours: neither is taken, a third is made, and both stay for a person to see.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_marked_children_without_a_task_none_is_taken() {
@@ -73,7 +90,7 @@ async fn of_two_marked_children_without_a_task_none_is_taken() {
     rig.sim.pool.clock.held("VDI.clone/row").await;
     drop(controller);
     rig.sim.pool.clock.unhold("VDI.clone/row");
-    let clones = async || rig.hands.all("task").await.into_iter().find(|t| t.text("name_label") == "Async.VDI.clone");
+    let clones = async || rig.hands.all("task").await.into_iter().find(|t| t.text("name_label") == CLONE);
     let done = async || clones().await.filter(|t| t.text("status") == "success");
     let task = eventually("the clone is made", done).await;
     rig.hands.call("task.destroy", json!([task.r])).await;
@@ -89,7 +106,7 @@ async fn of_two_marked_children_without_a_task_none_is_taken() {
 
     let _controller = rig.run().await;
     let made = rig.until_reason("two", "StartMachine").await;
-    assert_eq!(rig.calls("Async.VDI.clone"), 2);
+    assert_eq!(rig.calls(CLONE), 2);
     for d in two {
         assert_ne!(d.uuid(), disk(&made));
         assert!(!rig.hands.disk(d.uuid()).await.expect("told of, never deleted").claimed());

@@ -221,7 +221,6 @@ fn task_sight(
         Sent::Once | Sent::Unknown => {}
     }
     let ended = |status: TaskStatus| move |t: &&Task| t.status == status;
-    let known = || named.into_iter().chain(tagged());
     // Of the task that this very attempt was answered with there is no doubt.
     let own = named.filter(ended(TaskStatus::Success));
     if let Some(task) = own.or_else(|| tagged().find(ended(TaskStatus::Success))) {
@@ -237,7 +236,9 @@ fn task_sight(
         *doubt |= uuid.is_none() && making != Making::StartMachine;
         return TaskSight::Succeeded { child: uuid.filter(|u| !claimed(lens, making, u)) };
     }
-    match known().find(|t| !matches!(t.status, TaskStatus::Other)) {
+    // Where this very attempt was answered with a task, another's failure is an earlier one's.
+    let last = if *sent == Sent::Once { named } else { tagged().next() };
+    match last.filter(|t| t.status != TaskStatus::Other) {
         Some(task) => TaskSight::Failed(failed(making, task)),
         None => TaskSight::None,
     }
