@@ -35,11 +35,10 @@ pub async fn settle(ctx: &Context, pool: &Pool, view: &View, layer: &str, sr: &s
 /// A stream has its answer at once, and no task that `settle` could look at. Remembered alike: a row that came back with a pool that died is
 /// to be scanned for, not streamed to for ever.
 pub fn refused(ctx: &Context, pool: &Pool, view: &View, layer: &str, step: &Step, error: &Error) {
-    let Some(failure) = error.failure().filter(|f| is_of_storage(f)) else { return };
-    let Some(sr) = sr_of(step, view) else { return };
+    let Some(sr) = sr_of(step, view).filter(|_| error.failure().is_some_and(is_of_storage)) else { return };
     let (mut memory, now) = (pool.memory(), ctx.pace.now());
     memory.did(layer, step, None, now);
-    memory.ended(layer, Some(trouble::of_failure(failure)), Some(sr), now, |failures| ctx.pace.backoff(failures));
+    memory.ended(layer, Some(trouble::of_step(step, error)), Some(sr), now, |failures| ctx.pace.backoff(failures));
 }
 
 /// Remembers a step that was carried out. With no task that could tell more, what it was refused with before is over.

@@ -210,7 +210,7 @@ fn shipped_iso<'a>(view: &View, isos: &[(Found<'a, Vdi>, &Arc<Sr>)]) -> Result<F
         })
         .map(|(_, _, found)| *found)
         .ok_or_else(|| {
-            let text = "no ISO with the guest tools is in the pool: put the one for Windows into an ISO storage repository that is attached, and set spec.toolsISO";
+            let text = "no ISO with the guest tools is in the pool: put the one for Windows into an ISO storage repository that is attached, scan that (xe sr-scan), and set spec.toolsISO to its name";
             Trouble::new(Reason::ToolsISONotFound, text)
         })
 }

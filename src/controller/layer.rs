@@ -268,7 +268,7 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
             tracing::warn!(layer = %layer.name_any(), step = ?plan.step, error = %crate::telemetry::chain(e), "a step failed");
             ended::refused(ctx, pool, lens.view, &uid, &plan.step, e);
         }
-        f.trouble()
+        f.trouble(&plan.step)
     });
     if failed.is_none() && plan.step == Step::LetGo {
         return let_go(ctx, layer).await;

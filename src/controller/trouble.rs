@@ -3,6 +3,7 @@
 use crate::api::reason::Reason;
 use crate::domain::fault::Fault;
 use crate::domain::observed::{Making, Trouble};
+use crate::domain::plan::Step;
 use crate::xapi::error::{Error, StreamProblem, fault_of};
 use crate::xapi::wire::Failure;
 
@@ -46,6 +47,25 @@ pub fn of(error: &Error) -> Trouble {
             Reason::APIServerError,
             "this controller does not lead at the moment; the one that does goes on",
         ),
+    }
+}
+
+/// Of a step that the pool refused. A layer goes on without its config disk; with one that the storage can neither read nor overwrite it would
+/// never, and only a person can tell that it is lost.
+pub fn of_step(step: &Step, error: &Error) -> Trouble {
+    let trouble = of(error);
+    let leads_on = match step {
+        Step::ReadConfig { disk, .. } => format!(
+            "config disk {disk} cannot be read for good, destroy it (xe vdi-destroy uuid={disk}): you are asked then whether to go on without what the guest left there"
+        ),
+        Step::WipeConfig { disk } => format!(
+            "config disk {disk} cannot be overwritten for good, destroy it (xe vdi-destroy uuid={disk}): the layer goes on, and what the disk held may stay on the storage's blocks"
+        ),
+        _without => return trouble,
+    };
+    match trouble.reason {
+        Reason::StorageError => Trouble { message: format!("{}. If {leads_on}", trouble.message), ..trouble },
+        _passes => trouble,
     }
 }
 

@@ -216,6 +216,10 @@ async fn a_lost_disk_is_not_made_again_once_the_machine_ran() {
     let _controller = rig.run().await;
     rig.layer("lost", two_steps()).await;
     let halted = rig.until_reason("lost", "StorageError").await;
+    assert!(
+        ready(&halted).is_some_and(|(_, m)| m.contains("cannot be read for good, destroy it (xe vdi-destroy uuid=")),
+        "{halted:#?}"
+    );
     rig.hands.destroy_disk(&status(&halted).config_disk.expect("its record").uuid).await;
     let asked = rig.until_reason("lost", "ConfigDiskLost").await;
     assert!(ready(&asked).is_some_and(|(_, m)| m.contains("gone from the pool")), "{asked:#?}");
@@ -293,6 +297,26 @@ async fn nothing_is_left_on_the_disk_when_it_goes() {
     assert!(bytes().iter().all(|b| *b == 0));
     rig.sim.pool.faults.clear();
     rig.until_finalized("zeros", "1").await;
+}
+
+/// A disk that the storage can no longer overwrite holds nobody up: who destroys it is told what that means, and the freeze goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_disk_that_cannot_be_wiped_may_be_destroyed_by_hand() {
+    let rig = Rig::new().await;
+    files(&rig).await;
+    rig.guest("stuck", served());
+    let _controller = rig.run().await;
+    rig.layer("stuck", two_steps()).await;
+    let halted = rig.until_reason("stuck", "ApproveFinalize").await;
+    let c = status(&halted).config_disk.expect("its record").uuid;
+    let refused = Effect::Refuse(Failure::new("SR_BACKEND_FAILURE_453", ["x"]));
+    rig.sim.pool.faults.add(Fault { target: Target::Method(PUT.to_owned()), effect: refused, times: None });
+    rig.approve("stuck", "1").await;
+    let stuck = rig.until_reason("stuck", "StorageError").await;
+    let cure = format!("cannot be overwritten for good, destroy it (xe vdi-destroy uuid={c})");
+    assert!(ready(&stuck).is_some_and(|(_, m)| m.contains(&cure)), "{stuck:#?}");
+    rig.hands.destroy_disk(&c).await;
+    rig.until_finalized("stuck", "1").await;
 }
 
 /// A report needs the second way out where the drivers of the first are only being installed.

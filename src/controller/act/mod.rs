@@ -34,10 +34,11 @@ impl From<Error> for Failed {
 }
 
 impl Failed {
-    pub fn trouble(&self) -> Trouble {
+    /// `step`: what failed.
+    pub fn trouble(&self, step: &Step) -> Trouble {
         match self {
             Self::Stale => Trouble::new(Reason::PoolError, "the pool changed under a decision; it is made anew"),
-            Self::Pool(e) => trouble::of(e),
+            Self::Pool(e) => trouble::of_step(step, e),
             Self::Told(t) => t.clone(),
         }
     }
