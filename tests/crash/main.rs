@@ -38,7 +38,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Lives mostly wait: so many at once keep two cores busy.
 const AT_ONCE: usize = 28;
 /// What `cargo test` spends here, besides what is under way then. `--all` goes on to the end.
-const BUDGET: Duration = Duration::from_secs(480);
+const BUDGET: Duration = Duration::from_secs(420);
 /// A call of a recovery is brought about again at most so often: it hangs on moments.
 const TURNS: usize = 6;
 
