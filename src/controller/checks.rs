@@ -75,6 +75,24 @@ pub enum Rights {
     These(HashSet<String>),
 }
 
+impl Rights {
+    /// `granted`: none of the local root.
+    pub fn of(granted: Option<Vec<String>>) -> Self {
+        granted.map_or(Self::All, |granted| Self::These(granted.into_iter().collect()))
+    }
+
+    pub fn are_enough(&self) -> bool {
+        self.missing(&NEEDED).is_empty() && self.missing(&WISHED).is_empty()
+    }
+
+    fn missing(&self, wanted: &[&'static str]) -> Vec<&'static str> {
+        match self {
+            Self::All => Vec::new(),
+            Self::These(granted) => wanted.iter().copied().filter(|w| !granted.contains(*w)).collect(),
+        }
+    }
+}
+
 /// What the checks found.
 #[derive(Default)]
 pub struct Outcome {
@@ -252,13 +270,7 @@ impl Outcome {
     }
 
     pub fn rights(&mut self, rights: &Rights) {
-        let missing = |wanted: &[&'static str]| -> Vec<&'static str> {
-            match rights {
-                Rights::All => Vec::new(),
-                Rights::These(granted) => wanted.iter().copied().filter(|w| !granted.contains(*w)).collect(),
-            }
-        };
-        let (needed, wished) = (missing(&NEEDED), missing(&WISHED));
+        let (needed, wished) = (rights.missing(&NEEDED), rights.missing(&WISHED));
         if !needed.is_empty() {
             let text = format!(
                 "the account may not do {}: give it the role vm-power-admin, better pool-operator",

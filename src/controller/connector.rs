@@ -145,7 +145,7 @@ impl Connectors {
         }
         let view = link.with_tools_iso(view, spec.tools_iso.as_deref()).await;
         if outcome.parts(&view, spec) {
-            match link.rights().await {
+            match link.rights(self.ctx.pace.rights).await {
                 Ok(rights) => outcome.rights(&rights),
                 // If it stays, the mirror notices too; until then this check is just not made.
                 Err(error) => {

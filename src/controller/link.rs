@@ -4,10 +4,12 @@
 //! a test that lets a controller die, leave nothing running.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::audit;
 use super::checks::Rights;
@@ -44,10 +46,18 @@ pub struct Link {
     pub pool: Arc<Pool>,
     /// What the credentials were read by: the Secret's name, and the annotation that forces a look.
     origin: Mutex<Origin>,
-    rights: Arc<Mutex<Option<Rights>>>,
+    account: Arc<Mutex<Account>>,
     /// For which tools ISO the ISO repositories were scanned last, and the annotation of then.
     scanned: Mutex<Option<(Option<String>, Option<String>)>>,
     courier: tokio::task::AbortHandle,
+}
+
+/// What is known of the account.
+#[derive(Default)]
+struct Account {
+    rights: Option<Rights>,
+    /// The last log-in, which settled what a session may do; none: to be asked of a new one.
+    asked: Option<Instant>,
 }
 
 /// Where credentials came from: another origin needs another reading.
@@ -73,8 +83,8 @@ impl Link {
         origin: Origin,
     ) -> Result<Self, Error> {
         let (deadline, metrics, pace) = (ctx.deadline.clone(), ctx.metrics.clone(), ctx.pace);
-        let rights: Arc<Mutex<Option<Rights>>> = Arc::default();
-        let known = Arc::clone(&rights);
+        let account: Arc<Mutex<Account>> = Arc::default();
+        let known = Arc::clone(&account);
         let client = Client::new(Options {
             endpoints: setup.endpoints.clone(),
             credentials,
@@ -85,8 +95,10 @@ impl Link {
             permit: Arc::new(move || deadline.holds()),
             observer: Arc::new(move |call: &CallRecord<'_>| {
                 // A role is that of the session, and what is known of it may be wrong.
-                if call.method == LOG_IN || call.error.is_some_and(|e| e.is_code("RBAC_PERMISSION_DENIED")) {
-                    *lock(&known) = None;
+                if call.method == LOG_IN {
+                    *lock(&known) = Account { rights: None, asked: Some(Instant::now()) };
+                } else if call.error.is_some_and(|e| e.is_code("RBAC_PERMISSION_DENIED")) {
+                    lock(&known).rights = None;
                 }
                 audit::call(call);
                 metrics.xapi_call(call.method, outcome(call.error), call.duration);
@@ -102,7 +114,7 @@ impl Link {
         let mirror = Mirror::start(client.clone(), options, batches);
         let pool = Arc::new(Pool::new(client, mirror, ctx.room.clone()));
         let courier = tokio::spawn(carry(ctx.clone(), key.clone(), pool.clone(), changes)).abort_handle();
-        Ok(Self { setup, pool, origin: Mutex::new(origin), rights, scanned: Mutex::default(), courier })
+        Ok(Self { setup, pool, origin: Mutex::new(origin), account, scanned: Mutex::default(), courier })
     }
 
     pub fn health(&self) -> Health {
@@ -118,22 +130,30 @@ impl Link {
         let changed = self.pool.client.set_credentials(credentials).await;
         let forced = std::mem::replace(&mut *lock(&self.origin), origin.clone()) != origin;
         if changed || forced {
-            self.forget_rights();
+            *lock(&self.account) = Account::default();
             self.pool.mirror.nudge();
         }
     }
 
-    /// What the account may do; asked once for each log-in, and again when the pool refused something for want of a right.
-    pub async fn rights(&self) -> Result<Rights, Error> {
-        if let Some(known) = lock(&self.rights).clone() {
-            return Ok(known);
-        }
-        let rights = if self.pool.client.read().is_superuser().await? {
-            Rights::All
-        } else {
-            Rights::These(self.pool.client.read().permissions().await?.into_iter().collect())
+    /// What the account may do; asked once for each log-in, and again when the pool refused something for want of a right. An account that
+    /// lacks one is asked about anew every `again`: our session keeps the rights it began with, and gives way to one that may more.
+    pub async fn rights(&self, again: Duration) -> Result<Rights, Error> {
+        let client = &self.pool.client;
+        let known = lock(&self.account).rights.clone();
+        let rights = match known {
+            Some(known) => known,
+            None if client.read().is_superuser().await? => Rights::All,
+            None => Rights::of(Some(client.read().permissions().await?)),
         };
-        *lock(&self.rights) = Some(rights.clone());
+        let due = lock(&self.account).asked.is_none_or(|at| at.elapsed() >= again);
+        if due && !rights.are_enough() {
+            let anew = Rights::of(client.rights_anew().await?);
+            if anew != rights {
+                client.logout().await;
+                return Ok(anew);
+            }
+        }
+        lock(&self.account).rights = Some(rights.clone());
         Ok(rights)
     }
 
@@ -158,7 +178,7 @@ impl Link {
     }
 
     pub fn forget_rights(&self) {
-        *lock(&self.rights) = None;
+        lock(&self.account).rights = None;
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Pace {
     pub settle: Duration,
     /// Connector: credentials that were refused are read again after this long.
     pub credentials: Duration,
+    /// An account that lacks a right is asked about in a new session after this long: an open one keeps the rights it began with.
+    pub rights: Duration,
     /// `event.from`.
     pub poll: Duration,
     /// Slow re-list of the mirror.
@@ -50,6 +52,7 @@ impl Pace {
         overdue: Duration::from_secs(2 * 3600),
         settle: Duration::from_secs(5),
         credentials: Duration::from_secs(30),
+        rights: Duration::from_secs(300),
         poll: Duration::from_secs(60),
         resync: Duration::from_secs(600),
         write: Duration::from_secs(10),
@@ -103,7 +106,7 @@ mod tests {
         assert_eq!((p.backoff.0.as_secs(), p.backoff.1.as_secs()), (2, 300));
         assert_eq!((p.poll.as_secs(), p.resync.as_secs(), p.write.as_secs()), (60, 600, 10));
         assert_eq!((p.patience.as_secs(), p.settle.as_secs(), p.credentials.as_secs()), (600, 5, 30));
-        assert_eq!(p.overdue.as_secs(), 2 * 60 * 60);
+        assert_eq!((p.overdue.as_secs(), p.rights.as_secs()), (2 * 60 * 60, 300));
         assert!((p.jitter - 0.2).abs() < f64::EPSILON);
     }
 

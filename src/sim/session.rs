@@ -2,6 +2,7 @@
 //!
 //! Asked by `rpc` before every call. Sessions live in the database's memory only: a restart of the daemon takes them all.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,17 +31,23 @@ pub struct Account {
 
 pub struct Accounts {
     accounts: Mutex<Vec<Account>>,
+    /// What each session may do is settled when it begins; a role given later counts from the next log-in on.
+    roles: Mutex<HashMap<Ref, Option<String>>>,
     /// How long a wrong password is left waiting for its refusal: about 5 s on a real host (xapi.md 2.1).
     delay: Mutex<Duration>,
 }
 
 impl Accounts {
     pub fn new(accounts: Vec<Account>, delay: Duration) -> Self {
-        Self { accounts: Mutex::new(accounts), delay: Mutex::new(delay) }
+        Self { accounts: Mutex::new(accounts), roles: Mutex::default(), delay: Mutex::new(delay) }
     }
 
     fn list(&self) -> MutexGuard<'_, Vec<Account>> {
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn roles(&self) -> MutexGuard<'_, HashMap<Ref, Option<String>>> {
+        self.roles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a user, or changes the password and role of the one with that name.
@@ -76,6 +83,7 @@ pub async fn login(pool: &Pool, host: &Ref, user: &str, password: &str, originat
         ("originator", json!(originator)),
     ];
     let session = db.create("session", row);
+    pool.accounts.roles().insert(session.clone(), account.role.clone());
     let mut same: Vec<(String, Ref)> = db
         .all("session")
         .filter(|(r, s)| {
@@ -115,8 +123,7 @@ pub fn check(pool: &Pool, session: &Ref, permission: &str, needed: &str) -> Resu
     let mut db = pool.db();
     let row = db.find("session", session).ok_or_else(|| Failure::new("SESSION_INVALID", [session.as_str()]))?;
     let text = |field: &str| row.get(field).and_then(Value::as_str).unwrap_or_default();
-    let user = text("auth_user_name");
-    let role = pool.accounts.list().iter().find(|a| a.name == user).and_then(|a| a.role.clone());
+    let role = pool.accounts.roles().get(session).cloned().flatten();
     if role.is_some_and(|role| rank(&role) < rank(needed)) {
         let text = "No permission in user session. (Roles with this permission are shown in the documentation)";
         return Err(Failure::new("RBAC_PERMISSION_DENIED", [&permission.to_lowercase(), text]));

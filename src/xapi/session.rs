@@ -100,10 +100,32 @@ impl Client {
     pub async fn logout(&self) {
         let session = self.lock().take();
         if let Some(session) = session {
-            let call = self.call("session.logout", &[]);
-            // A session that cannot be given back dies of idleness.
-            let _: Result<serde::de::IgnoredAny, _> = self.post(&session.url, Some(&session), &call).await;
+            self.give_back(&session).await;
         }
+    }
+
+    async fn give_back(&self, session: &Session) {
+        let call = self.call("session.logout", &[]);
+        // A session that cannot be given back dies of idleness.
+        let _: Result<serde::de::IgnoredAny, _> = self.post(&session.url, Some(session), &call).await;
+    }
+
+    /// What a session that begins now may do: calls in lower case, e.g. `sr.scan`; none: the local root, who is above roles. A session keeps
+    /// the rights that it began with, so only another one, given back at once, tells of a role that was given since.
+    pub async fn rights_anew(&self) -> Result<Option<Vec<String>>, Error> {
+        let url = self.session().await?.url.clone();
+        let credentials = self.0.door.lock().await.credentials.clone();
+        let session = self.log_in_at(&url, &credentials).await?;
+        let own = [json!(session.reference)];
+        let rights = async {
+            if self.post(&url, Some(&session), &self.call("session.get_is_local_superuser", &own)).await? {
+                return Ok(None);
+            }
+            self.post(&url, Some(&session), &self.call("session.get_rbac_permissions", &own)).await.map(Some)
+        };
+        let rights = rights.await;
+        self.give_back(&session).await;
+        rights
     }
 
     pub(super) async fn session(&self) -> Result<Arc<Session>, Error> {

@@ -35,6 +35,7 @@ pub const PACE: Pace = Pace {
     overdue: Duration::from_secs(72),
     settle: Duration::from_millis(50),
     credentials: Duration::from_millis(300),
+    rights: Duration::from_secs(1),
     poll: Duration::from_secs(5),
     resync: Duration::from_secs(6),
     write: Duration::from_secs(10),

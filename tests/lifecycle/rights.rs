@@ -67,13 +67,16 @@ async fn a_vm_power_admin_takes_a_layer_through_its_whole_life() {
     rig.hands.assert_tidy().await;
 }
 
-/// At rest nobody asks what the account may do: what changes shows by a log-in or by a refusal.
+/// At rest nobody asks what the account may do but now and then, where it lacks something: what is lost shows by a log-in or by a refusal.
 #[tokio::test(flavor = "multi_thread")]
 async fn rights_are_asked_once_for_a_log_in_and_after_a_refusal() {
     let rig = modest().await;
     let soon = Duration::from_millis(300);
     let _controller = rig
-        .run_with(Settings { pace: Pace { resync: soon, rest: soon, ..rig.settings().pace }, ..rig.settings() })
+        .run_with(Settings {
+            pace: Pace { resync: soon, rest: soon, rights: Duration::from_secs(3600), ..rig.settings().pace },
+            ..rig.settings()
+        })
         .await;
     rig.connector_ready().await;
     let (asked, listed) = (|| rig.calls("session.get_is_local_superuser"), || rig.calls("VDI.get_all_records"));

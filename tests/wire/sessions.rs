@@ -60,11 +60,15 @@ async fn roles_bound_what_a_user_may_call() {
     assert_eq!(raw.call("session.get_is_local_superuser", json!([raw.session])).await, Ok(json!(false)));
     // xapi.md 2.3: some keys of a map need less than the map.
     raw.sim.pool.accounts.put(account("vm-operator"));
+    raw.session = raw.login("op", "p").await.unwrap();
     raw.call("VM.add_to_other_config", json!([vm, "folder", "/a"])).await.unwrap();
     let refused = raw.call("VM.add_to_other_config", json!([vm, "k", "v"])).await.unwrap_err();
     assert_eq!(refused[..2], ["RBAC_PERMISSION_DENIED", "vm.add_to_other_config"]);
-    // A changed role counts at once.
+    // A session keeps the rights that it began with.
     raw.sim.pool.accounts.put(account("pool-operator"));
+    let refused = raw.call("pool.sync_database", json!([])).await.unwrap_err();
+    assert_eq!(refused[0], "RBAC_PERMISSION_DENIED");
+    raw.session = raw.login("op", "p").await.unwrap();
     raw.call("pool.sync_database", json!([])).await.unwrap();
 }
 
