@@ -81,8 +81,9 @@ impl Rights {
         granted.map_or(Self::All, |granted| Self::These(granted.into_iter().collect()))
     }
 
-    pub fn are_enough(&self) -> bool {
-        self.missing(&NEEDED).is_empty() && self.missing(&WISHED).is_empty()
+    /// How many rights that we have a use for are missing.
+    pub fn lacking(&self) -> usize {
+        self.missing(&NEEDED).len() + self.missing(&WISHED).len()
     }
 
     fn missing(&self, wanted: &[&'static str]) -> Vec<&'static str> {

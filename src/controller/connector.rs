@@ -145,7 +145,7 @@ impl Connectors {
         }
         let view = link.with_tools_iso(view, spec.tools_iso.as_deref()).await;
         if outcome.parts(&view, spec) {
-            match link.rights(self.ctx.pace.rights).await {
+            match link.rights().await {
                 Ok(rights) => outcome.rights(&rights),
                 // If it stays, the mirror notices too; until then this check is just not made.
                 Err(error) => {
@@ -246,10 +246,12 @@ impl Connectors {
             Some(R::APIServerError) => self.back_off(uid),
             // Not all could be asked, and not because something is wrong.
             None if !outcome.is_ready() => self.back_off(uid),
-            // The mirror wakes us.
-            Some(_) | None => {
+            // The mirror wakes us, but for a role that is given.
+            others => {
                 lock(&self.ctx.backoff).succeeded(uid);
-                pace.jittered(pace.rest)
+                let missing = matches!(others, Some(R::PermissionDenied | R::PoolOperatorMissing));
+                let rest = pace.jittered(pace.rest);
+                if missing { rest.min(pace.rights + pace.rights / 20) } else { rest }
             }
         }
     }

@@ -24,7 +24,7 @@ pub async fn settle(ctx: &Context, pool: &Pool, view: &View, layer: &str, sr: &s
     let failure = failed.then(|| Failure::from_list(&record.error_info)).flatten();
     let refused = failure.filter(|f| !AS_WANTED.contains(&f.code.as_str()));
     let sr = sr_of(&step, view).unwrap_or(sr);
-    let doubted = refused.as_ref().is_some_and(is_of_storage).then_some(sr);
+    let doubted = refused.as_ref().is_some_and(trouble::is_of_storage).then_some(sr);
     let trouble = refused.as_ref().map(trouble::of_failure);
     pool.memory().ended(layer, trouble, doubted, ctx.pace.now(), |failures| ctx.pace.backoff(failures));
     if let Err(error) = pool.client.write().task_destroy(&task).await {
@@ -35,7 +35,7 @@ pub async fn settle(ctx: &Context, pool: &Pool, view: &View, layer: &str, sr: &s
 /// A stream has its answer at once, and no task that `settle` could look at. Remembered alike: a row that came back with a pool that died is
 /// to be scanned for, not streamed to for ever.
 pub fn refused(ctx: &Context, pool: &Pool, view: &View, layer: &str, step: &Step, error: &Error) {
-    let Some(sr) = sr_of(step, view).filter(|_| error.failure().is_some_and(is_of_storage)) else { return };
+    let Some(sr) = sr_of(step, view).filter(|_| error.failure().is_some_and(trouble::is_of_storage)) else { return };
     let (mut memory, now) = (pool.memory(), ctx.pace.now());
     memory.did(layer, step, None, now);
     memory.ended(layer, Some(trouble::of_step(step, error)), Some(sr), now, |failures| ctx.pace.backoff(failures));
@@ -52,11 +52,6 @@ pub fn did(ctx: &Context, pool: &Pool, layer: &str, step: &Step, task: Option<Re
     if over {
         memory.ended(layer, None, None, now, |failures| ctx.pace.backoff(failures));
     }
-}
-
-/// A stream that fails anywhere below says no more than the last of these.
-fn is_of_storage(failure: &Failure) -> bool {
-    failure.code.starts_with("SR_BACKEND_FAILURE_") || failure.code == "VDI_IO_ERROR"
 }
 
 /// Uuid of the repository of the disk that a step destroys, or streams to or from.

@@ -4,7 +4,6 @@
 //! a test that lets a controller die, leave nothing running.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
@@ -56,8 +55,8 @@ pub struct Link {
 #[derive(Default)]
 struct Account {
     rights: Option<Rights>,
-    /// The last log-in, which settled what a session may do; none: to be asked of a new one.
-    asked: Option<Instant>,
+    /// When a new session is asked whether it may more; none: not before a log-in.
+    ask_at: Option<Instant>,
 }
 
 /// Where credentials came from: another origin needs another reading.
@@ -95,8 +94,8 @@ impl Link {
             permit: Arc::new(move || deadline.holds()),
             observer: Arc::new(move |call: &CallRecord<'_>| {
                 // A role is that of the session, and what is known of it may be wrong.
-                if call.method == LOG_IN {
-                    *lock(&known) = Account { rights: None, asked: Some(Instant::now()) };
+                if call.method == LOG_IN && call.error.is_none() {
+                    *lock(&known) = Account { rights: None, ask_at: Some(pace.now() + pace.rights) };
                 } else if call.error.is_some_and(|e| e.is_code("RBAC_PERMISSION_DENIED")) {
                     lock(&known).rights = None;
                 }
@@ -130,14 +129,14 @@ impl Link {
         let changed = self.pool.client.set_credentials(credentials).await;
         let forced = std::mem::replace(&mut *lock(&self.origin), origin.clone()) != origin;
         if changed || forced {
-            *lock(&self.account) = Account::default();
+            *lock(&self.account) = Account { rights: None, ask_at: Some(Instant::now()) };
             self.pool.mirror.nudge();
         }
     }
 
-    /// What the account may do; asked once for each log-in, and again when the pool refused something for want of a right. An account that
-    /// lacks one is asked about anew every `again`: our session keeps the rights it began with, and gives way to one that may more.
-    pub async fn rights(&self, again: Duration) -> Result<Rights, Error> {
+    /// What the account may do; asked once for each log-in, and again when the pool refused something for want of a right. Where one is
+    /// missing, a new session is asked now and then: ours keeps the rights it began with, and gives way to one that may more.
+    pub async fn rights(&self) -> Result<Rights, Error> {
         let client = &self.pool.client;
         let known = lock(&self.account).rights.clone();
         let rights = match known {
@@ -145,12 +144,21 @@ impl Link {
             None if client.read().is_superuser().await? => Rights::All,
             None => Rights::of(Some(client.read().permissions().await?)),
         };
-        let due = lock(&self.account).asked.is_none_or(|at| at.elapsed() >= again);
-        if due && !rights.are_enough() {
-            let anew = Rights::of(client.rights_anew().await?);
-            if anew != rights {
-                client.logout().await;
-                return Ok(anew);
+        let due = lock(&self.account).ask_at.is_some_and(|at| at <= Instant::now());
+        if due && rights.lacking() > 0 {
+            match client.rights_anew().await.map(Rights::of) {
+                Ok(anew) if anew.lacking() < rights.lacking() => {
+                    client.logout().await;
+                    return Ok(anew);
+                }
+                Ok(_no_more) => {}
+                Err(error) => {
+                    // Whoever tries a refused password again and again may lock the account; our session still lives.
+                    if error.is_refused() {
+                        lock(&self.account).ask_at = None;
+                    }
+                    tracing::info!(error = error.kind(), "whether the account may more by now could not be asked");
+                }
             }
         }
         lock(&self.account).rights = Some(rights.clone());

@@ -50,23 +50,31 @@ pub fn of(error: &Error) -> Trouble {
     }
 }
 
-/// Of a step that the pool refused. A layer goes on without its config disk; with one that the storage can neither read nor overwrite it would
-/// never, and only a person can tell that it is lost.
+/// Of a step that failed. A layer goes on without its config disk; with one that the storage can neither read nor write it never would, and only
+/// a person can tell that it is lost for good.
 pub fn of_step(step: &Step, error: &Error) -> Trouble {
     let trouble = of(error);
     let leads_on = match step {
         Step::ReadConfig { disk, .. } => format!(
-            "config disk {disk} cannot be read for good, destroy it (xe vdi-destroy uuid={disk}): you are asked then whether to go on without what the guest left there"
+            "config disk {disk} cannot be read for good, destroy it (xe vdi-destroy uuid={disk}): the layer goes on without what the guest left there"
         ),
         Step::WipeConfig { disk } => format!(
             "config disk {disk} cannot be overwritten for good, destroy it (xe vdi-destroy uuid={disk}): the layer goes on, and what the disk held may stay on the storage's blocks"
         ),
+        Step::FillConfig { disk } => format!(
+            "config disk {disk} cannot be written for good, destroy it (xe vdi-destroy uuid={disk}): another one is made"
+        ),
         _without => return trouble,
     };
-    match trouble.reason {
-        Reason::StorageError => Trouble { message: format!("{}. If {leads_on}", trouble.message), ..trouble },
-        _passes => trouble,
+    if error.failure().is_some_and(is_of_storage) && trouble.reason.fault() == Some(Fault::Retry) {
+        return Trouble { message: format!("{}. If {leads_on}", trouble.message), ..trouble };
     }
+    trouble
+}
+
+/// A stream that fails anywhere below says no more than the last of these.
+pub fn is_of_storage(failure: &Failure) -> bool {
+    failure.code.starts_with("SR_BACKEND_FAILURE_") || failure.code == "VDI_IO_ERROR"
 }
 
 /// Of the call that makes something: what cures too long a chain hangs on whose disk it is.

@@ -83,7 +83,10 @@ pub async fn login(pool: &Pool, host: &Ref, user: &str, password: &str, originat
         ("originator", json!(originator)),
     ];
     let session = db.create("session", row);
-    pool.accounts.roles().insert(session.clone(), account.role.clone());
+    let mut roles = pool.accounts.roles();
+    roles.retain(|session, _| db.find("session", session).is_some());
+    roles.insert(session.clone(), account.role.clone());
+    drop(roles);
     let mut same: Vec<(String, Ref)> = db
         .all("session")
         .filter(|(r, s)| {
@@ -123,7 +126,8 @@ pub fn check(pool: &Pool, session: &Ref, permission: &str, needed: &str) -> Resu
     let mut db = pool.db();
     let row = db.find("session", session).ok_or_else(|| Failure::new("SESSION_INVALID", [session.as_str()]))?;
     let text = |field: &str| row.get(field).and_then(Value::as_str).unwrap_or_default();
-    let role = pool.accounts.roles().get(session).cloned().flatten();
+    // One that did not begin by a log-in may do nothing.
+    let role = pool.accounts.roles().get(session).cloned().unwrap_or_else(|| Some(String::new()));
     if role.is_some_and(|role| rank(&role) < rank(needed)) {
         let text = "No permission in user session. (Roles with this permission are shown in the documentation)";
         return Err(Failure::new("RBAC_PERMISSION_DENIED", [&permission.to_lowercase(), text]));

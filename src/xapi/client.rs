@@ -98,7 +98,7 @@ pub(super) struct Inner {
     pooled: reqwest::Client,
     /// One connection a call.
     single: reqwest::Client,
-    slots: Semaphore,
+    pub(super) slots: Semaphore,
     pub(super) transfers: Semaphore,
     pub(super) session: Mutex<Option<Arc<Session>>>,
     /// Held while logging in, so that one does it for all.

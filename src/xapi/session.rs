@@ -113,6 +113,7 @@ impl Client {
     /// What a session that begins now may do: calls in lower case, e.g. `sr.scan`; none: the local root, who is above roles. A session keeps
     /// the rights that it began with, so only another one, given back at once, tells of a role that was given since.
     pub async fn rights_anew(&self) -> Result<Option<Vec<String>>, Error> {
+        let _slot = self.0.slots.acquire().await;
         let url = self.session().await?.url.clone();
         let credentials = self.0.door.lock().await.credentials.clone();
         let session = self.log_in_at(&url, &credentials).await?;

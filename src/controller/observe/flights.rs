@@ -237,8 +237,12 @@ fn task_sight(
         return TaskSight::Succeeded { child: uuid.filter(|u| !claimed(lens, making, u)) };
     }
     // Where this very attempt was answered with a task, another's failure is an earlier one's.
-    let last = if *sent == Sent::Once { named } else { tagged().next() };
-    match last.filter(|t| t.status != TaskStatus::Other) {
+    let over = |t: &&Task| t.status != TaskStatus::Other;
+    let last = match sent {
+        Sent::Once => named.filter(over),
+        _its_reply_lost => tagged().filter(over).max_by_key(|t| &t.created),
+    };
+    match last {
         Some(task) => TaskSight::Failed(failed(making, task)),
         None => TaskSight::None,
     }

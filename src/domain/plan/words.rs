@@ -207,7 +207,9 @@ pub(super) fn instruction(want: &Want, seen: &Observed, m: &Machine) -> Say {
 
 /// Where a person finds the guest's program.
 fn program(seen: &Observed, m: &Machine) -> &'static str {
-    if config::is_lost(seen, m) || m.config_done {
+    if m.config_done {
+        "lamina-guest, from the OS layer or copied into the machine: its drive LAMINA was taken off for the freeze that was called off, so it needs the guest tools to report"
+    } else if config::is_lost(seen, m) {
         "lamina-guest, from the OS layer or copied into the machine: its drive LAMINA is gone from the pool, so it needs the guest tools to report"
     } else if seen.program.is_some() && seen.config.found().is_some() {
         "lamina-guest.exe on its drive LAMINA"
