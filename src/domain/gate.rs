@@ -11,6 +11,7 @@ use lamina_guest::report::Report;
 use super::config::{self, Read};
 use super::doubt::Doubt;
 use super::identity::BOOT;
+use super::making;
 use super::observed::{Disk, Holder, Machine, Making, Observed, OsDisk, Power, Storage, Trouble};
 use super::report::{self, Finding, fitting, named};
 use super::want::{BaseFrom, FinalizePolicy, IntegrityPolicy, Want};
@@ -63,7 +64,7 @@ fn slot_is_ours(seen: &Observed) -> Result<(), Trouble> {
 }
 
 /// Before the OS disk is snapshotted, and again before the snapshot is claimed.
-pub fn os_disk(os: &OsDisk, storage: &Storage) -> Result<(), Trouble> {
+pub fn os_disk(os: &OsDisk, storage: &Storage, under_way: bool) -> Result<(), Trouble> {
     const CHAIN: [Gate<OsDisk>; 7] = [
         os_is_there,
         os_is_no_snapshot,
@@ -74,6 +75,10 @@ pub fn os_disk(os: &OsDisk, storage: &Storage) -> Result<(), Trouble> {
         os_is_not_paused,
     ];
     CHAIN.iter().try_for_each(|gate| gate(os))?;
+    // A snapshot that is under way has taken its room, or fails for want of it.
+    if under_way {
+        return Ok(());
+    }
     let need = if storage.thick { os.virtual_size } else { 0 };
     room(storage, need, &format!("a snapshot of OS disk '{}'", os.name))
 }
@@ -391,11 +396,15 @@ pub fn freeze(seen: &Observed, machine: &Machine) -> Result<(), Trouble> {
             ),
         ));
     };
-    // Storage pauses what it copies: our own freeze is no reason to take it back.
-    if seen.flight(Making::FreezeDisk).is_none_or(|f| f.intent.is_none()) {
+    // Storage pauses what it copies, and what it makes takes room: our own freeze is no reason to take it back.
+    let begun = seen.flight(Making::FreezeDisk).filter(|f| f.intent.is_some());
+    if begun.is_none() {
         work_is_not_paused(work)?;
     }
     work_is_in_nobodys_hands(work)?;
+    if begun.is_some_and(making::may_be_made) {
+        return Ok(());
+    }
     room(&seen.storage, if seen.storage.thick { work.virtual_size } else { 0 }, "the frozen version")
 }
 

@@ -41,6 +41,14 @@ pub enum Waiting {
     ForeignMark,
 }
 
+/// It was sent, and is not known to be over: its child may be there, and has its room.
+pub fn may_be_made(f: &Flight) -> bool {
+    match f.sent {
+        Sent::Never | Sent::Over => false,
+        Sent::Once | Sent::Unknown => !matches!(f.task, TaskSight::Failed(_)),
+    }
+}
+
 /// The next move towards the child of `f`.
 pub fn advance(f: &Flight) -> Move {
     if f.intent.is_none() {
@@ -60,6 +68,7 @@ pub fn advance(f: &Flight) -> Move {
         TaskSight::Succeeded { child: Some(child) } => {
             return Move::Do(Step::Claim { making: f.making, child: child.clone() });
         }
+        TaskSight::Unwanted { child } => return Move::Do(destroy(f, child)),
         TaskSight::Succeeded { child: None } if f.making == Making::StartMachine => {
             return Move::Do(Step::Settle { making: f.making, opid: f.opid.clone() });
         }
@@ -69,7 +78,7 @@ pub fn advance(f: &Flight) -> Move {
         }
         TaskSight::None => {}
     }
-    if let Some(step) = from_children(f) {
+    if let Some(step) = unwanted(f).or_else(|| from_children(f)) {
         return Move::Do(step);
     }
     match f.sent {
@@ -93,6 +102,15 @@ pub fn advance(f: &Flight) -> Move {
 /// still on its way to the pool.
 fn may_be_earlier(f: &Flight) -> bool {
     f.sent == Sent::Unknown && matches!(f.task, TaskSight::Failed(_))
+}
+
+/// A destruction that was asked for may come at any time, whatever is wanted by now: it is brought to its end before anything else.
+fn unwanted(f: &Flight) -> Option<Step> {
+    f.children.iter().find(|c| c.unwanted).map(|c| destroy(f, &c.uuid))
+}
+
+fn destroy(f: &Flight, child: &str) -> Step {
+    Step::DestroyUnclaimed { making: f.making, child: child.to_owned() }
 }
 
 /// A child without a task that tells: one that has the right shape is claimed; a half-made machine goes; several are left alone.
@@ -171,9 +189,13 @@ pub fn abandon(f: &Flight) -> Option<Move> {
     match &f.task {
         TaskSight::Pending { .. } => return Some(Move::Do(Step::CancelTasks { opid: f.opid.clone() })),
         TaskSight::Succeeded { child: Some(child) } if f.making != Making::StartMachine => {
-            return Some(Move::Do(Step::DestroyUnclaimed { making: f.making, child: child.clone() }));
+            return Some(Move::Do(destroy(f, child)));
         }
+        TaskSight::Unwanted { child } => return Some(Move::Do(destroy(f, child))),
         TaskSight::Succeeded { .. } | TaskSight::Failed(_) | TaskSight::None => {}
+    }
+    if let Some(step) = unwanted(f) {
+        return Some(Move::Do(step));
     }
     // Disks that bear an old mark, with no word of ours about it, are reported and left alone; a half-made machine has our name.
     let ours = f.intent.is_some() || f.mark == MarkSight::Ours;
@@ -193,7 +215,7 @@ pub fn abandon(f: &Flight) -> Option<Move> {
         && may_have_children(f)
         && (ours && silent && child.shaped || f.making == Making::CloneMachine)
     {
-        return Some(Move::Do(Step::DestroyUnclaimed { making: f.making, child: child.uuid.clone() }));
+        return Some(Move::Do(destroy(f, &child.uuid)));
     }
     match (&f.mark, &f.wanted_mark) {
         (MarkSight::Ours, Some(mark)) => Some(Move::Do(Step::Unmark { source: f.source.clone(), mark: mark.clone() })),
@@ -222,7 +244,7 @@ mod tests {
             mark: MarkSight::Ours,
             intent: Some(intent),
             sent,
-            children: vec![Child { uuid: "child".into(), shaped: true, settled: true }],
+            children: vec![Child { uuid: "child".into(), unwanted: false, shaped: true, settled: true }],
             quiet: Quiet::Twice,
             ..Flight::unbegun(Making::CloneDisk)
         }
@@ -250,6 +272,19 @@ mod tests {
         for task in [cancelled, TaskSight::Succeeded { child: None }] {
             let f = Flight { task, ..flight(Sent::Once) };
             assert!(matches!(abandon(&f), Some(Move::Do(Step::Unmark { .. }))), "{:?}", abandon(&f));
+        }
+    }
+
+    /// Asked for, waiting for its turn on the storage, or lost on its way: it comes when it comes. What is wanted again meanwhile is made anew.
+    #[test]
+    fn a_child_whose_destruction_was_asked_for_is_never_claimed() {
+        let gone = Move::Do(Step::DestroyUnclaimed { making: Making::CloneDisk, child: "child".into() });
+        for sent in [Sent::Never, Sent::Over, Sent::Once, Sent::Unknown] {
+            let mut f = flight(sent);
+            f.children[0].unwanted = true;
+            assert_eq!((advance(&f), abandon(&f)), (gone.clone(), Some(gone.clone())), "by its mark");
+            let f = Flight { task: TaskSight::Unwanted { child: "child".into() }, children: Vec::new(), ..f };
+            assert_eq!((advance(&f), abandon(&f)), (gone.clone(), Some(gone.clone())), "by its task");
         }
     }
 

@@ -370,12 +370,18 @@ pub enum TaskSight {
     Succeeded {
         child: Option<String>,
     },
+    /// What it made is being destroyed: asked for, and not to be had back.
+    Unwanted {
+        child: String,
+    },
     Failed(Trouble),
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Child {
     pub uuid: String,
+    /// Its destruction was asked for.
+    pub unwanted: bool,
     /// A snapshot whose `snapshot_of` points at the source, or no snapshot at all where a clone is expected.
     pub shaped: bool,
     /// Not a template any more (machines).

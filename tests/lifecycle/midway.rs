@@ -51,6 +51,48 @@ async fn an_approval_withdrawn_during_the_freeze_is_heeded() {
     rig.hands.assert_tidy().await;
 }
 
+/// The snapshot that is taken back waits for its end on the storage, with its task still saying that it was made: whoever approves again, or leads
+/// next, does not take it for the version.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_being_taken_back_is_no_version() {
+    for restarted in [false, true] {
+        let rig = Rig::new().await;
+        rig.guest("thrice", quick());
+        let controller = rig.run().await;
+        rig.layer("thrice", json!({})).await;
+        rig.until_reason("thrice", "ApproveFinalize").await;
+        let clock = &rig.sim.pool.clock;
+        clock.hold("VDI.snapshot/");
+        rig.approve("thrice", "1").await;
+        clock.held("VDI.snapshot/").await;
+        rig.patch("thrice", json!({"finalize": {"approved": null}})).await;
+        clock.hold("VDI.destroy/");
+        clock.unhold("VDI.snapshot/");
+        clock.held("VDI.destroy/").await;
+        let controller = match restarted {
+            false => controller,
+            true => {
+                drop(controller);
+                rig.run().await
+            }
+        };
+        rig.approve("thrice", "1").await;
+        rig.until_reason("thrice", "FreezingDisk").await;
+        let looks = || controller.metric("lamina_reconciles_total{kind=\"layer\"}");
+        let before = looks();
+        eventually("some passes", async || (looks() > before + 3).then_some(())).await;
+        assert!(
+            status(&rig.layers().get("thrice").await.expect("a layer")).versions.is_empty(),
+            "restarted: {restarted}"
+        );
+        clock.unhold("VDI.destroy/");
+        let done = rig.until_finalized("thrice", "1").await;
+        let [version] = status(&done).versions.try_into().expect("one version");
+        assert!(rig.hands.disk(&version.disk).await.is_some(), "its disk is there");
+        rig.hands.assert_tidy().await;
+    }
+}
+
 /// The OS disk's machine starts while its snapshot is taken.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_base_of_an_os_disk_that_got_in_use_is_not_claimed() {

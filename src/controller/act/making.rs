@@ -9,7 +9,7 @@ use super::super::observe::{base_lineage, flights};
 use super::{Done, Failed, Hand, already, begun, gone_is_done, written};
 use crate::api::reason::Reason;
 use crate::domain::config;
-use crate::domain::identity::{self, Keys, Lineage, Mark, NONCE, Opid, Role, TAG, TOKEN};
+use crate::domain::identity::{self, Keys, Lineage, Mark, NONCE, Opid, Role, TAG, TOKEN, UNWANTED};
 use crate::domain::observed::{Making, Sent, TaskSight, Trouble};
 use crate::domain::plan;
 use crate::xapi::calls::NewVdi;
@@ -199,8 +199,20 @@ impl Hand<'_, '_> {
         Ok(None)
     }
 
+    /// Said on it first: whoever sees it from here on, this process or another, knows that it is going.
+    pub(super) async fn destroy_unclaimed_disk(&self, uuid: &str) -> Done {
+        let (client, vdi) = (&self.lens.pool.client, self.vdi(uuid)?);
+        let said = written(client.write().vdi_add_to_other_config(&vdi, UNWANTED, uuid).await);
+        already(gone_is_done(said), "MAP_DUPLICATE_KEY")?;
+        self.destroy_disk(uuid, "unclaimed").await
+    }
+
     pub(super) async fn destroy_unclaimed_machine(&self, uuid: &str) -> Done {
+        let (pool, vm) = (&self.lens.pool, self.vm(uuid)?);
+        let said = written(pool.client.write().vm_add_to_other_config(&vm, UNWANTED, uuid).await);
+        already(gone_is_done(said), "MAP_DUPLICATE_KEY")?;
+        pool.memory().removing(uuid, &self.scene.observed.agent_start);
         let op = self.lineage(Role::Machine).opid().aux("undo");
-        gone_is_done(begun(self.lens.pool.client.start(&op).vm_destroy(&self.vm(uuid)?).await))
+        gone_is_done(begun(pool.client.start(&op).vm_destroy(&vm).await))
     }
 }

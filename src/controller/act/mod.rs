@@ -62,7 +62,7 @@ pub async fn act(lens: &Lens<'_>, scene: &Scene, step: &Step) -> Done {
         Step::Claim { making, child } => hand.claim(*making, child).await,
         Step::CancelTasks { opid } => hand.cancel(opid).await,
         Step::DestroyUnclaimed { making: Making::CloneMachine, child } => hand.destroy_unclaimed_machine(child).await,
-        Step::DestroyUnclaimed { child, .. } => hand.destroy_disk(child, "unclaimed").await,
+        Step::DestroyUnclaimed { child, .. } => hand.destroy_unclaimed_disk(child).await,
         Step::DestroyHalfMade { machine } => hand.destroy_unclaimed_machine(machine).await,
         Step::ScanStorage { sr } => hand.scan(sr).await,
         Step::TagAgain { uuid } => hand.tag_again(uuid).await,

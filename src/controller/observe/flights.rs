@@ -7,15 +7,14 @@ use std::time::Duration;
 
 use kube::ResourceExt;
 
-use super::super::pool::Attempt;
+use super::tasks::{is_claimed, is_unwanted, task_sight};
 use super::{Lens, base_lineage, lineage};
 use crate::api::PlatformLayer;
 use crate::api::condition::{ConditionType, find};
-use crate::api::reason::Reason;
-use crate::domain::identity::{self, BOOT, Lineage, Mark, Opid, Proof, Role, START_BEFORE, TASK_TAG, prove};
-use crate::domain::observed::{Child, Flight, Making, MarkSight, Observed, Quiet, Sent, TaskSight, Trouble};
+use crate::domain::identity::{self, BOOT, Lineage, Mark, Opid, Proof, Role, START_BEFORE, prove};
+use crate::domain::observed::{Child, Flight, Making, MarkSight, Observed, Quiet, Sent};
 use crate::xapi::model::{Task, TaskStatus, Vdi};
-use crate::xapi::wire::{Failure, Ref, task_result};
+use crate::xapi::wire::Ref;
 
 /// All operations that matter to a layer.
 pub struct Seen {
@@ -195,86 +194,6 @@ fn mark_sight(lens: &Lens<'_>, source: &str, wanted: Option<&Mark>, sr: &Ref) ->
     }
 }
 
-/// Tasks that bear exactly this tag; a sub-task bears none. What one made that is known by its tag alone counts only with the mark on it: a
-/// call that was carried out when the mark was off again was an earlier attempt's, and its copy may lack what was done since.
-fn task_sight(
-    lens: &Lens<'_>,
-    making: Making,
-    opid: &Opid,
-    attempt: &Attempt,
-    mark: Option<&Mark>,
-    doubt: &mut bool,
-) -> TaskSight {
-    let sent = &attempt.sent;
-    let tagged = || lens.view.tasks.with(TASK_TAG, &opid.0).map(|(_, t)| t.as_ref());
-    let named = attempt.task.as_ref().and_then(|r| lens.view.tasks.get(r)).map(AsRef::as_ref);
-    if *sent == Sent::Once && named.is_none() {
-        *doubt = true;
-    }
-    let pending = |t: &&Task| matches!(t.status, TaskStatus::Pending | TaskStatus::Cancelling);
-    if let Some(task) = named.into_iter().chain(tagged()).find(pending) {
-        return TaskSight::Pending { progress: task.progress };
-    }
-    match sent {
-        // What ended before this attempt, or was settled, says nothing of it.
-        Sent::Never | Sent::Over => return TaskSight::None,
-        Sent::Once | Sent::Unknown => {}
-    }
-    let ended = |status: TaskStatus| move |t: &&Task| t.status == status;
-    // Of the task that this very attempt was answered with there is no doubt.
-    let own = named.filter(ended(TaskStatus::Success));
-    if let Some(task) = own.or_else(|| tagged().find(ended(TaskStatus::Success))) {
-        let child = Ref(task_result(&task.result));
-        let uuid = match making {
-            Making::CloneMachine => lens.view.vms.get(&child).map(|vm| vm.uuid.clone()),
-            Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk | Making::CreateConfig => {
-                let counts = |d: &Vdi| own.is_some() || is_marked(d, mark) || is_claimed(d);
-                lens.view.vdis.get(&child).filter(|d| counts(d)).map(|d| d.uuid.clone())
-            }
-            Making::StartMachine => None,
-        };
-        *doubt |= uuid.is_none() && making != Making::StartMachine;
-        return TaskSight::Succeeded { child: uuid.filter(|u| !claimed(lens, making, u)) };
-    }
-    // Where this very attempt was answered with a task, another's failure is an earlier one's.
-    let over = |t: &&Task| t.status != TaskStatus::Other;
-    let last = match sent {
-        Sent::Once => named.filter(over),
-        _its_reply_lost => tagged().filter(over).max_by_key(|t| &t.created),
-    };
-    match last {
-        Some(task) => TaskSight::Failed(failed(making, task)),
-        None => TaskSight::None,
-    }
-}
-
-/// Made of a source while this mark was on it; where none is wanted, nothing is inherited.
-fn is_marked(d: &Vdi, mark: Option<&Mark>) -> bool {
-    mark.is_none_or(|mark| d.other_config.get(identity::MAKING) == Some(&mark.to_string()))
-}
-
-fn is_claimed(d: &Vdi) -> bool {
-    d.other_config.get(identity::SELF) == Some(&d.uuid)
-}
-
-/// A child that bears its keys is no child to claim any more.
-fn claimed(lens: &Lens<'_>, making: Making, uuid: &str) -> bool {
-    let keys = match making {
-        Making::CloneMachine | Making::StartMachine => lens.view.vms.by_uuid(uuid).map(|(_, vm)| &vm.other_config),
-        Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk | Making::CreateConfig => {
-            lens.view.vdis.by_uuid(uuid).map(|(_, d)| &d.other_config)
-        }
-    };
-    keys.is_some_and(|k| matches!(prove(lens.cluster, uuid, k, false), Proof::ByKeys(_)))
-}
-
-fn failed(making: Making, task: &Task) -> Trouble {
-    match Failure::from_list(&task.error_info) {
-        Some(failure) => super::super::trouble::of_making(making, &failure),
-        None => Trouble::new(Reason::PoolError, "the pool cancelled the call"),
-    }
-}
-
 fn children(lens: &Lens<'_>, making: Making, opid: &Opid, source: &str, mark: Option<&Mark>) -> Vec<Child> {
     let source_ref = lens.view.vdis.by_uuid(source).map(|(r, _)| r);
     let shaped = |d: &Vdi| match making {
@@ -287,7 +206,14 @@ fn children(lens: &Lens<'_>, making: Making, opid: &Opid, source: &str, mark: Op
             let name = machine_working_name(opid);
             let unclaimed = |d: &Vdi| !matches!(prove(lens.cluster, &d.uuid, &d.other_config, false), Proof::ByKeys(_));
             let named = lens.view.vdis.iter().filter(|(_, d)| d.name_label == name && d.managed && unclaimed(d));
-            named.map(|(_, d)| Child { uuid: d.uuid.clone(), shaped: shaped(d), settled: true }).collect()
+            named
+                .map(|(_, d)| Child {
+                    unwanted: is_unwanted(lens, &d.uuid),
+                    uuid: d.uuid.clone(),
+                    shaped: shaped(d),
+                    settled: true,
+                })
+                .collect()
         }
         (Making::StartMachine, _) | (_, None) => Vec::new(),
         (Making::CloneMachine, _) => {
@@ -295,12 +221,26 @@ fn children(lens: &Lens<'_>, making: Making, opid: &Opid, source: &str, mark: Op
             let unclaimed = |uuid: &str, keys| !matches!(prove(lens.cluster, uuid, keys, false), Proof::ByKeys(_));
             let named =
                 lens.view.vms.iter().filter(|(_, vm)| vm.name_label == name && unclaimed(&vm.uuid, &vm.other_config));
-            named.map(|(_, vm)| Child { uuid: vm.uuid.clone(), shaped: true, settled: !vm.is_a_template }).collect()
+            named
+                .map(|(_, vm)| Child {
+                    unwanted: is_unwanted(lens, &vm.uuid),
+                    uuid: vm.uuid.clone(),
+                    shaped: true,
+                    settled: !vm.is_a_template,
+                })
+                .collect()
         }
         (Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk, Some(mark)) => {
             let is_child = |d: &Vdi| d.uuid != source && d.managed && !is_claimed(d);
             let marked = lens.view.vdis.with(identity::MAKING, &mark.to_string()).filter(|(_, d)| is_child(d));
-            marked.map(|(_, d)| Child { uuid: d.uuid.clone(), shaped: shaped(d), settled: true }).collect()
+            marked
+                .map(|(_, d)| Child {
+                    unwanted: is_unwanted(lens, &d.uuid),
+                    uuid: d.uuid.clone(),
+                    shaped: shaped(d),
+                    settled: true,
+                })
+                .collect()
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod flights;
 pub mod objects;
 mod records;
 mod storage;
+mod tasks;
 
 use std::sync::Arc;
 use std::time::Duration;

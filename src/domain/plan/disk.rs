@@ -129,10 +129,11 @@ fn from_os_layer(want: &Want, seen: &Observed) -> Verdict {
         Sight::CannotLook | Sight::Lost => cannot_tell(seen, "the base snapshot"),
         Sight::Absent => {
             // Storage pauses what it copies: our own snapshot is no reason to take it back.
-            let under_way = seen.flight(Making::SnapshotOsDisk).is_some_and(|f| f.intent.is_some());
-            let os = seen.os_disk.clone().map(|os| OsDisk { paused: os.paused && !under_way, ..os });
+            let begun = seen.flight(Making::SnapshotOsDisk).filter(|f| f.intent.is_some());
+            let os = seen.os_disk.clone().map(|os| OsDisk { paused: os.paused && begun.is_none(), ..os });
+            let sent = begun.is_some_and(making::may_be_made);
             let fit = os.and_then(|os| {
-                gate::os_disk(&os, &seen.storage).and_then(|()| fits(want, &os.name, &os.format, os.virtual_size))
+                gate::os_disk(&os, &seen.storage, sent).and_then(|()| fits(want, &os.name, &os.format, os.virtual_size))
             });
             match fit {
                 Ok(()) => advance(seen, Making::SnapshotOsDisk, "taking a snapshot of the OS disk"),

@@ -250,9 +250,9 @@ fn started(seen: &Observed, m: &Machine) -> bool {
     match (&f.task, m.boot_noted()) {
         (TaskSight::Pending { .. }, _) => false,
         (TaskSight::Succeeded { .. }, _) => true,
-        (TaskSight::Failed(_) | TaskSight::None, _) if m.power != Power::Halted => true,
-        (TaskSight::Failed(_) | TaskSight::None, Some(noted)) => noted != m.start_time,
-        (TaskSight::Failed(_) | TaskSight::None, None) => ran(seen, m),
+        (TaskSight::Failed(_) | TaskSight::Unwanted { .. } | TaskSight::None, _) if m.power != Power::Halted => true,
+        (TaskSight::Failed(_) | TaskSight::Unwanted { .. } | TaskSight::None, Some(noted)) => noted != m.start_time,
+        (TaskSight::Failed(_) | TaskSight::Unwanted { .. } | TaskSight::None, None) => ran(seen, m),
     }
 }
 
