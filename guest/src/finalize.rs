@@ -88,7 +88,7 @@ pub enum Trouble {
     )]
     StaysOn(#[source] Failed),
     #[error(
-        "a report would belong to nobody: the config disk (drive LAMINA) cannot be used, and there is no xenstore to say it otherwise; install the guest tools and reboot, or throw the version away"
+        "a report would belong to nobody: the config disk (drive LAMINA) cannot be used, and xenstore does not say otherwise whose machine this is; install the guest tools and reboot, or throw the version away"
     )]
     Nameless,
 }
@@ -151,9 +151,10 @@ fn left_on(verdict: &Verdict, why: &str) -> Verdict {
     told
 }
 
-/// Without a config disk, xenstore alone says whose report it is; one that names nobody is not worth a rearm.
+/// A report that names nobody is not worth a rearm, nor the machine's end: no check after it would ever count. Without a config disk, xenstore
+/// alone says whose it is.
 fn belongs(machine: &Machine<'_>, bound: &Bound) -> Result<(), Trouble> {
-    if bound.nonce.is_empty() && machine.store.is_none() && on_config_disk(machine.facts).is_some() {
+    if bound.nonce.is_empty() && on_config_disk(machine.facts).is_some() {
         return Err(Trouble::Nameless);
     }
     let Some(store) = machine.store.filter(|_| on_config_disk(machine.facts).is_none()) else { return Ok(()) };

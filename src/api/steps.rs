@@ -38,7 +38,8 @@ pub struct Step {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub powershell: Option<String>,
 
-    /// One of the step's files, run by its extension without asking anything: .exe, .msi, .msu, .ps1, .cmd or .bat.
+    /// One of the step's files, run by its extension: .msi and .msu without asking anything, .ps1, .cmd, .bat, and .exe without an
+    /// argument: one that asks somebody waits until the timeout, so run that with its silent switch by command.
     #[schemars(length(min = 1, max = 100))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self.lowerAscii().matches('[.](exe|msi|msu|ps1|cmd|bat)$')")
@@ -46,7 +47,7 @@ pub struct Step {
     pub file: Option<String>,
 
     /// Files that the step needs, from keys of ConfigMaps and Secrets in the layer's namespace; at most 64 MiB for all steps together.
-    /// They are read when the machine is made, and lie side by side in the directory that the step runs in.
+    /// They are taken as they are when the machine first starts, and lie side by side in the directory that the step runs in.
     #[schemars(length(max = 32))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(

@@ -13,4 +13,5 @@ pub mod observed;
 pub mod plan;
 pub mod removal;
 pub mod report;
+pub mod steps;
 pub mod want;

@@ -82,6 +82,16 @@ pub fn fitting(mut all: Vec<Finding>) -> Vec<Finding> {
     all
 }
 
+/// Marks that stood before the last boot began: whatever bears one is not of that boot. The number of a domain alone does not say so, since each
+/// host of a pool counts its own.
+pub fn earlier(machine: &Machine) -> &[String] {
+    match &machine.read {
+        Some(read) if machine.key(BOOT) == Some(read.boot.as_str()) => &read.earlier,
+        Some(read) => &read.marks,
+        None => &[],
+    }
+}
+
 /// Does it count for the boot that ended with the machine as it stands? Else why not.
 pub fn counts(report: &Report, machine: &Machine) -> Result<(), Doubt> {
     let not = |reason, why: &str| Err(Doubt::new(reason, why));
@@ -99,7 +109,8 @@ pub fn counts(report: &Report, machine: &Machine) -> Result<(), Doubt> {
     if Some(report.nonce.as_str()) != machine.key(NONCE) {
         return not(Reason::ReportOfOtherMachine, "it carries another machine's nonce");
     }
-    if machine.guest_boot.as_deref() != Some(report.boot.as_str()) || report.boot.is_empty() {
+    let before = earlier(machine).contains(&report.boot);
+    if machine.guest_boot.as_deref() != Some(report.boot.as_str()) || report.boot.is_empty() || before {
         return not(Reason::ReportOfEarlierBoot, "it is of an earlier boot");
     }
     if report.domid != domid || machine.start_time != start_time {

@@ -6,8 +6,8 @@
 //! 2. It is of the boot that the record on the same disk names last. The service writes that before anything else at every boot, so a
 //!    report that a later boot should have dropped does not count.
 //! 3. Where xenstore has a boot mark, it is the same.
-//! 4. That boot is the machine's last, which the host says and the guest cannot: by the number of the domain, which no two boots share
-//!    until the host itself restarts, where the guest knew it; clocks are not asked then. A guest without xenstore has only its clock: its boot must lie within
+//! 4. That boot is the machine's last, which the host says and the guest cannot: by the number of the domain, where the guest knew it;
+//!    clocks are not asked then. Each host counts its own, so the controller remembers the marks of earlier boots as well. A guest without xenstore has only its clock: its boot must lie within
 //!    [`TOLERANCE`] of the machine's start, and the report must be written after both. A guest whose clock is further off than that is told
 //!    so, and its report does not count.
 

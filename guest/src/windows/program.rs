@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use windows::Win32::System::Console::{FreeConsole, GetConsoleProcessList};
+use windows::Win32::System::Console::{FreeConsole, GetConsoleProcessList, SetConsoleCtrlHandler};
 use windows::Win32::System::Threading::{GetExitCodeProcess, INFINITE, WaitForSingleObject};
 use windows::Win32::UI::Shell::{
     IsUserAnAdmin, SEE_MASK_NOASYNC, SEE_MASK_NOCLOSEPROCESS, SHELLEXECUTEINFOW, ShellExecuteExW,
@@ -68,6 +68,14 @@ fn verify(form: fn(&checks::Verdict) -> String) -> u8 {
 }
 
 fn in_console(how: Shutdown) -> Outcome {
+    if !how.leave_on {
+        println!(
+            "If nothing is found, the machine is switched off some seconds after its report. Leave this prompt open."
+        );
+        // A machine that stays on after a clean report could be changed, and be believed: Ctrl-C does not come between the two.
+        // SAFETY: takes no function, and says that this process ignores Ctrl-C.
+        unsafe { SetConsoleCtrlHandler(None, true) }?;
+    }
     let outcome = shutdown_for_finalize(how)?;
     print!("{}", table(&outcome.verdict));
     for channel in &outcome.unwritten {

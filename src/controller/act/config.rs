@@ -4,7 +4,7 @@
 //! and nothing could be come back to. It is bounded in time and number (`xapi/client.rs`), and stops when the lease is lost. What is on the disk may be somebody's secret: none of it is logged, told, or kept beyond the call.
 
 use lamina_guest::disk::back::{self, Back};
-use lamina_guest::disk::bound::{Known, bound};
+use lamina_guest::disk::bound::{Known, Unbound, bound};
 use lamina_guest::disk::build::{self, BuildError, Contents};
 use lamina_guest::disk::{Damage, MOST_FILES_BYTES};
 use lamina_guest::steps::record::Record;
@@ -18,6 +18,7 @@ use crate::domain::config::{self, Read};
 use crate::domain::doubt::Doubt;
 use crate::domain::identity::{self, BOOT, CONTENT, FILLED, NONCE, Opid, READ, WIPED};
 use crate::domain::observed::{Machine, Trouble};
+use crate::domain::report;
 use crate::xapi::error::Error;
 use crate::xapi::stream::LARGEST;
 use crate::xapi::wire::parse_time;
@@ -142,6 +143,8 @@ impl Hand<'_, '_> {
             Err(error) => return Err(error.into()),
         };
         read.boot = boot;
+        read.marks.extend(m.guest_boot.clone());
+        read.earlier = report::earlier(m).to_vec();
         let value = serde_json::to_string(&read).map_err(|_| Failed::Stale)?;
         self.put_key(machine, READ, &value).await
     }
@@ -162,8 +165,13 @@ impl Hand<'_, '_> {
             boot: m.key(BOOT).and_then(started),
             mark: m.guest_boot.clone(),
         };
+        let marks: Vec<_> =
+            record.as_ref().ok().and_then(|r| r.boot.as_ref()).map(|b| b.id.clone()).into_iter().collect();
         let (report, unbound) = match back.report {
             Ok(None) => (None, None),
+            Ok(Some(report)) if report::earlier(m).contains(&report.boot) => {
+                (None, Some(Doubt::of_binding(&Unbound::EarlierBoot)))
+            }
             Ok(Some(report)) => match bound(&report, record.as_ref().ok(), &known) {
                 Ok(()) => (Some(report), None),
                 Err(why) => (None, Some(Doubt::of_binding(&why))),
@@ -174,7 +182,7 @@ impl Hand<'_, '_> {
             Ok(record) => (config::told(&record.steps), None),
             Err(damage) => (Vec::new(), Some(Doubt::of_steps(&damage))),
         };
-        let mut read = Read { steps, damage, unbound, ..Read::default() };
+        let mut read = Read { steps, damage, unbound, marks, ..Read::default() };
         report.inspect(|report| read.keep(report));
         read
     }

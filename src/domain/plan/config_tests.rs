@@ -1,4 +1,4 @@
-//! The config disk in the walk, row by row.
+//! The config disk in the walk, row by row. Longer than 350 lines: a table of rows, each with what it needs to be told.
 
 use std::time::Duration;
 
@@ -171,7 +171,13 @@ fn the_config_disk_is_read_and_then_goes_before_the_freeze() {
         "of an earlier boot"
     );
     assert!(matches!(with(&halted(StepState::Failed), &|_| ()).say, Say::Person(R::FixStep, _)));
-    assert!(matches!(with(&halted(StepState::Pending), &|_| ()).say, Say::Person(R::FixStep, _)));
+    let Say::Person(R::FixStep, words) = with(&halted(StepState::Pending), &|_| ()).say else {
+        panic!("a person's turn")
+    };
+    assert!(
+        words.contains("goes on with it by itself") && !words.contains("answer") && !words.contains("log"),
+        "{words}"
+    );
     assert!(matches!(with(&good, &|_| ()).step, Step::BlockStart { .. }));
     let blocked = |m: &mut Machine| m.start_blocked = true;
     assert!(matches!(with(&good, &blocked).step, Step::EndConfig { .. }));
@@ -211,6 +217,49 @@ fn the_config_disk_is_read_and_then_goes_before_the_freeze() {
 }
 
 /// While the guest is at its steps nothing is a person's to do, until one of them stops it.
+/// Each host of a pool counts its own domains, so a boot may have the number of one before it.
+#[test]
+fn a_mark_that_stood_before_a_boot_is_not_of_it() {
+    use crate::domain::config::Read;
+    use crate::domain::report;
+    use lamina_guest::report::Report;
+    let (nonce, mark, domid) = ("n".to_owned(), "g1".to_owned(), "7".to_owned());
+    let said = Report { nonce, boot: mark.clone(), domid, sealed: true, ..Report::default() };
+    let mut m = machine();
+    m.keys = [(NONCE, "n"), (BOOT, "7@first")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    (m.guest_boot, m.start_time) = (Some(mark.clone()), "first".into());
+    m.read = Some(Read { boot: "7@first".into(), marks: vec![mark.clone()], ..Read::default() });
+    assert_eq!(report::counts(&said, &m), Ok(()));
+    m.keys.insert(BOOT.into(), "7@second".into());
+    m.start_time = "second".into();
+    let earlier = |m: &Machine| report::counts(&said, m).expect_err("of the first boot").reason;
+    assert_eq!(earlier(&m), R::ReportOfEarlierBoot, "before that one was read back");
+    m.read = Some(Read { boot: "7@second".into(), earlier: vec![mark], ..Read::default() });
+    assert_eq!(earlier(&m), R::ReportOfEarlierBoot);
+}
+
+/// What was told to go on after its failure is no step to answer for.
+#[test]
+fn the_step_that_stopped_is_told_and_not_one_that_failed_before() {
+    use lamina_guest::steps::progress::{Doing, Step as Ran};
+    use lamina_guest::steps::record::State;
+    let w = want(json!({"steps": [
+        {"name": "a", "command": "rem", "onFailure": "Continue"}, {"name": "b", "command": "rem"},
+    ]}));
+    let mut m = machine();
+    (m.power, m.doing, m.runs_long) = (Power::Running, Some(Doing::Stopped), true);
+    m.keys.insert(BOOT.into(), m.boot_id());
+    let failed = |name: &str, code| Ran { name: name.into(), state: State::Failed, exit_code: Some(code) };
+    m.progress = vec![failed("a", 5), failed("b", 1603)];
+    let Say::Person(R::FixStep, words) = decide(&w, &with_config(&w, m.clone())).say else { panic!("a person's turn") };
+    assert!(words.contains("step 'b'") && words.contains("exit code 1603"), "{words}");
+    m.progress.truncate(1);
+    let Say::Person(R::InstallSoftware, words) = decide(&w, &with_config(&w, m)).say else {
+        panic!("no step to answer for")
+    };
+    assert!(words.contains("stopped before all its steps were done"), "{words}");
+}
+
 #[test]
 fn a_machine_that_runs_its_steps_says_which() {
     use lamina_guest::steps::progress::{Doing, Step as Ran};

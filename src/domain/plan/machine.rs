@@ -1,12 +1,12 @@
 //! The packaging machine: set up, started, watched, judged when it halts, and its disk frozen: rows 4 to 10 of the walk.
 
-use super::super::config;
 use super::super::gate::{self, place};
 use super::super::identity::{BOOT, TOKEN};
 use super::super::making;
 use super::super::observed::{
     Disk, Dvd, Flight, Holder, Machine, Making, Observed, Power, Quiet, Sent, TaskSight, Trouble,
 };
+use super::super::steps;
 use super::super::want::Want;
 use super::config::{at_stream, config_disk, end_config, read_back};
 use super::disk::boot_forgotten;
@@ -249,7 +249,7 @@ fn halted(want: &Want, seen: &Observed, w: &Disk, m: &Machine) -> Verdict {
         return verdict;
     }
     let judgement = gate::judge(want, seen, m);
-    let may = config::steps_done(want, seen, m)
+    let may = steps::steps_done(want, seen, m)
         .and_then(|()| gate::approval(want, m, &seen.subject, &judgement))
         .and_then(|()| gate::freeze(seen, m))
         .and_then(|()| gate::same_boot(seen, m));

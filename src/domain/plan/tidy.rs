@@ -35,8 +35,8 @@ pub(in crate::domain) fn only_copy(seen: &Observed, w: &Disk) -> Option<Verdict>
         return Some(Verdict::rest(Say::Stalled(
             Reason::DiskLost,
             format!(
-                "the frozen disk of version '{}' is gone, its packaging disk '{}' ({}) is still there and kept: restore the frozen disk, or copy the packaging disk by hand",
-                seen.subject, w.name, w.uuid
+                "the frozen disk of version '{}' is gone, its packaging disk '{}' ({}) is still there and kept: restore the frozen disk, or copy the packaging disk by hand and then destroy it (xe vdi-destroy uuid={}), which lets a new spec.version begin",
+                seen.subject, w.name, w.uuid, w.uuid
             ),
         )));
     };

@@ -11,12 +11,13 @@ use super::super::config;
 use super::super::gate::{self, Judgement, place};
 use super::super::observed::{Machine, Making, Observed};
 use super::super::report::named;
+use super::super::steps;
 use super::super::want::{DeletionPolicy, IntegrityPolicy, Want};
 use super::{Say, ran};
 use crate::api::Phase;
 use crate::api::layer_status::StepStatus;
 use crate::api::reason::Reason;
-use crate::api::steps::Step;
+use crate::api::steps::{OnFailure, Step};
 
 /// What was decided, in the words of its stage. `phase`: the one that is told with it.
 pub(in crate::domain) fn told(want: &Want, seen: &Observed, phase: Phase, say: Say) -> Say {
@@ -167,7 +168,7 @@ pub(super) fn instruction(want: &Want, seen: &Observed, m: &Machine) -> Say {
             Say::Person(
                 Reason::ShutDownGuest,
                 format!(
-                    "the check in {} found nothing that blocks: have Shutdown For Finalize switch it off, or shut Windows down; then version '{}' can be approved",
+                    "the check in {} found nothing that blocks, and Shutdown For Finalize switches it off in a moment: if it stays on, run that again; then version '{}' can be approved",
                     place(m),
                     want.version
                 ),
@@ -222,13 +223,16 @@ fn program(seen: &Observed, m: &Machine) -> &'static str {
 fn of_steps(m: &Machine) -> &'static str {
     match m.doing {
         None => {
-            ", and nothing was heard of its steps yet; if that stays, lamina-guest is not in the OS layer: run `lamina-guest install` in it and reboot. For what the \
+            ", and nothing was heard of its steps yet; if that stays, lamina-guest is not in the OS layer: run `lamina-guest.exe install` from its drive LAMINA, as an administrator, and reboot. For what the \
              steps leave to you"
         }
         Some(Doing::Steps | Doing::Rebooting | Doing::Finalizing) => {
             ", but its service has said nothing for longer than what it began may take. Reboot it from inside and it goes on from its record. To see what is wrong"
         }
-        Some(Doing::Done | Doing::Stopped) => ", and all its steps are done. For what they leave to you",
+        Some(Doing::Done) => ", and all its steps are done. For what they leave to you",
+        Some(Doing::Stopped) => {
+            ", but its service stopped before all its steps were done. Reboot it from inside and it goes on from its record. To see what is wrong"
+        }
         Some(Doing::Damaged) => {
             ", but its service cannot use the config disk (drive LAMINA) and runs no step. Throw the version away (spec.discard), or do what is left by hand"
         }
@@ -260,16 +264,18 @@ fn going_on(want: &Want, m: &Machine, judgement: &Judgement) -> Option<Say> {
     };
     match doing {
         Doing::Stopped => {
-            let stopped =
-                want.steps.iter().filter_map(of).find(|p| {
-                    matches!(p.state, State::Failed | State::TimedOut | State::Interrupted | State::Running)
-                })?;
+            let stops = |s: &&Step| match of(s).map(|p| p.state) {
+                Some(State::Failed | State::TimedOut) => s.on_failure == OnFailure::Stop,
+                Some(State::Interrupted | State::Running) => true,
+                Some(State::Pending | State::Succeeded | State::Skipped) | None => false,
+            };
+            let stopped = of(want.steps.iter().find(stops)?)?;
             let step = StepStatus {
                 name: stopped.name.clone(),
                 state: config::state(stopped.state),
                 exit_code: stopped.exit_code,
             };
-            let trouble = config::fix_step(want, m, &step);
+            let trouble = steps::fix_step(want, m, &step);
             Some(Say::Person(trouble.reason, trouble.message))
         }
         Doing::Steps => {
