@@ -20,7 +20,7 @@ use super::pace::Pace;
 use super::pool::Pool;
 use super::room::Room;
 use super::slots::Slots;
-use crate::api::{Connector, PlatformLayer};
+use crate::api::{Connector, PlatformLayer, REQUESTED_AT};
 
 /// Where a Connector is: namespace and name.
 pub type ConnectorKey = (String, String);
@@ -126,6 +126,20 @@ impl Context {
     /// All layers as they are stored now, indexed.
     pub fn census(&self) -> Arc<Census> {
         self.registry.census(&self.layers)
+    }
+
+    /// A person asked for a live look by a value of the annotation that none was taken for yet.
+    pub fn is_look_asked_for(&self, layer: &PlatformLayer) -> bool {
+        let looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = layer.annotations().get(REQUESTED_AT);
+        asked.is_some() && asked != layer.uid().and_then(|uid| looked.get(&uid))
+    }
+
+    /// It is taken now: true if it was asked for.
+    pub fn look_is_taken(&self, layer: &PlatformLayer) -> bool {
+        let (Some(uid), Some(value)) = (layer.uid(), layer.annotations().get(REQUESTED_AT)) else { return false };
+        let before = self.looked.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, value.clone());
+        before.as_ref() != Some(value)
     }
 
     /// Has a layer looked at now.

@@ -26,7 +26,7 @@ use super::turns;
 use super::write::{self, WriteError};
 use crate::api::condition::{ConditionType, find};
 use crate::api::reason::Fault;
-use crate::api::{FINALIZER, PlatformLayer, REQUESTED_AT};
+use crate::api::{FINALIZER, PlatformLayer};
 use crate::domain::observed::{Making, Sight, Trouble};
 use crate::domain::plan::{self, Next, Plan, Step};
 use crate::domain::removal;
@@ -129,7 +129,7 @@ async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -
     if let Err(t) = step_files::compare(&lens, &mut scene, &mut plan).await {
         return report(ctx, cached, want, None, Some((&scene, &plan)), Some(&t)).await;
     }
-    if !(plan.step.needs_live_look() || plan.next == Next::InFlight || scene.doubt || is_look_asked_for(ctx, cached)) {
+    if !(plan.step.needs_live_look() || plan.next == Next::InFlight || scene.doubt || ctx.is_look_asked_for(cached)) {
         return carry_out(ctx, &lens, scene, plan).await;
     }
     let Some(fresh) = fetch(ctx, cached).await? else { return Ok(Action::await_change()) };
@@ -143,8 +143,8 @@ async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -
             return report(ctx, &fresh, &want, told.as_ref().err(), seen, Some(&trouble::of(&e))).await;
         }
     };
-    if let (Some(uid), Some(value)) = (fresh.uid(), fresh.annotations().get(REQUESTED_AT)) {
-        ctx.looked.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, value.clone());
+    if ctx.look_is_taken(&fresh) {
+        site.pool.memory().ask_again(&fresh.uid().unwrap_or_default(), ctx.pace.now());
     }
     let (lens, mut scene, mut plan) = match decide(ctx, &fresh, &want, site, &view, true) {
         Ok(decided) => decided,
@@ -159,13 +159,6 @@ async fn pass(ctx: &Context, cached: &PlatformLayer, want: &Want, site: &Site) -
         return report(ctx, &fresh, &want, None, Some((&scene, &plan)), Some(&t)).await;
     }
     carry_out(ctx, &lens, scene, plan).await
-}
-
-/// A person asked for a live look by a value of the annotation that none was taken for yet.
-fn is_look_asked_for(ctx: &Context, layer: &PlatformLayer) -> bool {
-    let looked = ctx.looked.lock().unwrap_or_else(PoisonError::into_inner);
-    let asked = layer.annotations().get(REQUESTED_AT);
-    asked.is_some() && asked != layer.uid().and_then(|uid| looked.get(&uid))
 }
 
 async fn fetch(ctx: &Context, cached: &PlatformLayer) -> Result<Option<PlatformLayer>, Error> {

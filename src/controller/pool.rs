@@ -280,6 +280,13 @@ impl Memory {
         self.refusals.get(layer).filter(|(refused, _)| refused == step).map(|(_, r)| r.clone())
     }
 
+    /// A person wants to know now: what was refused is asked for again without waiting for the end of its pause.
+    pub fn ask_again(&mut self, layer: &str, now: Instant) {
+        let of_layer = self.refusals.get_mut(layer).map(|(_, refused)| refused);
+        let of_calls = self.attempts.values_mut().filter_map(|attempt| attempt.refused.as_mut());
+        of_layer.into_iter().chain(of_calls).for_each(|refused| refused.until = now);
+    }
+
     pub fn is_doubted(&self, sr: &str) -> bool {
         self.doubted.contains(sr)
     }

@@ -282,10 +282,13 @@ fn machine(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, step: &Ste
 
 fn version(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, f: &Disk) -> FrozenVersion {
     let seen = &scene.observed;
-    let os_version = seen.base.found().and_then(|b| b.keys.get(identity::OS_VERSION).cloned());
     // A report that does not count is of another boot, or of somebody else's making.
     let report = seen.machine.found().and_then(|m| gate::judge(o.want, seen, m).report);
     let base_uuid = f.keys.get(identity::BASE).cloned().unwrap_or_default();
+    let its_base = seen.base.found().filter(|b| b.uuid == base_uuid);
+    let os_version = its_base.and_then(|b| b.keys.get(identity::OS_VERSION).cloned());
+    // The spec may ask for the next one by now.
+    let its_spec = (o.want.version == seen.subject).then_some(&o.layer.spec);
     FrozenVersion {
         version: seen.subject.clone(),
         disk: f.uuid.clone(),
@@ -294,12 +297,12 @@ fn version(o: &Outcome<'_>, old: &PlatformLayerStatus, scene: &Scene, f: &Disk) 
             version: None,
             uuid: base_uuid,
         })),
-        os_version: os_version.or_else(|| Some(o.want.os_version.clone())),
+        os_version: os_version.or_else(|| its_spec.map(|_| o.want.os_version.clone())),
         storage_repository_uuid: f.sr.clone(),
         size: Some(f.virtual_size),
         rearms_left: report.and_then(|r| r.rearms_left).and_then(|n| i32::try_from(n).ok()),
         finalized_at: o.now.clone(),
-        comment: o.layer.spec.comment.clone(),
+        comment: its_spec.and_then(|s| s.comment.clone()),
         lost: false,
     }
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 use kube::api::{Patch, PatchParams};
 use lamina::controller::Settings;
 use lamina::controller::pace::Pace;
+use lamina::sim::faults::{Effect, Fault, Target};
+use lamina::xapi::wire::Failure;
 use serde_json::{Value, json};
 
 use crate::common::eventually;
@@ -40,6 +42,25 @@ async fn a_corrected_connector_wakes_its_layers() {
         connector(&rig, json!({ field: right })).await;
         rig.until_reason(&name, "StartMachine").await;
     }
+}
+
+/// What the pool refused is asked for again after a pause, or at once for whoever asks for a look.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_need_not_wait_for_the_end_of_a_pause() {
+    let rig = Rig::new().await;
+    let settings = asleep(&rig);
+    let never = Duration::from_secs(3600);
+    let _controller =
+        rig.run_with(Settings { pace: Pace { backoff: (never, never), ..settings.pace }, ..settings }).await;
+    rig.connector_ready().await;
+    let full = Effect::FailTask(Failure::new("SR_BACKEND_FAILURE_44", ["", "no space"]));
+    let target = Target::Method("Async.VDI.clone".to_owned());
+    rig.sim.pool.faults.add(Fault { target, effect: full, times: Some(1) });
+    rig.layer("full", json!({"machine": {"powerOn": false}})).await;
+    rig.until_reason("full", "StorageFull").await;
+    let patch = Patch::Merge(json!({"metadata": {"annotations": {"lamina.dev/requestedAt": "now"}}}));
+    rig.layers().patch("full", &PatchParams::default(), &patch).await.expect("a patch");
+    rig.until_reason("full", "StartMachine").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

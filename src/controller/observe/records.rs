@@ -145,7 +145,7 @@ pub(super) fn repository(lens: &Lens<'_>, records: &Records, subject: &str) -> R
         Trouble::new(
             Reason::WaitingForStorage,
             format!(
-                "storage repository {uuid}, which holds the disk of version '{subject}', is not in the pool any more: introduce it again; nothing is made or called lost meanwhile"
+                "storage repository {uuid}, which holds the disk of version '{subject}', is not in the pool any more: introduce it again; nothing is made or called lost meanwhile. If it is gone for good, so is that disk: set spec.deletionPolicy to Orphan, delete the layer, and make it anew"
             ),
         )
     })
