@@ -36,8 +36,8 @@ const NO_ORDER: i32 = 1052;
 const NOT_YET: i32 = 1061;
 /// `ERROR_SERVICE_ALREADY_RUNNING`
 const AT_WORK: i32 = 1056;
-/// Looks, a quarter of a second apart, at a service that is to end; Windows allows one 20 s at shutdown.
-const PATIENCE: u32 = 80;
+/// Looks, a quarter of a second apart, at a service that is to end: for longer than it waits for whoever was faster, which may be us.
+const PATIENCE: u32 = 280;
 
 /// What could not be done, in words.
 #[derive(Debug, thiserror::Error)]
