@@ -325,6 +325,7 @@ async fn every_call_is_one_that_xapi_knows() {
         read.vm_assert_can_boot_here(&r, &r); read.host_servertime(&r);
         write.vdi_set_other_config(&r, &map); write.vdi_add_to_other_config(&r, "k", "v");
         write.vdi_remove_from_other_config(&r, "k"); write.vdi_set_tags(&r, &tags);
+        write.vdi_add_tags(&r, "t"); write.vm_add_tags(&r, "t");
         write.vm_set_is_a_template(&r, false); write.vm_set_name_label(&r, "n"); write.vm_set_name_description(&r, "n");
         write.vm_set_tags(&r, &tags); write.vm_set_other_config(&r, &map); write.vm_add_to_other_config(&r, "k", "v");
         write.vm_remove_from_other_config(&r, "k"); write.vm_set_memory_limits(&r, 1, 4, 2, 3);

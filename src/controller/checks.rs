@@ -17,13 +17,14 @@ use crate::xapi::model::Map;
 use crate::xapi::view::View;
 
 /// Without these a layer cannot be made; in lower case, as XAPI names permissions. A test compares them with the calls that we make.
-const NEEDED: [&str; 41] = [
+const NEEDED: [&str; 43] = [
     "sr.scan",
     "vbd.create",
     "vbd.destroy",
     "vbd.eject",
     "vbd.insert",
     "vbd.unplug",
+    "vdi.add_tags",
     "vdi.add_to_other_config",
     "vdi.clone",
     "vdi.create",
@@ -38,6 +39,7 @@ const NEEDED: [&str; 41] = [
     "vdi.snapshot",
     "vif.create",
     "vif.destroy",
+    "vm.add_tags",
     "vm.add_to_other_config",
     "vm.clone",
     "vm.destroy",

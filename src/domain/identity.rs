@@ -31,8 +31,6 @@ pub const LAYER: &str = "lamina.dev/layer";
 pub const VERSION: &str = "lamina.dev/version";
 pub const BASE: &str = "lamina.dev/base";
 pub const RETAINED: &str = "lamina.dev/retained";
-/// On a child that nobody claimed: its own uuid, from the moment on that it is to be destroyed. A copy of it has that too, and another uuid.
-pub const UNWANTED: &str = "lamina.dev/unwanted";
 pub const NONCE: &str = "lamina.dev/nonce";
 pub const START_BEFORE: &str = "lamina.dev/start-before";
 pub const BOOT: &str = "lamina.dev/boot";
@@ -47,6 +45,11 @@ pub const WIPED: &str = "lamina.dev/wiped";
 pub const READ: &str = "lamina.dev/read";
 /// On M: C has done its part and goes, by our own hand.
 pub const CONFIG_DONE: &str = "lamina.dev/config-done";
+
+/// The tag of a child that nobody claimed, from the moment on that it is to be destroyed. A copy of it has that too, and another uuid.
+pub fn unwanted(uuid: &str) -> String {
+    format!("{PREFIX}unwanted/{uuid}")
+}
 
 /// What an object of ours is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -223,11 +223,15 @@ calls! { write {
     vdi_remove_from_other_config(vdi: &Ref, key: &str) "VDI.remove_from_other_config";
     vdi_remove_from_sm_config(vdi: &Ref, key: &str) "VDI.remove_from_sm_config";
     vdi_set_tags(vdi: &Ref, tags: &[String]) "VDI.set_tags";
+    /// No failure if the tag is there.
+    vdi_add_tags(vdi: &Ref, value: &str) "VDI.add_tags";
 
     vm_set_is_a_template(vm: &Ref, value: bool) "VM.set_is_a_template";
     vm_set_name_label(vm: &Ref, value: &str) "VM.set_name_label";
     vm_set_name_description(vm: &Ref, value: &str) "VM.set_name_description";
     vm_set_tags(vm: &Ref, tags: &[String]) "VM.set_tags";
+    /// No failure if the tag is there.
+    vm_add_tags(vm: &Ref, value: &str) "VM.add_tags";
     vm_set_other_config(vm: &Ref, map: &Map) "VM.set_other_config";
     vm_add_to_other_config(vm: &Ref, key: &str, value: &str) "VM.add_to_other_config";
     vm_remove_from_other_config(vm: &Ref, key: &str) "VM.remove_from_other_config";

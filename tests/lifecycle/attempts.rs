@@ -9,10 +9,11 @@ use lamina::xapi::wire::Failure;
 use serde_json::json;
 
 use crate::common::eventually;
-use crate::common::rig::{Rig, disk, idle, machine, ready, says, status};
+use crate::common::rig::{Rig, disk, idle, machine, quick, ready, says, status};
 
 const SNAPSHOT: &str = "Async.VDI.snapshot";
 const CLONE: &str = "Async.VDI.clone";
+const CLAIM: &str = "VDI.set_other_config";
 
 fn strike(rig: &Rig, method: &str, effect: Effect, times: Option<u32>) {
     rig.sim.pool.faults.add(Fault { target: Target::Method(method.to_owned()), effect, times });
@@ -78,6 +79,73 @@ async fn an_earlier_attempts_failure_does_not_speak_for_a_later_one() {
     rig.until_reason("later", "StartMachine").await;
     let left = rig.hands.all("VDI").await.into_iter().filter(|d| d.key("making").is_some() && !d.claimed());
     assert_eq!((rig.calls(CLONE), left.count()), (2, 0), "calls, and copies that nobody claimed");
+}
+
+/// A claim is lost on its way, the snapshot is taken back, and while its destruction waits for its turn on the storage the claim comes through: the
+/// keys make no version of what is going. Whoever approves again, or leads next, makes another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_comes_through_late_brings_nothing_back() {
+    for restarted in [false, true] {
+        let rig = Rig::new().await;
+        rig.guest("keys", quick());
+        let controller = rig.run().await;
+        rig.layer("keys", json!({})).await;
+        rig.until_reason("keys", "ApproveFinalize").await;
+        let clock = &rig.sim.pool.clock;
+        clock.hold("VDI.snapshot/");
+        rig.approve("keys", "1").await;
+        clock.held("VDI.snapshot/").await;
+        let claims = rig.calls(CLAIM);
+        strike(&rig, CLAIM, Effect::ExecuteLate(Duration::from_secs(600)), None);
+        clock.hold("VDI.destroy/");
+        clock.unhold("VDI.snapshot/");
+        eventually("a claim is sent", async || (rig.calls(CLAIM) > claims).then_some(())).await;
+        rig.patch("keys", json!({"finalize": {"approved": null}})).await;
+        clock.held("VDI.destroy/").await;
+        rig.sim.pool.faults.clear();
+        let going = async || rig.hands.all("VDI").await.into_iter().find(|d| d.role() == "frozen" && d.claimed());
+        let going = eventually("the claim comes through", going).await;
+        let controller = match restarted {
+            false => controller,
+            true => {
+                drop(controller);
+                rig.run().await
+            }
+        };
+        rig.approve("keys", "1").await;
+        let looks = || controller.metric("lamina_reconciles_total{kind=\"layer\"}");
+        let before = looks();
+        eventually("some passes", async || (looks() > before + 4).then_some(())).await;
+        let now = rig.layers().get("keys").await.expect("a layer");
+        assert!(status(&now).versions.is_empty(), "restarted: {restarted}");
+        clock.unhold("VDI.destroy/");
+        let done = rig.until_finalized("keys", "1").await;
+        let [version] = status(&done).versions.try_into().expect("one version");
+        assert_ne!(version.disk, going.uuid());
+        assert!(rig.hands.disk(&version.disk).await.is_some(), "its disk is there");
+        rig.hands.assert_tidy().await;
+    }
+}
+
+/// Another tool writes the OS disk's keys anew while its snapshot, whose reply was lost, is still to come: what is made bears no mark, and nobody
+/// can say what of. It goes, and one snapshot stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_made_without_its_mark_is_made_anew_and_leaves_nothing() {
+    let rig = Rig::new().await;
+    let os = rig.hands.named("VDI", "win11-24h2").await;
+    let snapshots = async || {
+        let all = rig.hands.all("VDI").await.into_iter();
+        all.filter(|d| d.row["is_a_snapshot"] == json!(true)).count()
+    };
+    let before = snapshots().await;
+    strike(&rig, SNAPSHOT, Effect::ExecuteLate(Duration::from_secs(20)), Some(1));
+    let _controller = rig.run().await;
+    rig.layer("bare", json!({"machine": {"powerOn": false}})).await;
+    eventually("a snapshot is sent", async || (rig.calls(SNAPSHOT) > 0).then_some(())).await;
+    rig.hands.call("VDI.set_other_config", json!([os.r, {}])).await;
+    rig.until_reason("bare", "StartMachine").await;
+    assert_eq!((rig.calls(SNAPSHOT), snapshots().await), (2, before + 1), "calls, and snapshots");
+    rig.hands.assert_tidy().await;
 }
 
 /// Two disks bear our mark and no task tells which is ours: neither is taken, a third is made, and both stay for a person to see.

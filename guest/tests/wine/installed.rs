@@ -58,7 +58,7 @@ fn the_installed_program_says_what_it_leaves() {
     assert_eq!(wine.findings(), [""; 0]);
 }
 
-fn layer(finalize_on_done: bool) -> Layer {
+pub fn layer(finalize_on_done: bool) -> Layer {
     Layer {
         layer: "office".to_owned(),
         namespace: "default".to_owned(),
@@ -84,7 +84,7 @@ fn step(name: &str, what: What) -> Step {
 }
 
 /// As the controller makes it, but for its file system, which wine takes from Linux.
-fn fill(disk: &Path, layer: &Layer, steps: &[Step]) {
+pub fn fill(disk: &Path, layer: &Layer, steps: &[Step]) {
     let json = serde_json::to_vec(steps).expect("steps");
     let record = Record::new(&layer.nonce, steps, &json);
     fs::write(disk.join(LAYER), serde_json::to_vec(layer).expect("a layer")).expect("the layer");

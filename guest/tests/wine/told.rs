@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use lamina_guest::report::{FILE, Report};
 
+use super::installed::{fill, layer};
 use super::prefix::{BITS_64, Wine};
 
 const RUN_ONCE: &str = r"SOFTWARE\Microsoft\Windows\CurrentVersion\RunOnce";
@@ -140,6 +141,7 @@ fn what_net_has_queued_is_run_in_each_version() {
 fn a_client_that_never_answers_is_ended_and_told() {
     let wine = Wine::new();
     let disk = wine.config_disk();
+    fill(&disk, &layer(false), &[]);
     with_store(&wine, "XenServer");
     wine.file("hang", b"");
     let begun = Instant::now();

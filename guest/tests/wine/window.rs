@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use super::installed::{fill, layer};
 use super::prefix::{BITS_64, Wine};
 
 const RUN_ONCE: &str = r"SOFTWARE\Microsoft\Windows\CurrentVersion\RunOnce";
@@ -10,7 +11,7 @@ const RUN_ONCE: &str = r"SOFTWARE\Microsoft\Windows\CurrentVersion\RunOnce";
 #[ignore = "needs wine: run guest/test-wine.sh"]
 fn the_window_says_what_is_found_checks_again_and_closes() {
     let wine = Wine::new();
-    wine.config_disk();
+    fill(&wine.config_disk(), &layer(false), &[]);
     // On a desktop of wine's own, which draws frames as there is no window manager.
     wine.done("reg", &["add", r"HKCU\Software\Wine\Explorer", "/v", "Desktop", "/d", "lamina", "/f"]);
     wine.done("reg", &["add", r"HKCU\Software\Wine\Explorer\Desktops", "/v", "lamina", "/d", "900x600", "/f"]);

@@ -9,7 +9,7 @@ use super::super::observe::{base_lineage, flights};
 use super::{Done, Failed, Hand, already, begun, gone_is_done, written};
 use crate::api::reason::Reason;
 use crate::domain::config;
-use crate::domain::identity::{self, Keys, Lineage, Mark, NONCE, Opid, Role, TAG, TOKEN, UNWANTED};
+use crate::domain::identity::{self, Keys, Lineage, Mark, NONCE, Opid, Role, TAG, TOKEN};
 use crate::domain::observed::{Making, Sent, TaskSight, Trouble};
 use crate::domain::plan;
 use crate::xapi::calls::NewVdi;
@@ -73,9 +73,9 @@ impl Hand<'_, '_> {
         let sent = match making {
             Making::SnapshotOsDisk | Making::FreezeDisk => start.vdi_snapshot(&source).await,
             Making::CloneDisk => start.vdi_clone(&source).await,
-            Making::CloneMachine => start.vm_clone(&source, &flights::machine_working_name(&f.opid)).await,
+            Making::CloneMachine => start.vm_clone(&source, &flights::working_name(&f.opid)).await,
             Making::CreateConfig => {
-                let name = flights::machine_working_name(&f.opid);
+                let name = flights::working_name(&f.opid);
                 let description = plan::description(self.lens.want);
                 let size = i64::try_from(length).unwrap_or(i64::MAX);
                 let new = NewVdi { sr: &source, name: &name, description: &description, size };
@@ -89,9 +89,9 @@ impl Hand<'_, '_> {
                 Ok(None)
             }
             Err(e) => {
-                if !e.maybe_executed() {
-                    self.lens.pool.memory().set_attempt(&f.opid, Sent::Never, None);
-                }
+                // From here on its tag alone may tell of it, as after a crash.
+                let sent = if e.maybe_executed() { Sent::Unknown } else { Sent::Never };
+                self.lens.pool.memory().set_attempt(&f.opid, sent, None);
                 Err(e.into())
             }
         }
@@ -199,18 +199,16 @@ impl Hand<'_, '_> {
         Ok(None)
     }
 
-    /// Said on it first: whoever sees it from here on, this process or another, knows that it is going.
+    /// Said on it first: whoever sees it from here on, this process or another, knows that it is going. In a tag, which no late claim takes off.
     pub(super) async fn destroy_unclaimed_disk(&self, uuid: &str) -> Done {
         let (client, vdi) = (&self.lens.pool.client, self.vdi(uuid)?);
-        let said = written(client.write().vdi_add_to_other_config(&vdi, UNWANTED, uuid).await);
-        already(gone_is_done(said), "MAP_DUPLICATE_KEY")?;
+        gone_is_done(written(client.write().vdi_add_tags(&vdi, &identity::unwanted(uuid)).await))?;
         self.destroy_disk(uuid, "unclaimed").await
     }
 
     pub(super) async fn destroy_unclaimed_machine(&self, uuid: &str) -> Done {
         let (pool, vm) = (&self.lens.pool, self.vm(uuid)?);
-        let said = written(pool.client.write().vm_add_to_other_config(&vm, UNWANTED, uuid).await);
-        already(gone_is_done(said), "MAP_DUPLICATE_KEY")?;
+        gone_is_done(written(pool.client.write().vm_add_tags(&vm, &identity::unwanted(uuid)).await))?;
         pool.memory().removing(uuid, &self.scene.observed.agent_start);
         let op = self.lineage(Role::Machine).opid().aux("undo");
         gone_is_done(begun(pool.client.start(&op).vm_destroy(&vm).await))

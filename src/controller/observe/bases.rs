@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::Lens;
 use super::storage::attached;
+use super::tasks::is_going;
 use crate::domain::identity::{self, Lineage, Proof, Role, prove};
 use crate::domain::observed::{Making, Observed, Records, VersionRecord};
 use crate::domain::plan::Step;
@@ -17,8 +18,8 @@ pub(super) fn bases(lens: &Lens<'_>, os: Option<&str>, sr: &str, records: &Recor
     let mut found: Vec<String> = Vec::new();
     if let Some(os) = os {
         let opid = base_lineage(lens, sr, os).opid();
-        let keyed =
-            lens.view.vdis.with(identity::OP, &opid.0).filter(|(_, d)| proof(d, false) == Proof::ByKeys(Role::Base));
+        let keyed = lens.view.vdis.with(identity::OP, &opid.0);
+        let keyed = keyed.filter(|(_, d)| proof(d, false) == Proof::ByKeys(Role::Base) && !is_going(lens, &d.uuid));
         found.extend(keyed.map(|(_, d)| d.uuid.clone()));
     }
     let version = |v: &VersionRecord| (v.base.clone(), v.os_version.as_ref() == Some(&lens.want.os_version));

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use kube::ResourceExt;
 
-use super::tasks::{is_claimed, is_unwanted, task_sight};
+use super::tasks::{is_claimed, is_going, is_unwanted, task_sight};
 use super::{Lens, base_lineage, lineage};
 use crate::api::PlatformLayer;
 use crate::api::condition::{ConditionType, find};
 use crate::domain::identity::{self, BOOT, Lineage, Mark, Opid, Proof, Role, START_BEFORE, prove};
 use crate::domain::observed::{Child, Flight, Making, MarkSight, Observed, Quiet, Sent};
-use crate::xapi::model::{Task, TaskStatus, Vdi};
+use crate::xapi::model::{Task, TaskStatus, Vdi, Vm};
 use crate::xapi::wire::Ref;
 
 /// All operations that matter to a layer.
@@ -201,52 +201,39 @@ fn children(lens: &Lens<'_>, making: Making, opid: &Opid, source: &str, mark: Op
         Making::CloneDisk | Making::CreateConfig => !d.is_a_snapshot,
         Making::CloneMachine | Making::StartMachine => false,
     };
+    let child = |uuid: &str, shaped, settled| {
+        let unwanted = is_unwanted(lens, uuid);
+        Child { uuid: uuid.to_owned(), unwanted, shaped, settled }
+    };
+    // Keys make it no child any more; unless they came to one that goes.
+    let unclaimed = |uuid: &str, keys: &identity::Keys| {
+        !matches!(prove(lens.cluster, uuid, keys, false), Proof::ByKeys(_)) || is_going(lens, uuid)
+    };
+    let name = working_name(opid);
     match (making, mark) {
         (Making::CreateConfig, _) => {
-            let name = machine_working_name(opid);
-            let unclaimed = |d: &Vdi| !matches!(prove(lens.cluster, &d.uuid, &d.other_config, false), Proof::ByKeys(_));
-            let named = lens.view.vdis.iter().filter(|(_, d)| d.name_label == name && d.managed && unclaimed(d));
-            named
-                .map(|(_, d)| Child {
-                    unwanted: is_unwanted(lens, &d.uuid),
-                    uuid: d.uuid.clone(),
-                    shaped: shaped(d),
-                    settled: true,
-                })
-                .collect()
+            let ours = |d: &Vdi| d.name_label == name && d.managed && unclaimed(&d.uuid, &d.other_config);
+            let named = lens.view.vdis.iter().filter(|(_, d)| ours(d));
+            named.map(|(_, d)| child(&d.uuid, shaped(d), true)).collect()
         }
         (Making::StartMachine, _) | (_, None) => Vec::new(),
         (Making::CloneMachine, _) => {
-            let name = machine_working_name(opid);
-            let unclaimed = |uuid: &str, keys| !matches!(prove(lens.cluster, uuid, keys, false), Proof::ByKeys(_));
-            let named =
-                lens.view.vms.iter().filter(|(_, vm)| vm.name_label == name && unclaimed(&vm.uuid, &vm.other_config));
-            named
-                .map(|(_, vm)| Child {
-                    unwanted: is_unwanted(lens, &vm.uuid),
-                    uuid: vm.uuid.clone(),
-                    shaped: true,
-                    settled: !vm.is_a_template,
-                })
-                .collect()
+            let ours = |vm: &Vm| vm.name_label == name && unclaimed(&vm.uuid, &vm.other_config);
+            let named = lens.view.vms.iter().filter(|(_, vm)| ours(vm));
+            named.map(|(_, vm)| child(&vm.uuid, true, !vm.is_a_template)).collect()
         }
         (Making::SnapshotOsDisk | Making::CloneDisk | Making::FreezeDisk, Some(mark)) => {
             let is_child = |d: &Vdi| d.uuid != source && d.managed && !is_claimed(d);
             let marked = lens.view.vdis.with(identity::MAKING, &mark.to_string()).filter(|(_, d)| is_child(d));
-            marked
-                .map(|(_, d)| Child {
-                    unwanted: is_unwanted(lens, &d.uuid),
-                    uuid: d.uuid.clone(),
-                    shaped: shaped(d),
-                    settled: true,
-                })
-                .collect()
+            let keyed = lens.view.vdis.with(identity::OP, &opid.0);
+            let going = keyed.filter(|(_, d)| is_claimed(d) && is_going(lens, &d.uuid));
+            marked.chain(going).map(|(_, d)| child(&d.uuid, shaped(d), true)).collect()
         }
     }
 }
 
 /// The name that a machine is cloned under, or a disk is made under, and found again by.
-pub fn machine_working_name(opid: &Opid) -> String {
+pub fn working_name(opid: &Opid) -> String {
     format!("lamina-{opid}")
 }
 

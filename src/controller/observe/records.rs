@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use super::super::inspect;
+use super::tasks::is_going;
 use super::{Lens, objects, see_machine};
 use crate::api::layer_status::PlatformLayerStatus;
 use crate::api::reason::Reason;
@@ -97,10 +98,12 @@ pub(super) fn subject(want: &Want, records: &Records, owned: &Owned<'_>) -> Stri
     in_work.or_else(unrecorded).or_else(lost).or_else(left).unwrap_or_else(|| want.version.clone())
 }
 
-/// All objects that are provably this layer's, by their keys or by its records.
+/// All objects that are provably this layer's, by their keys or by its records. What bears its keys and goes is the business of its operation.
 pub(super) fn owned<'a>(lens: &Lens<'a>, records: &Records) -> Owned<'a> {
     let uid = lens.want.uid.as_str();
-    let mine = |uuid: &str, keys: &identity::Keys, role| objects::owned(lens.cluster, uuid, keys, role, uid);
+    let mine = |uuid: &str, keys: &identity::Keys, role| {
+        objects::owned(lens.cluster, uuid, keys, role, uid) && !is_going(lens, uuid)
+    };
     let vdis = |role, uuids: Vec<&str>| {
         let keyed =
             lens.view.vdis.with(identity::LAYER, uid).filter(move |(_, d)| mine(&d.uuid, &d.other_config, role));

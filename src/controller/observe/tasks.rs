@@ -44,13 +44,21 @@ pub fn task_sight(
     };
     tagged.sort_by(|a, b| b.created.cmp(&a.created));
     let succeeded = |t: &&&Task| t.status == TaskStatus::Success;
-    let made = |t: &&Task| made(lens, making, t, |d| own.is_some() || is_marked(d, mark) || is_claimed(d));
+    let made = |t: &&Task| made_of(lens, making, t, |d| own.is_some() || is_marked(d, mark) || is_claimed(d));
     if let Some(child) = own.iter().chain(&tagged).filter(succeeded).find_map(made) {
         return match claimed(lens, making, &child) {
             true => TaskSight::Succeeded { child: None },
             false if is_unwanted(lens, &child) => TaskSight::Unwanted { child },
             false => TaskSight::Succeeded { child: Some(child) },
         };
+    }
+    // The mark was gone when it was made, so nobody can say what of. No work is on it yet: it goes, and is made anew.
+    let idle = |d: &Vdi| d.vbds.is_empty() && !is_known(lens, &d.uuid);
+    let bare = |t: &&Task| made_of(lens, making, t, idle);
+    if matches!(making, Making::SnapshotOsDisk | Making::CloneDisk)
+        && let Some(child) = tagged.iter().filter(succeeded).find_map(bare)
+    {
+        return TaskSight::Unwanted { child };
     }
     if own.iter().chain(&tagged).any(|t| t.status == TaskStatus::Success) {
         if making == Making::StartMachine {
@@ -68,7 +76,7 @@ pub fn task_sight(
 }
 
 /// uuid of what a task made, as far as it is seen and counts.
-fn made(lens: &Lens<'_>, making: Making, task: &Task, counts: impl Fn(&Vdi) -> bool) -> Option<String> {
+fn made_of(lens: &Lens<'_>, making: Making, task: &Task, counts: impl Fn(&Vdi) -> bool) -> Option<String> {
     let child = Ref(task_result(&task.result));
     match making {
         Making::CloneMachine => lens.view.vms.get(&child).map(|vm| vm.uuid.clone()),
@@ -81,11 +89,28 @@ fn made(lens: &Lens<'_>, making: Making, task: &Task, counts: impl Fn(&Vdi) -> b
 
 /// Its destruction was asked for: by this process, or by one that said so on it before.
 pub fn is_unwanted(lens: &Lens<'_>, uuid: &str) -> bool {
-    let keys = lens.view.vdis.by_uuid(uuid).map(|(_, d)| &d.other_config);
-    let keys = keys.or(lens.view.vms.by_uuid(uuid).map(|(_, vm)| &vm.other_config));
     let agent_start = lens.view.agent_start().unwrap_or_default();
-    keys.is_some_and(|k| k.get(identity::UNWANTED).is_some_and(|of| of == uuid))
-        || lens.pool.memory().was_removed(uuid, agent_start)
+    is_going(lens, uuid) || lens.pool.memory().was_removed(uuid, agent_start)
+}
+
+/// It was said on it that it goes. A claim whose reply was lost may come through after that: it brings keys, and takes no tag off. What is
+/// known by now goes on: there the tag came too late.
+pub fn is_going(lens: &Lens<'_>, uuid: &str) -> bool {
+    let tags = lens.view.vdis.by_uuid(uuid).map(|(_, d)| &d.tags);
+    let tags = tags.or(lens.view.vms.by_uuid(uuid).map(|(_, vm)| &vm.tags));
+    tags.is_some_and(|tags| tags.contains(&identity::unwanted(uuid))) && !is_known(lens, uuid)
+}
+
+/// A status names it, or a disk stands on it.
+fn is_known(lens: &Lens<'_>, uuid: &str) -> bool {
+    let recorded = lens.layer.status.as_ref().is_some_and(|s| {
+        s.disk.as_ref().is_some_and(|d| d.uuid == uuid)
+            || s.config_disk.as_ref().is_some_and(|d| d.uuid == uuid)
+            || s.machine.as_ref().is_some_and(|m| m.uuid == uuid)
+            || s.versions.iter().any(|v| v.disk == uuid)
+    });
+    let stands_on = |d: &Vdi| d.other_config.get(identity::BASE).is_some_and(|base| base == uuid);
+    recorded || lens.around.is_base(uuid, &lens.want.uid, None) || lens.view.vdis.iter().any(|(_, d)| stands_on(d))
 }
 
 /// Made of a source while this mark was on it; where none is wanted, nothing is inherited.
@@ -105,7 +130,7 @@ fn claimed(lens: &Lens<'_>, making: Making, uuid: &str) -> bool {
             lens.view.vdis.by_uuid(uuid).map(|(_, d)| &d.other_config)
         }
     };
-    keys.is_some_and(|k| matches!(prove(lens.cluster, uuid, k, false), Proof::ByKeys(_)))
+    !is_going(lens, uuid) && keys.is_some_and(|k| matches!(prove(lens.cluster, uuid, k, false), Proof::ByKeys(_)))
 }
 
 fn failed(making: Making, task: &Task) -> Trouble {
