@@ -323,12 +323,11 @@ fn inventory(view: &View) -> Inventory {
         all.truncate(MAX_INVENTORY);
         all
     };
-    let ours = |keys: &Map| keys.keys().any(|k| k.starts_with(PREFIX));
     let templates = view.vms.iter().map(|(_, vm)| vm).filter(|vm| {
         // A machine in the making is a template for a moment.
         inspect::is_template(vm)
             && !vm.is_default_template
-            && !ours(&vm.other_config)
+            && !vm.other_config.keys().any(|k| k.starts_with(PREFIX))
             && !vm.name_label.starts_with("lamina-")
     });
     let srs =

@@ -46,9 +46,12 @@ pub struct Device {
 
 /// A running (or paused) machine. Named by the machine's uuid: references are the daemon's.
 pub struct Domain {
+    /// Each host counts its own.
     pub domid: i64,
-    /// The number of the domain in which this boot began: a resumed machine has another one, and is in the same boot.
+    /// The number of this boot, of all of the pool's. A resumed machine has another domain, and is in the same boot.
     pub born: i64,
+    /// Not the domain that the boot began in.
+    pub moved: bool,
     /// uuid.
     pub host: String,
     /// As XAPI writes times.
@@ -71,15 +74,24 @@ pub struct Domain {
 
 #[derive(Default)]
 struct All {
-    last: i64,
+    /// By host.
+    last: BTreeMap<String, i64>,
+    boots: i64,
     running: BTreeMap<String, Domain>,
     /// Suspended: no domain, and a guest that stands still.
     asleep: BTreeMap<String, Domain>,
 }
 
+/// The number of the host's next domain.
+fn next(last: &mut BTreeMap<String, i64>, host: &str) -> i64 {
+    let last = last.entry(host.to_owned()).or_default();
+    *last += 1;
+    *last
+}
+
 /// What the hypervisor says of a machine.
 pub enum Seen {
-    Up { domid: i64, born: i64, host: String, started: String, paused: bool },
+    Up { domid: i64, moved: bool, host: String, started: String, paused: bool },
     Asleep,
     Off,
 }
@@ -104,11 +116,12 @@ impl Domains {
     /// Makes a domain in place of the machine's old one, if any. Returns its number.
     pub fn make(&self, vm: &str, host: &str, started: String, vm_data: &Value, paused: bool) -> i64 {
         let mut all = self.lock();
-        all.last += 1;
-        let domid = all.last;
+        let domid = next(&mut all.last, host);
+        all.boots += 1;
         let domain = Domain {
             domid,
-            born: domid,
+            born: all.boots,
+            moved: false,
             host: host.to_owned(),
             started,
             paused,
@@ -151,8 +164,8 @@ impl Domains {
     pub fn wake(&self, vm: &str, host: &str, vm_data: &Value, paused: bool) -> bool {
         let mut all = self.lock();
         let Some(mut domain) = all.asleep.remove(vm) else { return false };
-        all.last += 1;
-        domain.domid = all.last;
+        domain.domid = next(&mut all.last, host);
+        domain.moved = true;
         domain.paused = paused;
         host.clone_into(&mut domain.host);
         domain.store.retain(|key, _| !key.starts_with("vm-data/"));
@@ -169,8 +182,7 @@ impl Domains {
         let mut all = self.lock();
         let All { last, running, .. } = &mut *all;
         if let Some(domain) = running.get_mut(vm) {
-            *last += 1;
-            domain.domid = *last;
+            (domain.domid, domain.moved) = (next(last, host), true);
             host.clone_into(&mut domain.host);
         }
         drop(all);
@@ -189,7 +201,7 @@ impl Domains {
         match all.running.get(vm) {
             Some(d) => {
                 let (host, started) = (d.host.clone(), d.started.clone());
-                Seen::Up { domid: d.domid, born: d.born, host, started, paused: d.paused }
+                Seen::Up { domid: d.domid, moved: d.moved, host, started, paused: d.paused }
             }
             None if all.asleep.contains_key(vm) => Seen::Asleep,
             None => Seen::Off,
@@ -220,6 +232,11 @@ impl Domains {
 
     pub fn domid(&self, vm: &str) -> Option<i64> {
         self.lock().running.get(vm).map(|d| d.domid)
+    }
+
+    /// The number of a machine's boot, see [`Domain::born`].
+    pub fn born(&self, vm: &str) -> Option<i64> {
+        self.lock().running.get(vm).map(|d| d.born)
     }
 
     /// The disks of a machine's domain.

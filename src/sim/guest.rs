@@ -107,7 +107,7 @@ pub struct Guest {
     /// The machine's uuid.
     pub vm: String,
     pub name: String,
-    /// The number of the domain in which this boot began.
+    /// See [`super::domain::Domain::born`].
     born: i64,
     /// 1 at the machine's first boot.
     pub boot: u64,
@@ -115,7 +115,7 @@ pub struct Guest {
 
 /// Starts the guest of a machine's present domain.
 pub fn awaken(pool: &Arc<Pool>, vm: &str) {
-    let Some(born) = pool.world.domains.domid(vm) else { return };
+    let Some(born) = pool.world.domains.born(vm) else { return };
     let (name, which) = {
         let db = pool.db();
         let Ok(row) = db.by_uuid("VM", vm) else { return };

@@ -28,12 +28,13 @@ type Done = Result<(), crate::xapi::wire::Failure>;
 
 /// A new boot makes guest metrics and console anew; a domain that carries an older boot on keeps the metrics.
 fn raise(pool: &Pool, vm: &Ref, seen: &Seen) -> Done {
-    let Seen::Up { domid, born, host, started, paused } = seen else { return Ok(()) };
+    let Seen::Up { domid, moved, host, started, paused } = seen else { return Ok(()) };
     let mut db = pool.db();
     let host = db.by_uuid("host", host)?;
-    if db.int("VM", vm, "domid")? != *domid {
+    // Each host counts its domains: two may have the same number.
+    if db.int("VM", vm, "domid")? != *domid || db.link_to("VM", vm, "resident_on")? != host {
         let old = db.link_to("VM", vm, "guest_metrics")?;
-        if domid == born || db.find("VM_guest_metrics", &old).is_none() {
+        if !moved || db.find("VM_guest_metrics", &old).is_none() {
             db.delete("VM_guest_metrics", &old);
             let fresh = [("last_updated", json!(started)), ("live", json!(true))];
             let fresh = db.create("VM_guest_metrics", fresh);
@@ -50,7 +51,7 @@ fn raise(pool: &Pool, vm: &Ref, seen: &Seen) -> Done {
             db.set("VM_metrics", &metrics, "start_time", json!(started))?;
         }
         // A move leaves the devices as they are.
-        if domid == born || db.text("VM", vm, "power_state")? != "Running" {
+        if !moved || db.text("VM", vm, "power_state")? != "Running" {
             devices(&mut db, vm, true)?;
         }
     }

@@ -11,6 +11,7 @@ use lamina::sim::guest::{Guest, Program, program};
 use lamina::sim::power::Exit;
 use serde_json::json;
 
+use crate::common::eventually;
 use crate::common::rig::{Rig, idle, machine, ready, says, status};
 
 type Lines = std::collections::BTreeMap<String, String>;
@@ -200,6 +201,50 @@ async fn a_start_by_somebody_else_after_the_report_needs_a_new_check() {
     let still = rig.until_reason("meddled", "FixIntegrity").await;
     assert!(status(&still).versions.is_empty());
     assert_eq!(rig.calls("Async.VM.start"), 1);
+}
+
+/// Each host counts its own domains: a boot on another one may have the number of the boot that was checked, and everything it wrote.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_boot_of_the_same_number_on_another_host_needs_a_check_of_its_own() {
+    let rig = Rig::new().await;
+    let reports = reporting(vec![(Check::default(), as_it_is, as_it_is)]);
+    rig.guest(
+        "twin",
+        program(move |guest: Guest| {
+            let reports = Arc::clone(&reports);
+            async move {
+                if guest.boot == 1 {
+                    guest.set_tools(true);
+                    return reports(guest).await;
+                }
+                // Nothing in it tells of this boot.
+                guest.stage("silent", Duration::from_secs(10)).await;
+                Exit::Halt
+            }
+        }),
+    );
+    rig.sim.pool.clock.hold("guest/reported");
+    let _controller = rig.run().await;
+    rig.layer("twin", json!({})).await;
+    let running = rig.until_reason("twin", "ShutDownGuest").await;
+    let vm = async || rig.hands.machine(&machine(&running)).await.expect("M");
+    let (here, first) = (vm().await.row["resident_on"].clone(), vm().await.row["domid"].clone());
+    rig.sim.pool.clock.unhold("guest/reported");
+    rig.until_reason("twin", "ApproveFinalize").await;
+    let hosts = rig.hands.all("host").await;
+    let other = hosts.iter().find(|host| json!(host.r) != here).expect("another host");
+    rig.sim.pool.clock.hold("guest/silent");
+    rig.hands.call("VM.start_on", json!([vm().await.r, other.r, false, false])).await;
+    assert_eq!(vm().await.row["domid"], first, "another host's first domain, too");
+    let before = vm().await.key("boot").map(str::to_owned);
+    eventually("the boot is noted", async || (vm().await.key("boot") != before.as_deref()).then_some(())).await;
+    rig.sim.pool.clock.unhold("guest/silent");
+    let blocked = rig.until_reason("twin", "FixIntegrity").await;
+    assert_eq!(doubts(&blocked), ["ReportOfEarlierBoot"]);
+    rig.approve("twin", "1").await;
+    rig.meanwhile().await;
+    let still = rig.until_reason("twin", "FixIntegrity").await;
+    assert!(status(&still).versions.is_empty());
 }
 
 /// The check is clean and the machine still runs.

@@ -100,7 +100,7 @@ async fn a_machine_moves_with_its_boot() {
     raw.run("VM.pool_migrate", json!([vm, other, {"live": "true"}])).await.unwrap();
     let after = row().await;
     assert_eq!((&after["resident_on"], &after["power_state"]), (other, &json!("Running")));
-    assert_eq!(after["domid"].as_i64(), before["domid"].as_i64().map(|d| d + 1));
+    assert_eq!((&before["domid"], &after["domid"]), (&json!(1), &json!(1)), "each host counts its own");
     assert_eq!(
         (&after["xenstore_data"], &after["guest_metrics"]),
         (&before["xenstore_data"], &before["guest_metrics"])
