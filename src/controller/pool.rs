@@ -3,7 +3,7 @@
 //! Made by `connector`, used by `observe` and `act`. The memory is a cache of knowledge that dies with the process: without it
 //! everything is still right, only slower (the in-flight test takes its place).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -64,6 +64,8 @@ struct InFlight {
     quiet_since: Option<Instant>,
     /// The storage repository's operations at the first look: one that began later cannot be ours.
     at_first: HashSet<String>,
+    /// What was seen at work at the last look.
+    at_work: Option<String>,
 }
 
 #[derive(Default)]
@@ -164,27 +166,37 @@ impl Memory {
         self.attempts.remove(opid);
     }
 
-    /// One live look of an in-flight test. `own`: something of this operation is seen at work. `storage`: the operations on the storage
-    /// repository that bear no other tag of ours.
+    /// One live look of an in-flight test. `own`: what of this operation is seen at work. `storage`: the operations on the storage
+    /// repository that bear no other tag of ours, by task. All in words.
     pub fn look_in_flight(
         &mut self,
         opid: &str,
-        own: bool,
-        storage: HashSet<String>,
+        own: BTreeSet<String>,
+        storage: HashMap<String, String>,
         now: Instant,
         apart: Duration,
     ) -> Quiet {
         let first = !self.flights.contains_key(opid);
         let flight = self.flights.entry(opid.to_owned()).or_default();
         if first {
-            flight.at_first = storage.clone();
+            flight.at_first = storage.keys().cloned().collect();
         }
-        if own || storage.iter().any(|op| flight.at_first.contains(op)) {
+        let began_before =
+            storage.into_iter().filter(|(task, _)| flight.at_first.contains(task)).map(|(_, words)| words);
+        let at_work: BTreeSet<String> = own.into_iter().chain(began_before).collect();
+        if !at_work.is_empty() {
+            flight.at_work = Some(Vec::from_iter(at_work).join(", "));
             flight.quiet_since = None;
             return Quiet::No;
         }
+        flight.at_work = None;
         let since = *flight.quiet_since.get_or_insert(now);
         if now.duration_since(since) >= apart { Quiet::Twice } else { Quiet::Once }
+    }
+
+    /// What was seen at work at the last look.
+    pub fn at_work(&self, opid: &str) -> Option<String> {
+        self.flights.get(opid)?.at_work.clone()
     }
 
     /// How the test stands, without a look.

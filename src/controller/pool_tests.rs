@@ -7,22 +7,28 @@ const APART: Duration = Duration::from_secs(60);
 #[test]
 fn an_in_flight_test_needs_two_quiet_looks_apart() {
     let (mut m, now) = (Memory::default(), Instant::now());
-    let none = HashSet::new;
-    assert_eq!(m.look_in_flight("op", true, none(), now, APART), Quiet::No);
-    assert_eq!(m.look_in_flight("op", false, none(), now, APART), Quiet::Once);
-    assert_eq!(m.look_in_flight("op", false, none(), now + APART / 2, APART), Quiet::Once);
-    assert_eq!(m.look_in_flight("op", true, none(), now + APART, APART), Quiet::No);
-    assert_eq!(m.look_in_flight("op", false, none(), now + APART, APART), Quiet::Once);
-    assert_eq!(m.look_in_flight("op", false, none(), now + APART * 2, APART), Quiet::Twice);
+    let mut look = |own: &[&str], now| {
+        let own = own.iter().map(|words| (*words).to_owned()).collect();
+        (m.look_in_flight("op", own, HashMap::new(), now, APART), m.at_work("op"))
+    };
+    let busy = (Quiet::No, Some("copy of disk d, the call".to_owned()));
+    assert_eq!(look(&["the call", "copy of disk d"], now), busy);
+    assert_eq!(look(&[], now), (Quiet::Once, None));
+    assert_eq!(look(&[], now + APART / 2), (Quiet::Once, None));
+    assert_eq!(look(&["the call", "copy of disk d"], now + APART), busy);
+    assert_eq!(look(&[], now + APART), (Quiet::Once, None));
+    assert_eq!(look(&[], now + APART * 2), (Quiet::Twice, None));
 }
 
 #[test]
 fn only_storage_operations_of_the_first_look_hold_it_up() {
     let (mut m, now) = (Memory::default(), Instant::now());
-    let old = HashSet::from(["old".to_owned()]);
-    assert_eq!(m.look_in_flight("op", false, old, now, APART), Quiet::No);
-    let new = HashSet::from(["new".to_owned()]);
-    assert_eq!(m.look_in_flight("op", false, new, now, APART), Quiet::Once);
+    let mut look = |task: &str| {
+        let storage = HashMap::from([(task.to_owned(), format!("{task} on the SR"))]);
+        (m.look_in_flight("op", BTreeSet::new(), storage, now, APART), m.at_work("op"))
+    };
+    assert_eq!(look("old"), (Quiet::No, Some("old on the SR".to_owned())));
+    assert_eq!(look("new"), (Quiet::Once, None));
 }
 
 #[test]

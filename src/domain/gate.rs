@@ -357,8 +357,8 @@ pub fn boot_forgotten(want: &Want, seen: &Observed, m: &Machine) -> Trouble {
     Trouble::new(
         Reason::FixIntegrity,
         format!(
-            "{} is off and has run, but the pool forgot that when its management service (xapi) died. What was installed is still on its disk; \
-             no report of a boot that is forgotten counts, so version '{}' cannot be frozen yet. Start it again ({}) and run Shutdown For \
+            "{} is off, and its disk was worked on, but the pool forgot in which boot when its management service (xapi) died. What was installed \
+             is still there; no report of a boot that is forgotten counts, so version '{}' cannot be frozen yet. Start it again ({}) and run Shutdown For \
              Finalize in it",
             place(m),
             seen.subject,

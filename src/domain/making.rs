@@ -28,7 +28,10 @@ pub enum Waiting {
     Task {
         progress: f64,
     },
-    InFlight,
+    /// `at_work`: at what the pool still is, in words.
+    InFlight {
+        at_work: Option<String>,
+    },
     /// `ahead`: who does not go on by itself, in words.
     Turn {
         making: Making,
@@ -63,16 +66,13 @@ pub fn advance(f: &Flight) -> Move {
     }
     match &f.task {
         TaskSight::Pending { progress } => return Move::Wait(Waiting::Task { progress: *progress }),
-        TaskSight::Failed(_) if may_be_earlier(f) && f.quiet != Quiet::Twice => return Move::Wait(Waiting::InFlight),
+        TaskSight::Failed(_) if may_be_earlier(f) && f.quiet != Quiet::Twice => return in_flight(f),
         TaskSight::Failed(_) => return Move::Do(Step::Settle { making: f.making, opid: f.opid.clone() }),
         TaskSight::Succeeded { child: Some(child) } => {
             return Move::Do(Step::Claim { making: f.making, child: child.clone() });
         }
         TaskSight::Unwanted { child } => return Move::Do(destroy(f, child)),
-        TaskSight::Succeeded { child: None } if f.making == Making::StartMachine => {
-            return Move::Do(Step::Settle { making: f.making, opid: f.opid.clone() });
-        }
-        // The task says it made something, and that is gone again: over, and to be made anew.
+        // A start; or it says that it made something, and that is gone again: over, and to be made anew.
         TaskSight::Succeeded { child: None } => {
             return Move::Do(Step::Settle { making: f.making, opid: f.opid.clone() });
         }
@@ -86,13 +86,13 @@ pub fn advance(f: &Flight) -> Move {
         // What was over may have come back: a restarted pool has forgotten that it was claimed, or undone.
         Sent::Over | Sent::Once | Sent::Unknown if f.restarted => match f.scans {
             0 | 1 if f.scan_due => Move::Do(scan(f)),
-            0 | 1 => Move::Wait(Waiting::InFlight),
+            0 | 1 => in_flight(f),
             2.. if f.quiet == Quiet::Twice => Move::Do(Step::RecordIntent(f.making)),
-            2.. => Move::Wait(Waiting::InFlight),
+            2.. => in_flight(f),
         },
         Sent::Over => send(f),
         Sent::Once | Sent::Unknown => match f.quiet {
-            Quiet::No | Quiet::Once => Move::Wait(Waiting::InFlight),
+            Quiet::No | Quiet::Once => in_flight(f),
             Quiet::Twice => send(f),
         },
     }
@@ -148,6 +148,10 @@ fn scan(f: &Flight) -> Step {
     Step::ScanStorage { sr: f.sr.clone() }
 }
 
+fn in_flight(f: &Flight) -> Move {
+    Move::Wait(Waiting::InFlight { at_work: f.at_work.clone() })
+}
+
 fn others_turn(f: &Flight) -> Move {
     Move::Wait(Waiting::Turn { making: f.making, ahead: f.ahead.clone() })
 }
@@ -169,7 +173,7 @@ fn send(f: &Flight) -> Move {
         (MarkSight::Stale { mark, quiet: true }, Some(_)) => {
             Move::Do(Step::Unmark { source: f.source.clone(), mark: mark.clone() })
         }
-        (MarkSight::Stale { quiet: false, .. }, Some(_)) => Move::Wait(Waiting::InFlight),
+        (MarkSight::Stale { quiet: false, .. }, Some(_)) => in_flight(f),
         (MarkSight::Held, Some(_)) => Move::Wait(Waiting::Mark { ahead: f.ahead.clone() }),
         (MarkSight::Foreign { long: false, .. }, Some(_)) => Move::Wait(Waiting::ForeignMark),
         (MarkSight::Foreign { mark, long: true }, Some(_)) => Move::Stop(Trouble::new(
@@ -204,10 +208,10 @@ pub fn abandon(f: &Flight) -> Option<Move> {
         Sent::Once | Sent::Unknown => ours || !f.children.is_empty() && f.making == Making::CloneMachine,
     } && (matches!(f.task, TaskSight::None) || may_be_earlier(f));
     if unknown && f.restarted && f.scans < 2 {
-        return Some(if f.scan_due { Move::Do(scan(f)) } else { Move::Wait(Waiting::InFlight) });
+        return Some(if f.scan_due { Move::Do(scan(f)) } else { in_flight(f) });
     }
     if unknown && f.quiet != Quiet::Twice {
-        return Some(Move::Wait(Waiting::InFlight));
+        return Some(in_flight(f));
     }
     // Once its task has told, a disk that bears our mark is another tool's copy of the source.
     let silent = matches!(f.task, TaskSight::None);
@@ -246,6 +250,7 @@ mod tests {
             sent,
             children: vec![Child { uuid: "child".into(), unwanted: false, shaped: true, settled: true }],
             quiet: Quiet::Twice,
+            at_work: None,
             ..Flight::unbegun(Making::CloneDisk)
         }
     }
@@ -294,8 +299,7 @@ mod tests {
         let failed = TaskSight::Failed(Trouble::new(Reason::PoolError, "failed"));
         for quiet in [Quiet::No, Quiet::Once] {
             let f = Flight { task: failed.clone(), quiet, ..flight(Sent::Unknown) };
-            assert_eq!(advance(&f), Move::Wait(Waiting::InFlight));
-            assert_eq!(abandon(&f), Some(Move::Wait(Waiting::InFlight)));
+            assert_eq!((advance(&f), abandon(&f)), (in_flight(&f), Some(in_flight(&f))));
             let named = Flight { sent: Sent::Once, ..f };
             assert!(matches!(advance(&named), Move::Do(Step::Settle { .. })));
             assert!(matches!(abandon(&named), Some(Move::Do(Step::Unmark { .. }))));

@@ -288,6 +288,8 @@ pub struct Flight {
     /// Unclaimed children, by uuid: bearing our mark, or (machines) our name.
     pub children: Vec<Child>,
     pub quiet: Quiet,
+    /// What keeps it from that, in words.
+    pub at_work: Option<String>,
     /// xapi was started anew since the intent was written.
     pub restarted: bool,
     /// Scans since then that found the pool at rest, 60 s apart.
@@ -318,6 +320,7 @@ impl Flight {
             task: TaskSight::None,
             children: Vec::new(),
             quiet: Quiet::No,
+            at_work: None,
             restarted: false,
             scans: 0,
             scan_due: false,

@@ -184,7 +184,14 @@ pub(super) fn machine(m: &Machine, reason: Reason, what: &str) -> Option<Verdict
         let act = |step| Verdict::act(step, reason, what);
         match (m.power, m.disk.as_ref().or(m.config.as_ref())) {
             (Power::Running | Power::Paused | Power::Suspended, _) => act(Step::ShutDown { machine: m.uuid.clone() }),
-            (Power::Unknown, _) => Verdict::wait(Next::Capacity, reason, what),
+            (Power::Unknown, _) => Verdict::wait(
+                Next::Capacity,
+                reason,
+                format!(
+                    "{what}: machine '{}' is in a power state that Lamina does not know, and goes once it is off (xe vm-shutdown uuid={} force=true)",
+                    m.name, m.uuid
+                ),
+            ),
             (Power::Halted, Some(vbd)) => act(Step::DetachDisk { vbd: vbd.clone() }),
             (Power::Halted, None) if m.destroy_blocked => act(Step::UnblockDestroy { machine: m.uuid.clone() }),
             (Power::Halted, None) => act(Step::DestroyMachine { machine: m.uuid.clone() }),

@@ -148,6 +148,30 @@ async fn a_snapshot_made_without_its_mark_is_made_anew_and_leaves_nothing() {
     rig.hands.assert_tidy().await;
 }
 
+/// A backup copies the OS disk while the snapshot's reply is lost: whose end is waited for is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_for_another_tools_call_names_it() {
+    let rig = Rig::new().await;
+    strike(&rig, SNAPSHOT, Effect::Drop, None);
+    let _controller = rig.run().await;
+    rig.layer("behind", json!({"machine": {"powerOn": false}})).await;
+    eventually("a snapshot is sent", async || (rig.calls(SNAPSHOT) > 0).then_some(())).await;
+    let clock = &rig.sim.pool.clock;
+    clock.hold("VDI.copy/");
+    let os = rig.hands.named("VDI", "win11-24h2").await;
+    let copy = rig.hands.call("Async.VDI.copy", json!([os.r, os.row["SR"]])).await;
+    let words = format!("copy of disk {}", os.uuid());
+    rig.until("behind", &words, |l| ready(l).is_some_and(|(r, m)| r == "WaitingForInFlight" && m.contains(&words)))
+        .await;
+    rig.sim.pool.faults.clear();
+    // A whole copy would have the OS disk's name.
+    rig.hands.call("task.cancel", json!([copy])).await;
+    clock.unhold("VDI.copy/");
+    rig.until_reason("behind", "StartMachine").await;
+    assert_eq!(rig.hands.bases().await.len(), 1);
+    rig.hands.assert_tidy().await;
+}
+
 /// Two disks bear our mark and no task tells which is ours: neither is taken, a third is made, and both stay for a person to see.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_marked_children_without_a_task_none_is_taken() {

@@ -113,6 +113,7 @@ async fn every_bit_is_a_finding_with_its_own_reason_and_remedy() {
     }
     rig.until_reason("bits", "ApproveFinalize").await;
     assert_eq!(rig.calls("Async.VM.start"), 1 + runs, "one start, and one for each newer token");
+    assert_eq!(rig.calls("pool.sync_database"), 1, "before the first start of a machine alone");
 }
 
 #[tokio::test(flavor = "multi_thread")]

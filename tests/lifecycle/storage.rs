@@ -112,6 +112,36 @@ async fn a_layer_in_two_repositories_leaves_nothing_in_either() {
     rig.hands.assert_tidy().await;
 }
 
+/// The repository is gone for good, and the Connector names another by now: what leads on is told, and leads on.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_repository_that_is_gone_for_good_a_layer_lets_go_when_told() {
+    let world = "repositories: [{name: Other storage, type: nfs, size_gib: 500}]\n\
+                 disks: [{name: win11-24h2, repository: Other storage, size_gib: 32}]";
+    let world = serde_saphyr::from_str(world).expect("a world");
+    let rig = Rig::of(serve::Options { clock: Clock::new(100.0), world, ..serve::Options::default() }).await;
+    rig.guest("burnt", quick());
+    let _controller = rig.run().await;
+    rig.layer("burnt", json!({})).await;
+    let halted = rig.until_reason("burnt", "ApproveFinalize").await;
+    let sr = rig.hands.named("SR", "Shared storage").await.r;
+    plug(&rig, false).await;
+    rig.hands.call("SR.forget", json!([sr])).await;
+    let patch = Patch::Merge(json!({"spec": {"storageRepository": "Other storage"}}));
+    rig.connectors().patch("lab", &PatchParams::default(), &patch).await.expect("a patch");
+    let words = ["introduce it again", "spec.deletionPolicy to Orphan"];
+    let told = |l: &_| ready(l).is_some_and(|(r, m)| r == "WaitingForStorage" && words.iter().all(|w| m.contains(w)));
+    let waits = rig.until("burnt", "both ways told", told).await;
+    assert_eq!((status(&waits).phase, disk(&waits)), (status(&halted).phase, disk(&halted)), "nothing is made or lost");
+    rig.patch("burnt", json!({"deletionPolicy": "Orphan"})).await;
+    rig.delete("burnt").await;
+    rig.until_gone("burnt").await;
+    rig.layer("burnt", json!({})).await;
+    let anew = rig.until_reason("burnt", "ApproveFinalize").await;
+    assert_ne!(disk(&anew), disk(&halted));
+    let sr = rig.hands.disk(&disk(&anew)).await.expect("W").text("SR").to_owned();
+    assert_eq!(sr, rig.hands.named("SR", "Other storage").await.r);
+}
+
 /// An export that died in the control domain, or is still at work there: waited for, then freed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_held_by_a_control_domain_is_freed_in_the_end() {

@@ -24,7 +24,7 @@ use crate::xapi::stream::LARGEST;
 use crate::xapi::wire::parse_time;
 
 impl Hand<'_, '_> {
-    fn machine(&self) -> Result<&Machine, Failed> {
+    pub(super) fn machine(&self) -> Result<&Machine, Failed> {
         self.scene.observed.machine.found().ok_or(Failed::Stale)
     }
 

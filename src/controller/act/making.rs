@@ -9,7 +9,7 @@ use super::super::observe::{base_lineage, flights};
 use super::{Done, Failed, Hand, already, begun, gone_is_done, written};
 use crate::api::reason::Reason;
 use crate::domain::config;
-use crate::domain::identity::{self, Keys, Lineage, Mark, NONCE, Opid, Role, TAG, TOKEN};
+use crate::domain::identity::{self, BOOT, Keys, Lineage, Mark, NONCE, Opid, Role, TAG, TOKEN};
 use crate::domain::observed::{Making, Sent, TaskSight, Trouble};
 use crate::domain::plan;
 use crate::xapi::calls::NewVdi;
@@ -57,7 +57,8 @@ impl Hand<'_, '_> {
     pub(super) async fn send(&self, making: Making) -> Done {
         let f = self.scene.observed.flight(making).ok_or(Failed::Stale)?;
         let client = &self.lens.pool.client;
-        if making == Making::StartMachine {
+        // Of a new machine: it asks every host for a copy of the database.
+        if making == Making::StartMachine && self.machine()?.key(BOOT).is_none() {
             self.sync_database().await?;
         }
         // Before the call is taken for sent: what is missing for it is told.

@@ -2,7 +2,7 @@
 //!
 //! Called by `observe` alone. A test is only advanced by a live look.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use kube::ResourceExt;
@@ -126,6 +126,7 @@ fn flight(
     } else {
         Quiet::No
     };
+    let at_work = lens.pool.memory().at_work(&opid.0);
     Flight {
         making,
         opid,
@@ -138,6 +139,7 @@ fn flight(
         task,
         children,
         quiet,
+        at_work,
         restarted,
         scans,
         scan_due,
@@ -249,18 +251,19 @@ fn quiet(lens: &Lens<'_>, opid: &str, source: &str, sr: &Ref) -> Quiet {
     let mine = |t: &Task| tag(t).is_some_and(|tag| op.covers(&tag));
     // A sub-task bears no tag of its own: whoever is above it does.
     let below = |t: &Task| view.tasks.get(&t.subtask_of).is_some_and(|above| mine(above));
-    let tasks = view.tasks.iter().any(|(_, t)| at_work(t) && (mine(t) || below(t)));
-    let busy = view.vdis.by_uuid(source).is_some_and(|(_, d)| !d.current_operations.is_empty())
-        || view.vms.by_uuid(source).is_some_and(|(_, vm)| !vm.current_operations.is_empty());
+    let own = view.tasks.iter().filter(|(_, t)| at_work(t) && (mine(t) || below(t)));
+    let mut own: BTreeSet<String> = own.map(|(_, t)| format!("{} of its own", t.name_label)).collect();
+    let of_disk = view.vdis.by_uuid(source).map(|(_, d)| ("disk", &d.current_operations));
+    let of_machine = view.vms.by_uuid(source).map(|(_, vm)| ("machine", &vm.current_operations));
+    for (kind, operations) in of_disk.into_iter().chain(of_machine) {
+        own.extend(operations.values().map(|operation| format!("{operation} of {kind} {source}")));
+    }
     let others_tag =
         |task: &str| view.tasks.get(&Ref(task.to_owned())).and_then(|t| tag(t)).is_some_and(|t| !op.covers(&t));
-    let storage: HashSet<String> = view
-        .srs
-        .get(sr)
-        .into_iter()
-        .flat_map(|sr| sr.current_operations.keys())
-        .filter(|task| !others_tag(task))
-        .cloned()
+    let storage = view.srs.get(sr).into_iter().flat_map(|sr| sr.current_operations.iter().map(move |at| (sr, at)));
+    let storage: HashMap<String, String> = storage
+        .filter(|(_, (task, _))| !others_tag(task))
+        .map(|(sr, (task, operation))| (task.clone(), format!("{operation} on storage repository '{}'", sr.name_label)))
         .collect();
-    lens.pool.memory().look_in_flight(opid, tasks || busy, storage, lens.now, lens.pace.in_flight)
+    lens.pool.memory().look_in_flight(opid, own, storage, lens.now, lens.pace.in_flight)
 }

@@ -300,11 +300,12 @@ impl Verdict {
         match mv {
             Move::Do(step) => Self::act(step, doing, what),
             Move::Wait(Waiting::Task { .. }) => Self::wait(Next::Task, doing, what),
-            Move::Wait(Waiting::InFlight) => Self::wait(
+            Move::Wait(Waiting::InFlight { at_work }) => Self::wait(
                 Next::InFlight,
                 Reason::WaitingForInFlight,
                 format!(
-                    "{what}: an earlier attempt may still be at work on the pool; looking twice, 60 seconds apart, before it is repeated"
+                    "{what}: an earlier attempt may still be at work on the pool; looking twice, 60 seconds apart, before it is repeated{}",
+                    at_work.map(|at| format!(". First this must be over: {at}")).unwrap_or_default()
                 ),
             ),
             Move::Wait(Waiting::Turn { making, ahead: None }) => Self::wait(
