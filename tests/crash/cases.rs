@@ -106,11 +106,11 @@ fn is_before_the_next(case: &Case, records: &BTreeMap<Life, Run>) -> bool {
     case.fault == Fault::DiesAfter && ends_at_once && n < run.calls.len() as u64 && !run.written.contains(&n)
 }
 
-/// Does it belong to every call × [`Fault::OF_CI`]? A life without hands is the happy one, but for who installs: the calls that both make come later.
+/// Does it belong to every call × [`Fault::OF_CI`]? Of some lives that is what others lack: the calls that they share come later.
 pub fn is_first(case: &Case, records: &BTreeMap<Life, Run>) -> bool {
-    let by_hand = || Life::BY_HAND.iter().filter_map(|life| records.get(life)).flat_map(|run| &run.calls);
-    let happy = |entry: &Entry| by_hand().any(|e| kind(e) == kind(entry));
-    let known = case.life == Life::Steps && method(case, records).is_some_and(happy);
+    let beside = || case.life.beside().iter().filter_map(|life| records.get(life)).flat_map(|run| &run.calls);
+    let shared = |entry: &Entry| beside().any(|e| kind(e) == kind(entry));
+    let known = method(case, records).is_some_and(shared);
     Fault::OF_CI.contains(&case.fault) && matches!(case.at, At::Call(_)) && !known && !is_before_the_next(case, records)
 }
 
@@ -201,6 +201,8 @@ fn joined(case: Case, waiting: &mut Waiting) -> Job {
 /// Calls of one kind: the same method for the same purpose, whatever the objects are called in this run.
 pub fn kind(entry: &Entry) -> (String, String) {
     let tag = entry.tags.first().and_then(|(_, v)| v.split_once('.')).map(|(_, what)| what);
-    let key = entry.params.get(1).and_then(Value::as_str).filter(|k| k.starts_with("lamina.dev/"));
+    let key = entry.params.get(1).and_then(Value::as_str).and_then(|k| k.strip_prefix("lamina.dev/"));
+    // Of a tag, what comes before the uuid.
+    let key = key.and_then(|k| k.split('/').next());
     (entry.method.clone(), tag.or(key).unwrap_or_default().to_owned())
 }

@@ -40,11 +40,13 @@ pub enum Life {
     Steps,
     /// Deleted with policy Delete while version 2 runs on a finalized version 1.
     Deletion,
+    /// Version 1 thrown away while its disk is cloned; the layer deleted while version 2's machine is: what comes of either is taken back.
+    TakenBack,
 }
 
 impl Life {
     /// Whatever begins where another ends comes after it.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::HappyMade,
         Self::HappyFrozen,
         Self::SecondMade,
@@ -52,14 +54,15 @@ impl Life {
         Self::Discard,
         Self::Steps,
         Self::Deletion,
+        Self::TakenBack,
     ];
     /// No other begins where these end.
-    pub const LAST: [Self; 4] = [Self::SecondFrozen, Self::Discard, Self::Steps, Self::Deletion];
+    pub const LAST: [Self; 5] = [Self::SecondFrozen, Self::Discard, Self::Steps, Self::Deletion, Self::TakenBack];
 
     /// Where it begins: at the end of this one, or from nothing.
     fn upon(self) -> Option<Self> {
         match self {
-            Self::HappyMade | Self::Steps => None,
+            Self::HappyMade | Self::Steps | Self::TakenBack => None,
             Self::HappyFrozen | Self::Discard => Some(Self::HappyMade),
             Self::SecondMade => Some(Self::HappyFrozen),
             Self::SecondFrozen | Self::Deletion => Some(Self::SecondMade),
@@ -73,8 +76,16 @@ impl Life {
         path
     }
 
-    /// One version by a person: what a life without hands has in common with these is struck here.
-    pub const BY_HAND: [Self; 2] = [Self::HappyMade, Self::HappyFrozen];
+    /// Where what it has in common with others is struck.
+    pub fn beside(self) -> &'static [Self] {
+        match self {
+            // One version by a person.
+            Self::Steps => &[Self::HappyMade, Self::HappyFrozen],
+            Self::TakenBack => &[Self::HappyMade, Self::HappyFrozen, Self::Discard, Self::Deletion],
+            Self::HappyMade | Self::HappyFrozen | Self::SecondMade | Self::SecondFrozen => &[],
+            Self::Discard | Self::Deletion => &[],
+        }
+    }
 }
 
 /// How it ended.
@@ -155,7 +166,7 @@ impl Person {
                 let work = self.rig.hands.disk(&work.uuid).await.expect("it is on the pool");
                 self.rig.sim.pool.leak_vbd(&Ref(work.r));
             }
-            Life::HappyFrozen | Life::SecondMade | Life::SecondFrozen | Life::Deletion => {}
+            Life::HappyFrozen | Life::SecondMade | Life::SecondFrozen | Life::Deletion | Life::TakenBack => {}
         }
     }
 
@@ -197,8 +208,38 @@ impl Person {
                 self.rig.layers().delete(NAME, &DeleteParams::default()).await.expect("a deletion");
                 self.gone().await
             }
+            Life::TakenBack => self.taken_back().await,
         };
         lived.err().unwrap_or(End::Done)
+    }
+
+    async fn taken_back(&self) -> Result<(), End> {
+        let clock = &self.rig.sim.pool.clock;
+        let [disk, machine] = ["VDI.clone/named", "VM.clone/vifs"];
+        clock.hold(disk);
+        self.rig.layer(NAME, json!({"deletionPolicy": "Delete", "machine": {"powerOn": false}})).await;
+        self.held(disk, "1").await?;
+        self.note(|d| d.discarded = Some(("1".into(), self.number())));
+        self.rig.patch(NAME, json!({"version": "2", "discard": "1"})).await;
+        clock.hold(machine);
+        clock.unhold(disk);
+        self.held(machine, "2").await?;
+        self.note(|d| d.deleted = Some(self.number()));
+        self.rig.layers().delete(NAME, &DeleteParams::default()).await.expect("a deletion");
+        clock.unhold(machine);
+        self.gone().await
+    }
+
+    /// Waits until the pool is at this stage; or, where it was there unseen, until the version is made.
+    async fn held(&self, stage: &str, version: &str) -> Result<(), End> {
+        let made = |l: &PlatformLayer| {
+            let here = l.status.as_ref().and_then(|s| s.disk.as_ref()).is_some_and(|d| d.version == version);
+            here && ready(l).is_some_and(|(r, _)| r == "StartMachine")
+        };
+        tokio::select! {
+            _held = self.rig.sim.pool.clock.held(stage) => Ok(()),
+            end = self.reach(made) => end,
+        }
     }
 
     /// Waits until the machine with tools is somebody's to work in.

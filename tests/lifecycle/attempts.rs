@@ -5,6 +5,7 @@ use std::time::Duration;
 use lamina::api::ConditionType;
 use lamina::demo::person::{Check, Deed, person};
 use lamina::sim::faults::{Effect, Fault, Target};
+use lamina::sim::restart;
 use lamina::xapi::wire::Failure;
 use serde_json::json;
 
@@ -125,6 +126,42 @@ async fn a_claim_that_comes_through_late_brings_nothing_back() {
         assert!(rig.hands.disk(&version.disk).await.is_some(), "its disk is there");
         rig.hands.assert_tidy().await;
     }
+}
+
+/// The pool wrote its database out in the moment in which a snapshot had its mark, and not what it is of; then it died. Nobody can prove that one:
+/// it is told and left alone, and another is made.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_whose_source_the_pool_forgot_is_told_and_left_alone() {
+    let rig = Rig::alone().await;
+    let clock = &rig.sim.pool.clock;
+    clock.hold("VDI.snapshot/keyed");
+    let controller = rig.run().await;
+    rig.layer("half", json!({"machine": {"powerOn": false}})).await;
+    clock.held("VDI.snapshot/keyed").await;
+    rig.hands.call("pool.sync_database", json!([])).await;
+    // The next call after the claim, with no intent out.
+    strike(&rig, "Async.VDI.set_name_description", Effect::Drop, None);
+    clock.unhold("VDI.snapshot/keyed");
+    let claimed = rig.until("half", "claimed", |l| status(l).operation.is_none() && ready(l).is_some());
+    claimed.await;
+    let base = async || rig.hands.bases().await.pop();
+    let first = eventually("a base", base).await;
+    eventually("its name", async || (rig.calls("Async.VDI.set_name_description") > 0).then_some(())).await;
+    drop(controller);
+    restart::restart(&rig.sim.pool, false).await;
+    rig.sim.pool.faults.clear();
+    let _controller = rig.run().await;
+    rig.until_reason("half", "StartMachine").await;
+    let bases = rig.hands.bases().await;
+    let left = rig.hands.disk(first.uuid()).await.expect("the first one");
+    assert_eq!((left.text("snapshot_of"), left.claimed()), ("OpaqueRef:NULL", false));
+    assert!(bases.len() == 1 && bases[0].uuid() != first.uuid(), "{bases:#?}");
+    let told = async || {
+        let lab = rig.connectors().get("lab").await.expect("a Connector").status?;
+        let found = lab.conditions.into_iter().find(|c| c.type_ == ConditionType::Unclaimed.as_str())?;
+        found.message.contains(first.uuid()).then_some(())
+    };
+    eventually("it is told", told).await;
 }
 
 /// Another tool writes the OS disk's keys anew while its snapshot, whose reply was lost, is still to come: what is made bears no mark, and nobody
