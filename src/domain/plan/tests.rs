@@ -437,9 +437,13 @@ fn a_forgotten_boot_is_told_as_that_and_not_as_a_machine_in_the_making() {
         seen.records.disk.as_mut().expect("a record").worked = true;
         let (reason, message) = told(&w, &seen);
         assert_eq!(reason, R::FixIntegrity, "busy: {busy}, {message}");
-        for word in
-            ["'pvs 1 packaging' (m)", "forgot", "still on its disk", "version '1' cannot be frozen", "restartToken"]
-        {
+        for word in [
+            "'pvs 1 packaging' (m)",
+            "forgot",
+            "What was installed is still there",
+            "version '1' cannot be frozen",
+            "restartToken",
+        ] {
             assert!(message.contains(word), "{word:?} is not in {message:?}");
         }
     }
