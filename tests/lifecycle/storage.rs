@@ -71,6 +71,46 @@ async fn an_unplugged_repository_is_awaited_and_a_finalized_layer_stays_ready() 
     rig.hands.assert_tidy().await;
 }
 
+/// On block storage a snapshot wants the full size of its disk, before it is begun: what is under way has taken its room.
+#[tokio::test(flavor = "multi_thread")]
+async fn block_storage_wants_the_full_size_until_the_snapshot_is_under_way() {
+    let world = "repositories: [{name: Block, type: lvmoiscsi, size_gib: 2000}]\n\
+                 disks: [{name: win11-24h2, repository: Block, size_gib: 32}]";
+    let world = serde_saphyr::from_str(world).expect("a world");
+    let rig = Rig::of(serve::Options { clock: Clock::new(100.0), world, ..serve::Options::default() }).await;
+    rig.guest("thick", quick());
+    let patch = Patch::Merge(json!({"spec": {"storageRepository": "Block"}}));
+    rig.connectors().patch("lab", &PatchParams::default(), &patch).await.expect("a patch");
+    let _controller = rig.run().await;
+    rig.layer("thick", json!({})).await;
+    let halted = rig.until_reason("thick", "ApproveFinalize").await;
+    let leave = async |gib: i64| {
+        let sr = Ref(rig.hands.named("SR", "Block").await.r);
+        let mut db = rig.sim.pool.db();
+        let taken = db.int("SR", &sr, "physical_utilisation").expect("the repository");
+        db.set("SR", &sr, "physical_size", json!(taken + (gib << 30))).expect("the repository");
+    };
+    let size = rig.hands.disk(&disk(&halted)).await.expect("W").row["virtual_size"].as_i64().expect("bytes") >> 30;
+    // The repository's row learns at a scan alone what is taken.
+    let sr = rig.hands.named("SR", "Block").await.r;
+    rig.hands.call("SR.scan", json!([sr])).await;
+    // Enough for any thin one.
+    leave(size - 1).await;
+    rig.approve("thick", "1").await;
+    let stalled = rig.until_reason("thick", "StorageFull").await;
+    assert_eq!(disk(&stalled), disk(&halted));
+    let snapshots = rig.calls("Async.VDI.snapshot");
+    let clock = &rig.sim.pool.clock;
+    clock.hold("VDI.snapshot/named");
+    leave(size + 1).await;
+    clock.held("VDI.snapshot/named").await;
+    leave(1).await;
+    clock.unhold("VDI.snapshot/named");
+    rig.until_finalized("thick", "1").await;
+    assert_eq!(rig.calls("Async.VDI.snapshot"), snapshots + 1, "asked for room once");
+    rig.hands.assert_tidy().await;
+}
+
 /// The Connector names another repository between two versions: what is in the first one is still the layer's, and goes with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_in_two_repositories_leaves_nothing_in_either() {
