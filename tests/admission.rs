@@ -435,6 +435,8 @@ async fn what_a_person_may_take_back_can_be_taken_back() {
         let refusal = change(spec.clone()).await.expect_err("it is made");
         assert!(refusal.contains(fixed), "{spec}: {refusal}");
     }
+    let elsewhere = change(json!({"connectorRef": {"name": "other"}})).await.expect_err("its disk is on this pool");
+    assert!(elsewhere.contains("connectorRef is fixed once a disk of this layer exists"), "{elsewhere}");
     change(json!({"version": "2", "osLayer": {"version": "24H2"}})).await.expect("another version");
     for phase in [Phase::MachineRunning, Phase::AwaitingFinalize] {
         status(json!({"phase": phase})).await;

@@ -20,8 +20,7 @@ use super::layer_status::PlatformLayerStatus;
 use super::steps::Step;
 
 /// Where nothing may hang on the choice any more: no disk was made, for no version.
-const BEFORE_ANY_DISK: &str =
-    "(oldSelf.?status.?phase.orValue('Pending') == 'Pending' && oldSelf.?status.?versions.orValue([]).size() == 0)";
+const BEFORE_ANY_DISK: &str = "(oldSelf.?status.?phase.orValue('Pending') == 'Pending' && oldSelf.?status.?versions.orValue([]).size() == 0 && !oldSelf.?status.?disk.hasValue())";
 
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
@@ -365,8 +364,8 @@ pub struct PackagingDisk {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<DiskFormat>,
 
-    /// Size as a quantity, for example 60Gi: whole bytes, never smaller than the OS disk. Default: the OS disk's. Fixed once the
-    /// disk is made. The disk is thin: it takes room as it fills.
+    /// Size as a quantity, for example 60Gi: whole bytes, never smaller than the OS disk. Default: the OS disk's. Can be
+    /// corrected until the phase is DiskCreated. On thin storage the disk takes room as it fills; on lvm storage it takes all of it.
     #[schemars(with = "Option<String>", length(max = 32))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).isInteger() && quantity(self).isGreaterThan(quantity('0'))")

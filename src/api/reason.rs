@@ -127,7 +127,7 @@ reasons! {
     // Waiting for something else.
     ConnectorNotFound Wait [Ready Reconciling ConnectorReady] "Connector <name> does not exist", "Create the Connector, or correct spec.connectorRef.";
     ConnectorNotReady Wait [Ready Reconciling ConnectorReady] "Connector <name> is not ready: <its reason>", "See the Connector's conditions. To delete a layer whose pool is gone, set spec.deletionPolicy to Orphan.";
-    WaitingForSlot Wait [Ready Reconciling] "the Connector's limits.machines are in use, by <layers>", "Finalize or discard a layer that awaits a person, or raise limits.machines.";
+    WaitingForSlot Wait [Ready Reconciling] "the Connector's limits.machines are in use: <how many, and the layers that await a person>", "Finalize or discard a layer that awaits a person, or raise limits.machines.";
     WaitingForMark Wait [Ready Reconciling] "another operation holds disk <name>", "If the message names a layer that rests: have it go on, or delete it.";
     WaitingForInFlight Wait [Ready Reconciling] "an earlier call to the pool may still be under way: looked at twice, 60 s apart", "";
     WaitingForCapacity Wait [Ready Reconciling] "no host has room for machine <machine>", "Free memory on a host that sees disk, ISO and networks, or lower spec.machine.memory.";
@@ -190,7 +190,7 @@ reasons! {
     NotChecked - [Reachable Authenticated CoordinatorFound TemplateValid StorageReady ToolsISOFound PermissionsSufficient ConnectorReady GuestToolsReady IntegrityVerified] "an earlier check failed, or it is too early to say", "";
     Connected - [Ready ConnectorReady] "all checks passed", "";
     Connecting - [Ready Reconciling] "the checks are being made", "";
-    Unreachable Retry [Ready Reconciling Reachable] "no endpoint answers: <why, endpoint by endpoint>", "Check address, network and firewall (TCP 443).";
+    Unreachable Retry [Ready Reconciling Reachable] "no endpoint answers: <why the first does not>", "Check address, network and firewall (TCP 443).";
     NotXenServer Retry [Ready Reconciling Reachable] "what answers is not a XenServer", "Correct spec.endpoints.";
     CertificateUntrusted Stalled [Ready Stalled Reachable] "the certificate of <endpoint> is not to be trusted: <why>", "Set spec.tls: fingerprintsSHA256 for self-signed certificates, caBundle for an authority of your own.";
     FingerprintMismatch Stalled [Ready Stalled Reachable] "the certificate of <endpoint> has fingerprint <other>", "If the certificate was renewed, add the new fingerprint to spec.tls.fingerprintsSHA256.";
