@@ -2,6 +2,7 @@
 //! by itself when its cause is; no test restarts the controller for that. Longer than other files: one check after another.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
@@ -9,6 +10,8 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use lamina::api::condition::{ConditionType as C, check_connector, find};
 use lamina::api::{Connector, FINALIZER};
+use lamina::controller::Settings;
+use lamina::controller::pace::Pace;
 use lamina::sim::serve::{self, Sim};
 use lamina::sim::session::Account;
 use lamina::xapi::wire::Ref;
@@ -16,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::common;
-use crate::common::rig::{self, Rig};
+use crate::common::rig::{self, PACE, Rig};
 
 /// A condition's status, reason and message.
 fn told(connector: &Connector, type_: C) -> (String, String, String) {
@@ -332,17 +335,19 @@ async fn storage_that_is_detached_full_or_unfit_is_told_and_comes_back() {
     ready(&rig).await;
 }
 
+fn hide_tools(rig: &Rig) {
+    let mut db = rig.sim.pool.db();
+    let of_tools = db.all("VDI").filter(|(_, row)| row["name_label"] == json!("guest-tools.iso"));
+    let isos: Vec<Ref> = of_tools.map(|(iso, _)| iso.clone()).collect();
+    isos.iter().for_each(|iso| db.delete("VDI", iso));
+}
+
 /// xapi.md 10: what somebody put into an ISO repository has no row before a scan.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tools_iso_without_a_row_is_found_by_one_scan() {
     let rig = Rig::new().await;
-    let scans = || rig.sim.pool.log.counts().get("SR.scan").copied().unwrap_or_default();
-    let isos: Vec<Ref> = {
-        let db = rig.sim.pool.db();
-        let of_tools = db.all("VDI").filter(|(_, row)| row["name_label"] == json!("guest-tools.iso"));
-        of_tools.map(|(iso, _)| iso.clone()).collect()
-    };
-    isos.iter().for_each(|iso| rig.sim.pool.db().delete("VDI", iso));
+    let scans = || rig.sim.pool.log.counts().get("Async.SR.scan").copied().unwrap_or_default();
+    hide_tools(&rig);
     let _controller = rig.run().await;
     let found = ready(&rig).await;
     assert!(told(&found, C::ToolsISOFound).2.contains("guest-tools.iso"), "{found:?}");
@@ -354,6 +359,28 @@ async fn a_tools_iso_without_a_row_is_found_by_one_scan() {
     let seen = |c: &Connector| c.status.as_ref().and_then(|s| s.observed_generation);
     until(&rig, "looked at again", |c| c.metadata.generation == seen(c)).await;
     assert_eq!(scans(), 2 * once, "once for each name that is wanted");
+}
+
+/// A directory far away may take its time: that is waited for, and not begun a second time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scan_that_takes_long_is_one_scan() {
+    let rig = Rig::new().await;
+    let scans = || rig.sim.pool.log.counts().get("Async.SR.scan").copied().unwrap_or_default();
+    hide_tools(&rig);
+    rig.sim.pool.clock.hold("SR.scan/");
+    let patient = Pace { capacity: Duration::from_secs(3600), ..PACE };
+    let _controller = rig.run_with(Settings { pace: patient, ..rig.settings() }).await;
+    common::eventually("scans", async || (scans() == 2).then_some(())).await;
+    for machines in [3, 4] {
+        patch(&rig, json!({"limits": {"machines": machines}})).await;
+        let seen = |c: &Connector| c.status.as_ref().and_then(|s| s.observed_generation);
+        let looked = until(&rig, "looked at again", |c| c.metadata.generation == seen(c)).await;
+        assert_eq!(told(&looked, C::Ready).1, "Connecting");
+    }
+    assert_eq!(scans(), 2, "each ISO repository once");
+    rig.sim.pool.clock.unhold("SR.scan/");
+    ready(&rig).await;
+    assert_eq!(scans(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,7 @@
 //! Rights, compared with the calls that are made; the words for a pool that cannot be seen; the inventory.
 
+use std::collections::HashSet;
+
 use super::*;
 use crate::controller::inspect::tests::table;
 use crate::xapi::model::{Network, Vm};

@@ -18,7 +18,7 @@ use super::connector_write::{Error, announce, publish, set_finalizer};
 use super::context::{ConnectorKey, Context, Guarded, belongs, readable};
 use super::credentials::Reader;
 use super::inspect;
-use super::link::{Link, Origin, Setup, deliver, lock};
+use super::link::{Link, Origin, Setup, deliver, isos, lock};
 use super::site;
 use super::sweep::{Known, Swept, sweep};
 use super::wakes::Wakes;
@@ -100,13 +100,14 @@ impl Connectors {
         }
     }
 
-    /// The checks, in their order, up to the first that fails. `expected`: the pool that layers rest on. `deleting`: layers are on their
+    /// The checks, in their order, up to the first that fails. `expected`: the pool that layers rest on. `isos`: those that layers name. `deleting`: layers are on their
     /// way out.
     async fn check(
         &self,
         key: &ConnectorKey,
         connector: &Connector,
         expected: Option<&str>,
+        isos: &[Option<&str>],
         deleting: bool,
     ) -> Outcome {
         let (mut outcome, spec) = (Outcome::default(), &connector.spec);
@@ -143,8 +144,9 @@ impl Connectors {
             self.ctx.pools.set(key, Some(link.pool.clone()));
             deliver(&self.ctx, key, &Wakes::everybody());
         }
-        let view = link.with_tools_iso(view, spec.tools_iso.as_deref()).await;
-        if outcome.parts(&view, spec) {
+        let isos = isos.iter().copied().chain([spec.tools_iso.as_deref()]).collect();
+        let scanning = link.scan_for(&view, &isos, self.ctx.pace.capacity).await;
+        if outcome.parts(&view, spec, scanning) {
             match link.rights().await {
                 Ok(rights) => outcome.rights(&rights),
                 // If it stays, the mirror notices too; until then this check is just not made.
@@ -296,7 +298,7 @@ async fn once(guard: Arc<Guarded<Connector>>, hub: &Connectors) -> Result<Action
         Ok(connector) => {
             let expected = old.pool_uuid.as_deref().filter(|_| !layers.is_empty());
             let removals = layers.iter().any(|l| l.metadata.deletion_timestamp.is_some());
-            hub.check(&key, connector, expected, removals).await
+            hub.check(&key, connector, expected, &isos(&layers), removals).await
         }
         Err(invalid) => Outcome::invalid(&invalid.error),
     };

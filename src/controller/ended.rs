@@ -19,7 +19,7 @@ const AS_WANTED: [&str; 5] =
 /// uuid of the storage repository of what is in work. Once one refused to change a disk its rows are in doubt.
 pub async fn settle(ctx: &Context, pool: &Pool, view: &View, layer: &str, sr: &str) {
     let Some((step, task)) = pool.memory().last_task(layer) else { return };
-    let Some(record) = view.tasks.get(&task).filter(|t| !at_work(&t.status)) else { return };
+    let Some(record) = view.tasks.get(&task).filter(|t| !t.status.is_at_work()) else { return };
     let failed = record.status == TaskStatus::Failure;
     let failure = failed.then(|| Failure::from_list(&record.error_info)).flatten();
     let refused = failure.filter(|f| !AS_WANTED.contains(&f.code.as_str()));
@@ -73,9 +73,5 @@ fn sr_of<'a>(step: &Step, view: &'a View) -> Option<&'a str> {
 /// Is this very step still at work on the pool?
 pub fn is_under_way(pool: &Pool, view: &View, layer: &str, step: &Step) -> bool {
     let last = pool.memory().last_task(layer).filter(|(last, _)| last == step);
-    last.and_then(|(_, task)| view.tasks.get(&task)).is_some_and(|t| at_work(&t.status))
-}
-
-fn at_work(status: &TaskStatus) -> bool {
-    matches!(status, TaskStatus::Pending | TaskStatus::Cancelling)
+    last.and_then(|(_, task)| view.tasks.get(&task)).is_some_and(|t| t.status.is_at_work())
 }

@@ -151,8 +151,8 @@ pub fn facts(view: &View, sr: &Ref) -> Option<Storage> {
 }
 
 /// Where ISOs may be.
-pub fn iso_repositories(view: &View) -> impl Iterator<Item = &Ref> {
-    view.srs.iter().filter(|(sr, record)| record.content_type == "iso" && attached(view, sr)).map(|(sr, _)| sr)
+pub fn iso_repositories(view: &View) -> impl Iterator<Item = Found<'_, Sr>> {
+    view.srs.iter().filter(|(sr, record)| record.content_type == "iso" && attached(view, sr))
 }
 
 /// The ISO with the guest tools: the one that is named, else the one that XAPI marks, else one of the names under which it is shipped, in

@@ -14,6 +14,7 @@ use super::audit;
 use super::census::{Census, is_frozen};
 use super::context::{ConnectorKey, Context, Guarded, connector_of};
 use super::ended;
+use super::link::wake_connector;
 use super::live;
 use super::observe::{Lens, Scene, observe};
 use super::overdue;
@@ -25,7 +26,7 @@ use super::trouble;
 use super::turns;
 use super::write::{self, WriteError};
 use crate::api::condition::{ConditionType, find};
-use crate::api::reason::Fault;
+use crate::api::reason::{Fault, Reason};
 use crate::api::{FINALIZER, PlatformLayer};
 use crate::domain::observed::{Making, Sight, Trouble};
 use crate::domain::plan::{self, Next, Plan, Step};
@@ -294,7 +295,12 @@ async fn report(
     let outcome = Outcome { layer, want, connector, seen, failed, now: ctx.pace.wall() };
     let status = status::compose(&outcome);
     // Who cannot go on leaves the slot to others; what is made already counts by its status.
-    if connector.is_some() || find(&status.conditions, ConditionType::Stalled).is_some() {
+    let stalled = find(&status.conditions, ConditionType::Stalled);
+    if stalled.is_some_and(|s| s.reason == Reason::ToolsISONotFound.as_str()) {
+        // Which has the pool scanned for it, once.
+        wake_connector(ctx, &connector_of(layer));
+    }
+    if connector.is_some() || stalled.is_some() {
         let uid = layer.uid().unwrap_or_default();
         ctx.slots.lock().unwrap_or_else(PoisonError::into_inner).give_back(&uid);
     }

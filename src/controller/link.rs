@@ -1,9 +1,12 @@
 //! The connection of one Connector: client, mirror, account, and the task that carries what the mirror sees to those concerned.
 //!
-//! Opened and closed by `connector`. Changes nothing in the pool, but for a scan that shows what lies in it. Everything ends when the link is dropped: a process that stops leading, and
-//! a test that lets a controller die, leave nothing running.
+//! Opened and closed by `connector`. Changes nothing in the pool, but for scans that
+//! show what lies in it. Everything ends when the link is dropped: a process that stops leading, and a test that lets a controller die, leave
+//! nothing running.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
@@ -11,12 +14,13 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::audit;
-use super::checks::Rights;
 use super::context::{ConnectorKey, Context, belongs, readable};
 use super::inspect;
 use super::pool::Pool;
+use super::rights::Rights;
 use super::wakes::Wakes;
 use crate::api::reason::Reason;
+use crate::api::{Phase, PlatformLayer};
 use crate::domain::identity::{LAYER, MAKING, OP};
 use crate::xapi::client::{CallRecord, Client, Credentials, Options, Timeouts, Tls};
 use crate::xapi::error::Error;
@@ -46,9 +50,36 @@ pub struct Link {
     /// What the credentials were read by: the Secret's name, and the annotation that forces a look.
     origin: Mutex<Origin>,
     account: Arc<Mutex<Account>>,
-    /// For which tools ISO the ISO repositories were scanned last, and the annotation of then.
-    scanned: Mutex<Option<(Option<String>, Option<String>)>>,
+    scans: Mutex<Scans>,
     courier: tokio::task::AbortHandle,
+}
+
+/// The last scans of the ISO repositories.
+#[derive(Default)]
+struct Scans {
+    /// The ISOs that they were to bring to light, and the annotation of then.
+    missing: BTreeSet<Option<String>>,
+    requested: Option<String>,
+    /// Not known to be over.
+    tasks: Vec<Ref>,
+    began: Option<Instant>,
+}
+
+impl Scans {
+    /// Takes out those that are over.
+    fn ended(&mut self, view: &View) -> Vec<Ref> {
+        let over = |task: &mut Ref| view.tasks.get(task).is_some_and(|t| !t.status.is_at_work());
+        self.tasks.extract_if(.., over).collect()
+    }
+
+    fn is_due(&self, missing: &BTreeSet<Option<String>>, requested: &Option<String>) -> bool {
+        !missing.is_subset(&self.missing) || (!missing.is_empty() && self.requested != *requested)
+    }
+
+    /// One that hangs (over NFS or SMB), or went with a pool that died, is not waited for: what is missing is told.
+    fn may_tell(&self, patience: Duration) -> bool {
+        !self.tasks.is_empty() && self.began.is_some_and(|began| began.elapsed() < patience)
+    }
 }
 
 /// What is known of the account.
@@ -113,7 +144,7 @@ impl Link {
         let mirror = Mirror::start(client.clone(), options, batches);
         let pool = Arc::new(Pool::new(client, mirror, ctx.room.clone()));
         let courier = tokio::spawn(carry(ctx.clone(), key.clone(), pool.clone(), changes)).abort_handle();
-        Ok(Self { setup, pool, origin: Mutex::new(origin), account, scanned: Mutex::default(), courier })
+        Ok(Self { setup, pool, origin: Mutex::new(origin), account, scans: Mutex::default(), courier })
     }
 
     pub fn health(&self) -> Health {
@@ -165,29 +196,45 @@ impl Link {
         Ok(rights)
     }
 
-    /// The pool with the tools ISO in it, if a scan brings that to light: what somebody put into an ISO repository has no row before (xapi.md
-    /// 10). Scanned once for each that is wanted, and once more when a look is forced.
-    pub async fn with_tools_iso(&self, view: View, wanted: Option<&str>) -> View {
-        let found = inspect::tools_iso(&view, wanted);
-        let asked = Some((wanted.map(str::to_owned), self.origin().requested));
-        if !found.is_err_and(|trouble| trouble.reason == Reason::ToolsISONotFound) || *lock(&self.scanned) == asked {
-            return view;
+    /// Has the ISO repositories scanned where no ISO of these names (`None`: the usual one) has a row: what somebody put there has none before
+    /// (xapi.md 10). Once for each name, and once more when a look is forced. True: a scan is under way, and may bring it to light.
+    pub async fn scan_for(&self, view: &View, wanted: &BTreeSet<Option<&str>>, patience: Duration) -> bool {
+        let not_found = |name: &&Option<&str>| {
+            inspect::tools_iso(view, **name).is_err_and(|trouble| trouble.reason == Reason::ToolsISONotFound)
+        };
+        let missing: BTreeSet<Option<String>> = wanted.iter().filter(not_found).map(|n| n.map(str::to_owned)).collect();
+        let requested = self.origin().requested;
+        let ended = lock(&self.scans).ended(view);
+        for task in ended {
+            if let Err(error) = self.pool.client.write().task_destroy(&task).await {
+                tracing::debug!(error = error.kind(), "a finished scan's task stays until the pool collects it");
+            }
         }
-        let client = &self.pool.client;
-        let scans = inspect::iso_repositories(&view).map(async |sr| client.write().sr_scan(sr).await);
-        for scanned in futures::future::join_all(scans).await {
-            match scanned {
-                Ok(()) => lock(&self.scanned).clone_from(&asked),
-                // The check says what is missing, and the next one tries again.
+        if !lock(&self.scans).is_due(&missing, &requested) {
+            return lock(&self.scans).may_tell(patience);
+        }
+        let tasks = std::mem::take(&mut lock(&self.scans).tasks);
+        let mut begun = Scans { missing, requested, tasks, began: Some(Instant::now()) };
+        for (sr, record) in inspect::iso_repositories(view) {
+            match self.pool.client.start(&format!("{}.scan", record.uuid)).sr_scan(sr).await {
+                Ok(task) => begun.tasks.push(task),
+                // A repository that is at work refuses: the check says what is missing, and a look that is forced tries again.
                 Err(error) => tracing::info!(error = error.kind(), "an ISO repository could not be scanned"),
             }
         }
-        self.pool.mirror.now().await.unwrap_or(view)
+        *lock(&self.scans) = begun;
+        lock(&self.scans).may_tell(patience)
     }
 
     pub fn forget_rights(&self) {
         lock(&self.account).rights = None;
     }
+}
+
+/// The tools ISOs that layers name, and may yet have to put into a drive.
+pub fn isos<'a>(layers: &[&'a PlatformLayer]) -> Vec<Option<&'a str>> {
+    let unmade = layers.iter().filter(|l| l.status.as_ref().is_none_or(|s| s.phase != Some(Phase::Finalized)));
+    unmade.map(|l| l.spec.machine.tools_iso.as_deref()).filter(Option::is_some).collect()
 }
 
 /// Carries what the mirror sees to those concerned.

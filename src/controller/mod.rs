@@ -27,6 +27,7 @@ pub mod overdue;
 pub mod pace;
 pub mod pool;
 pub mod report;
+pub mod rights;
 pub mod room;
 pub mod roster;
 pub mod site;

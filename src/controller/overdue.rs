@@ -12,7 +12,7 @@ use crate::api::reason::Reason;
 use crate::domain::identity::{OP, Opid, Role, is_stream};
 use crate::domain::observed::Making;
 use crate::domain::plan::{Plan, Say, Step};
-use crate::xapi::model::{Map, Task, TaskStatus};
+use crate::xapi::model::{Map, Task};
 use crate::xapi::wire::{Ref, parse_time};
 
 /// The plan as it is told. `again`: its step is what is under way, and is not to be taken now.
@@ -33,8 +33,7 @@ pub fn told(lens: &Lens<'_>, scene: &Scene, plan: Plan, again: bool) -> Plan {
 fn overdue(lens: &Lens<'_>, scene: &Scene) -> Option<String> {
     let ops = operations(lens, scene);
     let ours = |tag: &String| !is_stream(tag) && ops.iter().any(|op| op.covers(tag));
-    let at_work = |t: &Task| matches!(t.status, TaskStatus::Pending | TaskStatus::Cancelling);
-    let pending = lens.view.tasks.iter().filter(|(_, t)| at_work(t) && t.op().is_some_and(ours));
+    let pending = lens.view.tasks.iter().filter(|(_, t)| t.status.is_at_work() && t.op().is_some_and(ours));
     // Each is counted from when this process first saw it; one that an earlier process told of had waited.
     let ready = lens.layer.status.as_ref().and_then(|s| find(&s.conditions, ConditionType::Ready));
     let told = |t: &Task| {

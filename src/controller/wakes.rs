@@ -15,7 +15,7 @@ use crate::api::reason::Reason;
 use crate::api::{Phase, PlatformLayer};
 use crate::domain::identity::{Keys, LAYER, Mark, OP, OS, PREFIX};
 use crate::xapi::mirror::{Change, Diff};
-use crate::xapi::model::{Sr, Task, TaskStatus, Vbd, Vdi, Vm};
+use crate::xapi::model::{Sr, Task, Vbd, Vdi, Vm};
 use crate::xapi::view::View;
 use crate::xapi::wire::Ref;
 
@@ -120,7 +120,7 @@ impl Wakes {
 
     /// Each call makes a handful of these, and hundreds of layers rest without an intent: only where nobody else is found may it be theirs.
     fn task(&mut self, diff: &Diff<Task>, view: &View, workers: Workers<'_>) {
-        let ended = |t: &Arc<Task>| !matches!(t.status, TaskStatus::Pending | TaskStatus::Cancelling);
+        let ended = |t: &Arc<Task>| !t.status.is_at_work();
         // Its end was told before it went.
         if diff.new.is_none() && diff.old.as_ref().is_some_and(ended) {
             return;
@@ -135,6 +135,7 @@ impl Wakes {
             self.layers.extend(found);
             // Others wait for its end, too.
             self.strange |= what == "scan";
+            self.connector |= what == "scan";
         }
     }
 

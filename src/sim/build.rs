@@ -254,7 +254,15 @@ impl Build<'_> {
 
     fn disk(&mut self, name: &str, sr: &Ref, size: u64, format: Format, blocks: &[u64]) -> Ref {
         let inflated = format == Format::Raw || vdi::thick(self.db, sr);
-        self.add_disk(name, sr, Node { virtual_size: size, inflated, format, ..Node::default() }, blocks)
+        // In a repository of ISOs each disk is a file, whose name a scan gives to its row (xapi.md 10).
+        let file = self.db.text("SR", sr, "content_type").is_ok_and(|content| content == "iso");
+        let name_of_file = file.then(|| name.to_owned());
+        self.add_disk(
+            name,
+            sr,
+            Node { virtual_size: size, inflated, format, name: name_of_file, ..Node::default() },
+            blocks,
+        )
     }
 
     fn add_disk(&mut self, name: &str, sr: &Ref, mut node: Node, blocks: &[u64]) -> Ref {

@@ -252,8 +252,6 @@ calls! { write {
     /// Only while halted: on a running machine the guest would lose the right to write there.
     vm_set_xenstore_data(vm: &Ref, map: &Map) "VM.set_xenstore_data";
 
-    /// Waits, and leaves no task: for ISO repositories, whose driver lists a directory.
-    sr_scan(sr: &Ref) "SR.scan";
     vbd_destroy(vbd: &Ref) "VBD.destroy";
     vif_destroy(vif: &Ref) "VIF.destroy";
     /// Ends a task of our own: `cancelled`.

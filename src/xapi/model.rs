@@ -280,6 +280,13 @@ pub enum TaskStatus {
     Other,
 }
 
+impl TaskStatus {
+    /// Whoever is asked to cancel goes on until it heeds that.
+    pub fn is_at_work(self) -> bool {
+        matches!(self, Self::Pending | Self::Cancelling)
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Task {

@@ -306,9 +306,27 @@ impl Person {
         }
     }
 
+    /// What a hang is understood by: the status, the last calls, and what the pool is still at.
     fn never(&self) -> End {
         let latest = self.seam.latest.borrow().clone();
-        End::Never(latest.as_ref().and_then(ready).map(|(r, m)| format!("{r}: {m}")).unwrap_or_default())
+        let told = latest.as_ref().and_then(ready).map(|(r, m)| format!("{r}: {m}")).unwrap_or_default();
+        let operation = latest.and_then(|l| l.status?.operation);
+        let entries = self.rig.sim.pool.log.entries();
+        let calls = entries.iter().rev().filter(|e| e.number.is_some()).take(12).map(|e| {
+            format!("{} {} {:?} {:?}: {:?}", e.number.unwrap_or_default(), e.method, e.task, e.fault, e.outcome)
+        });
+        let db = self.rig.sim.pool.db();
+        let busy = ["VM", "VBD", "VDI", "SR"].into_iter().flat_map(|class| db.all(class).map(move |row| (class, row)));
+        let busy =
+            busy.filter(|(_, (_, row))| row["current_operations"].as_object().is_some_and(|all| !all.is_empty()));
+        let busy = busy.map(|(class, (row, fields))| format!("{class} {row:?} {}", fields["current_operations"]));
+        let tasks = db.all("task").map(|(row, fields)| {
+            let what = ["name_label", "status", "other_config"].map(|f| fields[f].to_string());
+            format!("task {row:?} {}", what.join(" "))
+        });
+        let seen = calls.chain(busy).chain(tasks).collect::<Vec<_>>().join("\n");
+        println!("NEVER {told}\n{operation:?}\n{seen}");
+        End::Never(told)
     }
 
     async fn gone(&self) -> Result<(), End> {

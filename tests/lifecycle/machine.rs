@@ -6,7 +6,7 @@ use lamina::demo::person::{Deed, person};
 use lamina::sim::clock::Clock;
 use lamina::sim::faults::{self, Effect, Target};
 use lamina::sim::{restart, serve};
-use lamina::xapi::wire::Failure;
+use lamina::xapi::wire::{Failure, Ref};
 use serde_json::json;
 
 use crate::common::rig::{Rig, idle, machine, quick, ready, says, status, uid};
@@ -309,6 +309,28 @@ async fn what_the_spec_says_of_the_machine_reaches_it() {
     let dvd = drives.iter().find(|d| d.text("VM") == vm.r && d.text("type") == "CD").expect("a DVD drive");
     let disc = rig.hands.all("VDI").await.into_iter().find(|d| d.r == dvd.text("VDI")).expect("a disc");
     assert_eq!(disc.text("name_label"), "other-tools.iso");
+}
+
+/// What somebody put into an ISO repository has no row before a scan (xapi.md 10): one is made for a layer's own choice, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layers_own_tools_iso_is_scanned_for() {
+    let world = "disks: [{name: other-tools.iso, repository: ISO library, size_gib: 1}]";
+    let world = serde_saphyr::from_str(world).expect("a world");
+    let rig = Rig::of(serve::Options { clock: Clock::new(100.0), world, ..serve::Options::default() }).await;
+    let iso = rig.hands.named("VDI", "other-tools.iso").await;
+    rig.sim.pool.db().delete("VDI", &Ref(iso.r));
+    let scans = || rig.sim.pool.log.counts().get("Async.SR.scan").copied().unwrap_or_default();
+    let _controller = rig.run().await;
+    rig.connector_ready().await;
+    assert_eq!(scans(), 0);
+    let machine = |iso: &str| json!({"machine": {"toolsISO": iso, "powerOn": false}});
+    rig.layer("own", machine("other-tools.iso")).await;
+    rig.until_reason("own", "StartMachine").await;
+    assert_eq!(scans(), 2, "each ISO repository");
+    rig.layer("none", machine("nope.iso")).await;
+    let stalled = rig.until_reason("none", "ToolsISONotFound").await;
+    assert!(ready(&stalled).expect("Ready").1.contains("'nope.iso'"));
+    crate::common::eventually("one scan more", async || (scans() == 4).then_some(())).await;
 }
 
 /// Before anything is made; and corrected, it goes on.

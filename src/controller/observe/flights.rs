@@ -13,7 +13,7 @@ use crate::api::PlatformLayer;
 use crate::api::condition::{ConditionType, find};
 use crate::domain::identity::{self, BOOT, Lineage, Mark, Opid, Proof, Role, START_BEFORE, prove};
 use crate::domain::observed::{Child, Flight, Making, MarkSight, Observed, Quiet, Sent};
-use crate::xapi::model::{Task, TaskStatus, Vdi, Vm};
+use crate::xapi::model::{Task, Vdi, Vm};
 use crate::xapi::wire::Ref;
 
 /// All operations that matter to a layer.
@@ -247,11 +247,10 @@ fn quiet(lens: &Lens<'_>, opid: &str, source: &str, sr: &Ref) -> Quiet {
     let view = lens.view;
     let op = Opid(opid.to_owned());
     let tag = |t: &Task| t.op().cloned();
-    let at_work = |t: &Task| matches!(t.status, TaskStatus::Pending | TaskStatus::Cancelling);
     let mine = |t: &Task| tag(t).is_some_and(|tag| op.covers(&tag));
     // A sub-task bears no tag of its own: whoever is above it does.
     let below = |t: &Task| view.tasks.get(&t.subtask_of).is_some_and(|above| mine(above));
-    let own = view.tasks.iter().filter(|(_, t)| at_work(t) && (mine(t) || below(t)));
+    let own = view.tasks.iter().filter(|(_, t)| t.status.is_at_work() && (mine(t) || below(t)));
     let mut own: BTreeSet<String> = own.map(|(_, t)| format!("{} of its own", t.name_label)).collect();
     let of_disk = view.vdis.by_uuid(source).map(|(_, d)| ("disk", &d.current_operations));
     let of_machine = view.vms.by_uuid(source).map(|(_, vm)| ("machine", &vm.current_operations));

@@ -14,7 +14,7 @@ use crate::domain::observed::{Attachment, Disk, Dvd, Holder, Machine, Power, Set
 use crate::domain::plan;
 use crate::domain::report::{self, Report};
 use crate::domain::want::Want;
-use crate::xapi::model::{GuestMetrics, PowerState, Task, TaskStatus, Vbd, VbdType, Vdi, Vm};
+use crate::xapi::model::{GuestMetrics, PowerState, Vbd, VbdType, Vdi, Vm};
 use crate::xapi::view::View;
 use crate::xapi::wire::{Ref, parse_time};
 
@@ -73,10 +73,9 @@ pub fn disk(view: &View, cluster: &str, vdi: &Vdi, machine: Option<&Ref>, leaked
 /// A call that waits for its turn on the storage shows nowhere but in its task.
 fn waits_in_a_task(view: &View, keys: &Keys) -> bool {
     let Some(op) = keys.get(identity::OP).map(|op| Opid(op.clone())) else { return false };
-    let at_work = |t: &Task| matches!(t.status, TaskStatus::Pending | TaskStatus::Cancelling);
     view.tasks.iter().any(|(_, t)| {
         let waits = |tag: &String| *tag != op.0 && op.covers(tag) && !identity::is_stream(tag);
-        at_work(t) && t.op().is_some_and(waits)
+        t.status.is_at_work() && t.op().is_some_and(waits)
     })
 }
 

@@ -26,8 +26,7 @@ pub fn task_sight(
     if *sent == Sent::Once && named.is_none() {
         *doubt = true;
     }
-    let pending = |t: &&Task| matches!(t.status, TaskStatus::Pending | TaskStatus::Cancelling);
-    if let Some(task) = named.into_iter().chain(tagged()).find(pending) {
+    if let Some(task) = named.into_iter().chain(tagged()).find(|t| t.status.is_at_work()) {
         return TaskSight::Pending { progress: task.progress };
     }
     match sent {
