@@ -542,8 +542,8 @@ pub struct Observed {
     pub unseen: Vec<Unseen>,
     /// Other storage repositories that the layer has, or had, disks in, or where an idle base is.
     pub elsewhere: Vec<Storage>,
-    /// Frozen versions other than the subject's that lost keys or tag: uuids.
-    pub untagged: Vec<String>,
+    /// Frozen versions other than the subject's of which the pool forgot keys, tag, name or description.
+    pub forgotten: Vec<Disk>,
     /// Shared bases that nobody stands on any more.
     pub idle_bases: Vec<Disk>,
     /// A slot of the Connector's `limits.machines` is ours, or who holds them.

@@ -222,6 +222,10 @@ fn snapshot_of(lived: &Lived, frozen: &str, work: &str) -> bool {
     lived.sights.of_uuid(frozen).iter().any(|d| claimed(d) && text(d, "snapshot_of") == work)
 }
 
+/// What the layers of these lives are made from.
+const OS_DISK: &str = "win11-24h2";
+const TEMPLATE: &str = "packaging";
+
 /// I4.
 fn no_foreign(lived: &Lived, all: &mut Vec<String>) {
     let uid = lived.history.first().and_then(|w| w.layer.metadata.uid.clone()).unwrap_or_default();
@@ -238,12 +242,16 @@ fn no_foreign(lived: &Lived, all: &mut Vec<String>) {
                     || recorded(lived, number, text(row, "uuid"))
             })
         };
+        let was_there =
+            |reference: &str, name| lived.before.get(reference).is_some_and(|r| text(r, "name_label") == name);
         let proved = match (class, call) {
             ("task", _) | ("SR", "scan") | ("pool", "sync_database") => true,
             // Makes a child; the source is not changed.
-            ("VM", "clone") | ("VDI", "clone" | "snapshot") => true,
+            ("VM", "clone") => was_there(subject(entry), TEMPLATE),
+            ("VDI", "clone" | "snapshot") => ours(subject(entry)) || was_there(subject(entry), OS_DISK),
             ("VDI", "add_to_other_config" | "remove_from_other_config") => {
-                entry.params.get(1).and_then(Value::as_str) == Some("lamina.dev/making") || ours(subject(entry))
+                let mark = entry.params.get(1).and_then(Value::as_str) == Some("lamina.dev/making");
+                ours(subject(entry)) || mark && was_there(subject(entry), OS_DISK)
             }
             ("VDI", "create") => true,
             ("VDI" | "VM", _) => ours(subject(entry)),
@@ -251,8 +259,9 @@ fn no_foreign(lived: &Lived, all: &mut Vec<String>) {
                 ours(subject(entry))
             }
             ("VBD", "create") => {
-                let vm = entry.params.first().and_then(|r| r.get("VM")).and_then(Value::as_str).unwrap_or_default();
-                ours(vm)
+                let of =
+                    |field| entry.params.first().and_then(|r| r.get(field)).and_then(Value::as_str).unwrap_or_default();
+                ours(of("VM")) && (of("VDI") == Ref::NULL || ours(of("VDI")))
             }
             ("VBD", _) => {
                 let rows = lived.sights.of(subject(entry));
@@ -358,7 +367,8 @@ fn kept(lived: &Lived, all: &mut Vec<String>) {
 }
 
 /// I5 and I6: between a status that says so and the next one nothing is made. Whatever is made begins with an intent in status. What is
-/// destroyed does not, and a pool out of reach may be back by then: of that nothing can be said from here.
+/// destroyed does not, and a pool out of reach may be back by then: only between two statuses that both say so nothing is destroyed, and the
+/// phase stays.
 fn latched(lived: &Lived, all: &mut Vec<String>) {
     const MAKING: [&str; 4] = ["VDI.snapshot", "VDI.clone", "VM.clone", "VDI.create"];
     for pair in lived.history.windows(2) {
@@ -372,6 +382,15 @@ fn latched(lived: &Lived, all: &mut Vec<String>) {
         let between = |e: &&Entry| e.number.is_some_and(|n| n > told.at && n <= next.at) && executed(e);
         let made = lived.log.iter().filter(between).filter(|e| MAKING.iter().any(|m| e.method.ends_with(m)));
         all.extend(made.map(|e| format!("{invariant} {} (call {:?}) while status said {reason}", e.method, e.number)));
+        if invariant != "I6" || ready(&next.layer).is_none_or(|(then, _)| then != reason) {
+            continue;
+        }
+        let destroyed =
+            lived.log.iter().filter(between).filter(|e| e.method.ends_with(".destroy") && e.method != "task.destroy");
+        all.extend(destroyed.map(|e| format!("I6 {} (call {:?}) while status said {reason}", e.method, e.number)));
+        if phase(&told.layer) != phase(&next.layer) {
+            all.push(format!("I6 {:?} became {:?} while status said {reason}", phase(&told.layer), phase(&next.layer)));
+        }
     }
 }
 

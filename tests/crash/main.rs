@@ -2,7 +2,7 @@
 //! the controller dies before or after it, the wire fails, or xapi dies, and everything starts again. Each life must end, and the
 //! invariants hold over all that was seen (`invariants`).
 //!
-//! `cargo test` strikes calls by each of [`Fault::OF_CI`], evenly over their names and by a seed, and a sample of all else, until [`BUDGET`]
+//! `cargo test` strikes calls by each of [`Fault::OF_CI`], evenly over their names and by a seed, and a sample of all else until [`BUDGET`]
 //! is over; then what was called in recoveries alone. Everything: `cargo test --test crash -- --all`. Some of it: `cargo test --test crash --
 //! 'HappyMade/Call/7/XapiDies' 'SecondFrozen/*Late'`. `killed` does ten with the real binary meanwhile, which mostly wait.
 
@@ -37,8 +37,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Lives mostly wait: so many at once keep two cores busy.
 const AT_ONCE: usize = 28;
-/// What `cargo test` spends here, besides what is under way then. `--all` goes on to the end.
+/// When `cargo test` begins no more of what is not of every call × the five faults; those are lived on any machine, in less than this on one
+/// with two cores. `--all` goes on to the end.
 const BUDGET: Duration = Duration::from_secs(420);
+/// Of the cases that `cargo test` wants to strike, per cent. The fault of a few does not come: a life's last calls may be left out, where
+/// another had done their work.
+const STRUCK: usize = 97;
 /// A call of a recovery is brought about again at most so often: it hangs on moments.
 const TURNS: usize = 6;
 
@@ -101,8 +105,10 @@ async fn enumerate(options: &Options) -> Vec<String> {
     if jobs.is_empty() {
         return vec![format!("no case is called {:?}", options.cases)];
     }
-    let within = |_: &Job| !sampled || began.elapsed() < BUDGET;
-    let postponed = tested.live(jobs.into_iter().take_while(within), began).await;
+    let of_first = |job: &Job| job.cases.values().any(|case| is_first(case, &tested));
+    let jobs: Vec<_> = jobs.into_iter().map(|job| (of_first(&job), job)).collect();
+    let within = |(of_first, _): &(bool, Job)| !sampled || *of_first || began.elapsed() < BUDGET;
+    let postponed = tested.live(jobs.into_iter().filter(within).map(|(_, job)| job), began).await;
     // Of these an earlier life did not end as it should.
     tested.live(postponed.into_iter(), began).await;
     let done = tested.done.len();
@@ -114,7 +120,7 @@ async fn enumerate(options: &Options) -> Vec<String> {
         let recoveries = tested.recoveries(turn);
         tested.live(recoveries.into_iter(), began).await;
     }
-    let of_first = tested.done.iter().filter(|case| case.also.is_none() && is_first(case, &tested)).count();
+    let of_first = tested.struck.iter().filter(|case| is_first(case, &tested)).count();
     println!(
         "{}\n{done} of {everything} cases and {} of recoveries, {} s",
         tested.report,
@@ -122,10 +128,13 @@ async fn enumerate(options: &Options) -> Vec<String> {
         began.elapsed().as_secs()
     );
     if sampled {
-        println!("of the {first} of every call × the five faults {of_first} were lived");
+        println!("of the {first} of every call × the five faults {of_first} were struck");
+        if of_first * 100 < first * STRUCK {
+            tested.failures.push(format!("only {of_first} of the {first} of every call × the five faults were struck"));
+        }
     }
     if options.cases.is_empty() {
-        tested.failures.extend(tested.report.gaps(&tested.calls(sampled)));
+        tested.failures.extend(tested.report.gaps(&tested.calls()));
     }
     tested.failures
 }
@@ -137,6 +146,8 @@ struct Tested {
     report: Report,
     failures: Vec<String>,
     done: Vec<Case>,
+    /// Of these, those whose fault came: a life may make fewer calls than the recorded one.
+    struck: Vec<Case>,
     /// Each call with the first cases that made it.
     met: BTreeMap<String, Vec<Case>>,
 }
@@ -175,6 +186,9 @@ impl Tested {
 
     fn judge(&mut self, job: &Job, case: &Case, run: &Run) {
         self.done.push(case.clone());
+        if run.struck && case.also.is_none() {
+            self.struck.push(case.clone());
+        }
         let mut wrong = run.broken.clone();
         match &run.end {
             End::Done => {}
@@ -198,10 +212,9 @@ impl Tested {
         self.records.values().flat_map(|run| &run.calls).map(|entry| entry.method.clone()).collect()
     }
 
-    /// Every changing call that any case made. A sample may have met some of them once or twice and not again: those are only told of.
-    fn calls(&self, sampled: bool) -> BTreeSet<String> {
-        let often = self.met.iter().filter(|(_, cases)| !sampled || cases.len() > 2).map(|(method, _)| method.clone());
-        self.recorded().into_iter().chain(often).collect()
+    /// Every changing call that any case made.
+    fn calls(&self) -> BTreeSet<String> {
+        self.recorded().into_iter().chain(self.met.keys().cloned()).collect()
     }
 
     /// A case for each call that has no row yet, since recoveries alone make it, or each life elsewhere: one that led to it, once more, with

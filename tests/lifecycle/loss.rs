@@ -4,6 +4,7 @@ use lamina::api::{ConditionType, Phase, PlatformLayer};
 use lamina::xapi::wire::Ref;
 use serde_json::{Value, json};
 
+use crate::common::hands::Thing;
 use crate::common::rig::{Rig, disk, machine, quick, ready, says, status, uid};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -208,6 +209,42 @@ async fn a_layer_that_has_nothing_yet_may_go_to_another_pool() {
     rig.patch("led", json!({"connectorRef": {"name": "other"}})).await;
     let layer = rig.until_reason("led", "StartMachine").await;
     assert_eq!(other.hands.of_layer(&uid(&layer)).await.len(), 3);
+}
+
+/// A repository that was forgotten and found again brings its disks back without keys, names and words: other tools list such for deletion.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lost_its_name_is_named_again() {
+    let rig = Rig::new().await;
+    rig.guest("bare", quick());
+    let _controller = rig.run().await;
+    rig.layer("bare", json!({"machine": {"powerOn": false}})).await;
+    let layer = rig.until_reason("bare", "StartMachine").await;
+    let w = rig.hands.disk(&disk(&layer)).await.expect("W");
+    let [s] = rig.hands.bases().await.try_into().expect("one base");
+    let again = async |disks: &[(&Thing, &[&'static str])]| {
+        for (lost, fields) in disks {
+            for field in *fields {
+                rig.hands.call(&format!("VDI.set_{field}"), json!([lost.r, ""])).await;
+            }
+        }
+        for (lost, fields) in disks {
+            crate::common::eventually("it is as it was", async || {
+                let now = rig.hands.disk(lost.uuid()).await.expect("it is there");
+                fields.iter().all(|field| now.row[*field] == lost.row[*field]).then_some(())
+            })
+            .await;
+        }
+    };
+    let both = ["name_label", "name_description"].as_slice();
+    again(&[(&w, both), (&s, &["name_description"])]).await;
+    let approved = json!({"machine": {"powerOn": true}, "finalize": {"approved": "1"}});
+    rig.patch("bare", approved).await;
+    let frozen = rig.until_finalized("bare", "1").await;
+    let f = rig.hands.disk(&status(&frozen).current.expect("a version").disk).await.expect("F");
+    again(&[(&f, both)]).await;
+    rig.patch("bare", json!({"version": "2", "finalize": {"approved": "2"}})).await;
+    rig.until_finalized("bare", "2").await;
+    again(&[(&f, both)]).await;
 }
 
 /// The storage repository was forgotten and found again: keys are gone, the records prove.

@@ -201,7 +201,8 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
 
     let estate = estate(lens, &owned, &disk)?;
     let others = estate.frozen.iter().filter(|d| f.is_none_or(|(_, f)| f.uuid != d.uuid));
-    let untagged = others.filter(|d| !d.keyed || !d.tagged).map(|d| d.uuid.clone()).collect();
+    let forgot = |d: &&Disk| !d.keyed || !d.tagged || d.name.is_empty() || d.description.is_empty();
+    let forgotten = others.filter(forgot).cloned().collect();
     let unclaimed = copies(lens, &subject);
     let idle_bases = idle_bases(lens, &subject).into_iter().map(|d| disk(&d)).collect();
     let mut observed = Observed {
@@ -227,7 +228,7 @@ pub fn observe(lens: &Lens<'_>) -> Result<Scene, Trouble> {
         unclaimed,
         unseen,
         elsewhere,
-        untagged,
+        forgotten,
         idle_bases,
         slot: lens.slot.clone(),
         name_taken_by: lens.name_taken_by.clone(),

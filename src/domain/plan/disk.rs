@@ -121,8 +121,7 @@ fn from_os_layer(want: &Want, seen: &Observed) -> Verdict {
             let begins = verdict.step == Step::RecordIntent(Making::CloneDisk);
             // Other tools list disks that no machine has for deletion.
             if begins && base.description != BASE_DESCRIPTION && !base.busy {
-                let step = Step::DescribeDisk { uuid: base.uuid.clone(), description: BASE_DESCRIPTION.to_owned() };
-                return Verdict::act(step, Reason::FreezingOSDisk, "describing the base snapshot");
+                return describe_base(base, Reason::FreezingOSDisk);
             }
             verdict
         }
@@ -150,6 +149,26 @@ fn from_os_layer(want: &Want, seen: &Observed) -> Verdict {
             }
         }
     }
+}
+
+fn describe_base(base: &Disk, reason: Reason) -> Verdict {
+    let step = Step::DescribeDisk { uuid: base.uuid.clone(), description: BASE_DESCRIPTION.to_owned() };
+    Verdict::act(step, reason, "describing the base snapshot")
+}
+
+/// A scan brings a disk back without name and description, and other tools list what says nothing for deletion.
+pub(super) fn named_again(want: &Want, d: &Disk) -> Option<Verdict> {
+    let (unnamed, undescribed) = (d.name.is_empty(), d.description.is_empty());
+    if d.busy || d.paused || !unnamed && !undescribed {
+        return None;
+    }
+    let uuid = d.uuid.clone();
+    let step = if unnamed {
+        Step::NameDisk { uuid, name: want.file_name.clone() }
+    } else {
+        Step::DescribeDisk { uuid, description: description(want) }
+    };
+    Some(Verdict::act(step, Reason::TaggingAgain, "a disk gets its name and description back"))
 }
 
 /// Can the packaging disk be a clone of this one? Sizes in bytes.
@@ -204,6 +223,13 @@ pub(super) fn with_disk(want: &Want, seen: &Observed, w: &Disk) -> Verdict {
         return verdict;
     }
     if let (Some(verdict), Ok(_)) = (base_again(seen), &seen.os_disk) {
+        return verdict;
+    }
+    let base = seen.base.found().filter(|base| base.description.is_empty() && !base.busy && !base.paused);
+    if let Some(base) = base {
+        return describe_base(base, Reason::TaggingAgain);
+    }
+    if let Some(verdict) = named_again(want, w) {
         return verdict;
     }
     if let Some(size) = size_due(want, seen) {

@@ -43,7 +43,8 @@ fn os_disk() -> OsDisk {
 }
 
 pub(super) fn disk(uuid: &str) -> Disk {
-    Disk { uuid: uuid.into(), name: "pvs".into(), keyed: true, tagged: true, ..Disk::default() }
+    let description = "Lamina layer pvs, do not delete".into();
+    Disk { uuid: uuid.into(), name: "pvs".into(), description, keyed: true, tagged: true, ..Disk::default() }
 }
 
 /// Set up, never started.
@@ -106,7 +107,7 @@ fn entered() -> Observed {
         unclaimed: Vec::new(),
         unseen: Vec::new(),
         elsewhere: Vec::new(),
-        untagged: Vec::new(),
+        forgotten: Vec::new(),
         idle_bases: Vec::new(),
         slot: Ok(()),
         name_taken_by: None,

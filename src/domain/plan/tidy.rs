@@ -3,6 +3,7 @@
 use super::super::observed::{Disk, Observed, Sight};
 use super::super::removal;
 use super::super::want::Want;
+use super::disk::named_again;
 use super::{
     Next, Say, Step, Verdict, cannot_tell, cannot_tell_in, destroy_disk, finalized, finish_operations, remove_config,
     removing,
@@ -81,12 +82,14 @@ fn tidying(want: &Want, seen: &Observed) -> Verdict {
     if matches!(seen.work, Sight::CannotLook) || matches!(seen.machine, Sight::CannotLook) {
         return cannot_tell(seen, "what is left of the packaging machine");
     }
-    if let Some(uuid) = seen.untagged.first() {
-        return Verdict::act(
-            Step::TagAgain { uuid: uuid.clone() },
-            Reason::TaggingAgain,
-            "a frozen disk gets its keys back",
-        );
+    for d in &seen.forgotten {
+        if !d.keyed || !d.tagged {
+            let step = Step::TagAgain { uuid: d.uuid.clone() };
+            return Verdict::act(step, Reason::TaggingAgain, "a frozen disk gets its keys back");
+        }
+        if let Some(verdict) = named_again(want, d) {
+            return verdict;
+        }
     }
     match &seen.frozen {
         Sight::Found(f) if !f.keyed || !f.tagged => {
@@ -106,7 +109,12 @@ fn tidying(want: &Want, seen: &Observed) -> Verdict {
             ));
         }
         Sight::CannotLook => return cannot_tell(seen, "the frozen disk"),
-        Sight::Found(_) | Sight::Absent => {}
+        Sight::Found(f) => {
+            if let Some(verdict) = named_again(want, f) {
+                return verdict;
+            }
+        }
+        Sight::Absent => {}
     }
     let hidden = seen.unseen.iter().filter(|u| u.version.is_some() && !u.lost);
     if let Some(storage) = hidden.filter_map(|u| seen.storage_of(u.sr.as_deref())).find(|s| !s.scanned()) {
