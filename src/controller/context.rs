@@ -20,6 +20,7 @@ use super::pace::Pace;
 use super::pool::Pool;
 use super::room::Room;
 use super::slots::Slots;
+use super::turns::Turns;
 use crate::api::{Connector, PlatformLayer, REQUESTED_AT};
 
 /// Where a Connector is: namespace and name.
@@ -71,6 +72,7 @@ pub struct Context {
     pub wake_connector: mpsc::UnboundedSender<ObjectRef<Guarded<Connector>>>,
     pub pools: Pools,
     pub room: Arc<Room>,
+    pub turns: Arc<Mutex<Turns>>,
     pub slots: Mutex<Slots>,
     pub backoff: Mutex<Backoff>,
     /// The value of the annotation `requestedAt` that a live look was last taken for, by uid of the layer.

@@ -112,8 +112,8 @@ pub fn forget(ctx: &Context, uid: &str, connector: Option<&ConnectorKey>) {
     ctx.metrics.forget_layer(uid);
     if let Some(pool) = connector.and_then(|key| ctx.pools.get(key)) {
         pool.memory().forget(uid);
-        turns::leave(ctx, &pool, uid);
     }
+    turns::leave(ctx, uid);
 }
 
 fn api(ctx: &Context, layer: &PlatformLayer) -> Api<PlatformLayer> {
@@ -249,7 +249,7 @@ async fn carry_out(ctx: &Context, lens: &Lens<'_>, scene: Scene, plan: Plan) -> 
         let told = Plan { step: Step::Nothing, ..plan };
         return report(ctx, layer, want, None, Some((&scene, &told)), None).await;
     }
-    if plan.step.is_stream() && !pool.memory().turns.take(turns::STREAMS, &uid) {
+    if plan.step.is_stream() && !pool.turns().take(&pool.streams, &uid) {
         let told = Plan { step: Step::Nothing, next: Next::Stream, ..plan };
         return report(ctx, layer, want, None, Some((&scene, &told)), refusal.as_ref().map(|r| &r.trouble)).await;
     }

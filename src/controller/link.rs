@@ -142,7 +142,7 @@ impl Link {
             indexed: INDEXED,
         };
         let mirror = Mirror::start(client.clone(), options, batches);
-        let pool = Arc::new(Pool::new(client, mirror, ctx.room.clone()));
+        let pool = Arc::new(Pool::new(client, mirror, ctx.room.clone(), ctx.turns.clone()));
         let courier = tokio::spawn(carry(ctx.clone(), key.clone(), pool.clone(), changes)).abort_handle();
         Ok(Self { setup, pool, origin: Mutex::new(origin), account, scans: Mutex::default(), courier })
     }

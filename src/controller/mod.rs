@@ -134,6 +134,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         wake_connector,
         pools: Pools::default(),
         room: settings.room,
+        turns: Arc::default(),
         slots: Mutex::new(Slots::default()),
         backoff: Mutex::new(Backoff::default()),
         looked: Mutex::default(),

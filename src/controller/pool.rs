@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::room::Room;
-use super::turns::Turns;
+use super::turns::{STREAMS, Turns};
 use crate::domain::identity::Opid;
 use crate::domain::observed::{Quiet, Sent, Trouble};
 use crate::domain::plan::Step;
@@ -24,12 +24,21 @@ pub struct Pool {
     pub mirror: Mirror,
     /// Of the process, for all its pools.
     pub room: Arc<Room>,
+    turns: Arc<Mutex<Turns>>,
+    /// The name of the line for this pool's streams.
+    pub streams: String,
     memory: Mutex<Memory>,
 }
 
 impl Pool {
-    pub fn new(client: Client, mirror: Mirror, room: Arc<Room>) -> Self {
-        Self { client, mirror, room, memory: Mutex::default() }
+    pub fn new(client: Client, mirror: Mirror, room: Arc<Room>, turns: Arc<Mutex<Turns>>) -> Self {
+        let streams = format!("{STREAMS}{}", uuid::Uuid::new_v4());
+        Self { client, mirror, room, turns, streams, memory: Mutex::default() }
+    }
+
+    /// Who is at which disk, of this process: several Connectors may lead to one pool. Locked alike.
+    pub fn turns(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The memory, locked: never held across an await.
@@ -80,8 +89,6 @@ struct Scans {
 pub struct Memory {
     attempts: HashMap<Opid, Attempt>,
     flights: HashMap<String, InFlight>,
-    /// Who is at which disk.
-    pub turns: Turns,
     scans: HashMap<String, Scans>,
     since: HashMap<String, Instant>,
     /// By the machine's uuid: what its guest said last, and since when it says so; none: for too long already as this process began.

@@ -1,23 +1,22 @@
-//! Layers of a Connector that are made from the same disk take turns at it, and all of them at its pool's few streams: first come, first
+//! Layers that are made from the same disk take turns at it, and those of a Connector at the few streams of its pool: first come, first
 //! served (life.md 2.1).
 //!
-//! Called by `layer`; `pool` keeps them. The mark on a disk is what keeps two layers apart: a process that begins anew knows no lines, and
-//! another Connector of the same pool has its own.
+//! Called by `layer`; `context` keeps them. The mark on a disk is what keeps two layers apart: a process that begins anew knows no lines.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::{MutexGuard, PoisonError};
 
 use kube::ResourceExt;
 
 use super::context::{Context, connector_of};
 use super::observe::Scene;
-use super::pool::Pool;
 use crate::api::PlatformLayer;
 use crate::domain::observed::{Flight, Making, MarkSight};
 use crate::domain::plan::{Next, Plan, Step};
 use crate::xapi::client::TRANSFERS_IN_FLIGHT;
 
-/// The line for the pool's streams, among those at disks, which are named by their uuids.
-pub const STREAMS: &str = "streams";
+/// So begin the names of the lines for streams, one for each pool, among those at disks, which are named by their uuids.
+pub const STREAMS: &str = "streams of ";
 
 /// Who is at each disk, and who is in line there.
 #[derive(Default)]
@@ -73,21 +72,24 @@ impl Turns {
 
 /// How many may be at it at a time.
 fn room(source: &str) -> usize {
-    if source == STREAMS { TRANSFERS_IN_FLIGHT } else { 1 }
+    if source.starts_with(STREAMS) { TRANSFERS_IN_FLIGHT } else { 1 }
 }
 
 /// At the end of a pass: whose turn it is and who does not want it passes it on, so that whoever was suspended or went wrong in line holds
 /// nobody up.
 pub fn settle(ctx: &Context, layer: &PlatformLayer, seen: Option<(&Scene, &Plan)>) {
-    let Some(pool) = ctx.pools.get(&connector_of(layer)) else { return };
     let uid = layer.uid().unwrap_or_default();
+    let pool = ctx.pools.get(&connector_of(layer));
     let wanted: Vec<&str> = match seen {
-        Some((scene, plan)) => wanted(scene, plan).collect(),
+        Some((scene, plan)) => {
+            let streams = pool.as_ref().filter(|_| plan.next == Next::Stream).map(|pool| pool.streams.as_str());
+            disk(scene, plan).into_iter().chain(streams).collect()
+        }
         // Nobody can look now: whoever was at a disk is at it still.
         None => layer.status.iter().filter_map(|s| s.operation.as_ref()?.source.as_deref()).collect(),
     };
-    pass_on(ctx, &pool, &uid, &wanted);
-    let mine = wanted.iter().filter(|source| pool.memory().turns.take(source, &uid)).count();
+    pass_on(ctx, &uid, &wanted);
+    let mine = wanted.iter().filter(|source| turns(ctx).take(source, &uid)).count();
     let waits = seen.is_some_and(|(_, plan)| matches!(plan.next, Next::Turn(_) | Next::Stream));
     // No event tells of a turn. This one came since it was looked at.
     if waits && mine == wanted.len() {
@@ -95,16 +97,20 @@ pub fn settle(ctx: &Context, layer: &PlatformLayer, seen: Option<(&Scene, &Plan)
     }
 }
 
-/// A layer that is gone, or led elsewhere.
-pub fn leave(ctx: &Context, pool: &Pool, uid: &str) {
-    pass_on(ctx, pool, uid, &[]);
+/// A layer that is gone.
+pub fn leave(ctx: &Context, uid: &str) {
+    pass_on(ctx, uid, &[]);
 }
 
-/// The disk that it is at, or in line for, and the streams that it is in line for.
-fn wanted<'a>(scene: &'a Scene, plan: &Plan) -> impl Iterator<Item = &'a str> {
+fn turns(ctx: &Context) -> MutexGuard<'_, Turns> {
+    ctx.turns.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The disk that it is at, or in line for.
+fn disk<'a>(scene: &'a Scene, plan: &Plan) -> Option<&'a str> {
     let seen = &scene.observed;
     let made = |making| seen.flight(making).map(|f| f.source.as_str());
-    let disk = match (&plan.next, &plan.step) {
+    match (&plan.next, &plan.step) {
         (_, Step::DropIntent) | (Next::Mark, _) => None,
         (Next::Turn(making), _) | (_, Step::RecordIntent(making)) => made(*making),
         _at_work => {
@@ -115,19 +121,17 @@ fn wanted<'a>(scene: &'a Scene, plan: &Plan) -> impl Iterator<Item = &'a str> {
             let paused = intent.and_then(|i| seen.flights.iter().filter(pauses).find(|f| f.opid == i.opid));
             intent.filter(|_| paused.is_none()).map(|i| i.source.as_str())
         }
-    };
-    disk.into_iter().chain((plan.next == Next::Stream).then_some(STREAMS))
+    }
 }
 
-fn pass_on(ctx: &Context, pool: &Pool, uid: &str, wanted: &[&str]) {
-    let mut next = pool.memory().turns.leave(uid, wanted);
+fn pass_on(ctx: &Context, uid: &str, wanted: &[&str]) {
+    let mut next = turns(ctx).leave(uid, wanted);
     let census = ctx.census();
-    // One that is led elsewhere by now settles there.
-    let here = |l: &&PlatformLayer| ctx.pools.get(&connector_of(l)).is_some_and(|its| std::ptr::eq(its.as_ref(), pool));
     while let Some(uid) = next.pop() {
-        match census.with_uid(&uid).filter(here) {
+        match census.with_uid(&uid) {
+            // Whoever wants it no more, as one that is led elsewhere by now, passes it on.
             Some(layer) => ctx.wake(layer),
-            None => next.extend(pool.memory().turns.leave(&uid, &[])),
+            None => next.extend(turns(ctx).leave(&uid, &[])),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A simulated XenServer pool behind XAPI's own wire: an instrument for tests, demonstrations and any XAPI client.
 //!
-//! It imitates what `xapi.md` (the project's dossier on XAPI) says of the real daemon, and every behaviour cites its line there. It knows
+//! It imitates what `xapi.md` (the team's notes on XAPI) says of the real daemon, and every behaviour cites its line there. It knows
 //! no client: neither their names nor their keys. What runs inside a guest is a script given from outside.
 //!
 //! The seam inside: [`serve`] reads the wire, `rpc` checks what every call must pass and hands a [`Call`] to [`dispatch`]; the rooms of the

@@ -32,7 +32,7 @@ impl Hand<'_, '_> {
     }
 
     fn turn(&self, source: &str) -> Done {
-        if self.lens.pool.memory().turns.take(source, &self.lens.want.uid) {
+        if self.lens.pool.turns().take(source, &self.lens.want.uid) {
             return Ok(None);
         }
         Err(Failed::Told(Trouble::new(Reason::WaitingForMark, "another layer is being made from the same disk")))

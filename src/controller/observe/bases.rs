@@ -108,7 +108,7 @@ pub(super) fn idle_bases(lens: &Lens<'_>, subject: &str) -> Vec<Arc<Vdi>> {
     };
     let free = |uuid: &str| {
         !lens.around.is_base(uuid, uid, lens.want.discard.as_deref())
-            && lens.pool.memory().turns.may_take(uuid, uid)
+            && lens.pool.turns().may_take(uuid, uid)
             && !used(uuid)
     };
     lens.view

@@ -118,7 +118,7 @@ fn flight(
     let task = task_sight(lens, making, &opid, &attempt, wanted_mark.as_ref(), doubt);
     let restarted = intent.as_ref().is_some_and(|i| i.agent_start != seen.agent_start);
     let (scans, scan_due) = (seen.storage.scans, seen.storage.scan_due);
-    let turn = lens.pool.memory().turns.may_take(&source, &lens.want.uid);
+    let turn = lens.pool.turns().may_take(&source, &lens.want.uid);
     let ahead = ahead(lens, &source);
     // A test that began before there was anything to test would prove nothing.
     let quiet = if intent.is_some() || mark == MarkSight::Ours || !children.is_empty() {
@@ -165,7 +165,7 @@ fn ahead(lens: &Lens<'_>, source: &str) -> Option<String> {
 
 /// Who has the turn on the source, as far as this process knows; else whoever set its mark: a base's names the operation alone.
 fn holder<'a>(lens: &'a Lens<'_>, source: &str) -> Option<&'a PlatformLayer> {
-    let turn = lens.pool.memory().turns.holder(source).map(str::to_owned);
+    let turn = lens.pool.turns().holder(source).map(str::to_owned);
     let mark = lens.view.vdis.by_uuid(source).and_then(|(_, d)| Mark::read(&d.other_config));
     let mark = mark.as_ref();
     let turn = turn.and_then(|uid| lens.around.with_uid(&uid));
