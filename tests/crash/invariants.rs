@@ -85,8 +85,9 @@ fn is_unprovable(lived: &Lived, row: &Row) -> bool {
     let keys = row.get("other_config").and_then(Value::as_object);
     let bears = |wanted: &dyn Fn(&str) -> bool| keys.is_some_and(|keys| keys.keys().any(|key| wanted(key)));
     let of_nothing = row.get("is_a_snapshot") == Some(&Value::Bool(true)) && text(row, "snapshot_of") == Ref::NULL;
-    let other = |key: &str| key.starts_with("lamina") && !(of_nothing && key == "lamina.dev/making");
-    lived.forgot && keys.is_some() && !bears(&other)
+    // What it inherited says nothing of it.
+    let marked = of_nothing && bears(&|key| key == "lamina.dev/making") && !claimed(row);
+    lived.forgot && keys.is_some() && (marked || !bears(&|key| key.starts_with("lamina")))
 }
 
 /// I1.

@@ -10,6 +10,7 @@ use lamina::xapi::wire::Failure;
 use serde_json::json;
 
 use crate::common::eventually;
+use crate::common::hands::Thing;
 use crate::common::rig::{Rig, disk, idle, machine, quick, ready, says, status};
 
 const SNAPSHOT: &str = "Async.VDI.snapshot";
@@ -18,6 +19,13 @@ const CLAIM: &str = "VDI.set_other_config";
 
 fn strike(rig: &Rig, method: &str, effect: Effect, times: Option<u32>) {
     rig.sim.pool.faults.add(Fault { target: Target::Method(method.to_owned()), effect, times });
+}
+
+/// Does the Connector say that this belongs to nobody?
+async fn is_told(rig: &Rig, uuid: &str) -> Option<()> {
+    let lab = rig.connectors().get("lab").await.expect("a Connector").status?;
+    let found = lab.conditions.into_iter().find(|c| c.type_ == ConditionType::Unclaimed.as_str())?;
+    found.message.contains(uuid).then_some(())
 }
 
 /// A freeze is sent, lost and taken back, and carried out after all, beyond what an in-flight test waits for. Then the machine runs again. The
@@ -156,12 +164,38 @@ async fn a_snapshot_whose_source_the_pool_forgot_is_told_and_left_alone() {
     let left = rig.hands.disk(first.uuid()).await.expect("the first one");
     assert_eq!((left.text("snapshot_of"), left.claimed()), ("OpaqueRef:NULL", false));
     assert!(bases.len() == 1 && bases[0].uuid() != first.uuid(), "{bases:#?}");
-    let told = async || {
-        let lab = rig.connectors().get("lab").await.expect("a Connector").status?;
-        let found = lab.conditions.into_iter().find(|c| c.type_ == ConditionType::Unclaimed.as_str())?;
-        found.message.contains(first.uuid()).then_some(())
-    };
-    eventually("it is told", told).await;
+    eventually("it is told", async || is_told(&rig, first.uuid()).await).await;
+}
+
+/// The same in the midst of a freeze, where the snapshot inherits the packaging disk's keys: a second one becomes the version.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_disk_whose_source_the_pool_forgot_is_told_and_left_alone() {
+    let rig = Rig::alone().await;
+    rig.guest("half", quick());
+    let clock = &rig.sim.pool.clock;
+    let controller = rig.run().await;
+    rig.layer("half", json!({})).await;
+    let work = disk(&rig.until_reason("half", "ApproveFinalize").await);
+    clock.hold("VDI.snapshot/keyed");
+    rig.patch("half", json!({"finalize": {"approved": "1"}})).await;
+    clock.held("VDI.snapshot/keyed").await;
+    rig.hands.call("pool.sync_database", json!([])).await;
+    strike(&rig, CLAIM, Effect::Drop, None);
+    let claims = rig.calls(CLAIM);
+    clock.unhold("VDI.snapshot/keyed");
+    eventually("a claim", async || (rig.calls(CLAIM) > claims).then_some(())).await;
+    let source = rig.hands.disk(&work).await.expect("W");
+    let of_work = |d: &Thing| d.text("snapshot_of") == source.r;
+    let first = rig.hands.all("VDI").await.into_iter().find(of_work).expect("a snapshot");
+    drop(controller);
+    restart::restart(&rig.sim.pool, false).await;
+    rig.sim.pool.faults.clear();
+    let _controller = rig.run().await;
+    let frozen = rig.until_finalized("half", "1").await;
+    let left = rig.hands.disk(first.uuid()).await.expect("the first one");
+    assert_eq!((left.text("snapshot_of"), left.claimed()), ("OpaqueRef:NULL", false));
+    assert_ne!(status(&frozen).current.expect("a version").disk, first.uuid());
+    eventually("it is told", async || is_told(&rig, first.uuid()).await).await;
 }
 
 /// Another tool writes the OS disk's keys anew while its snapshot, whose reply was lost, is still to come: what is made bears no mark, and nobody
