@@ -56,8 +56,12 @@ pub trait Deeds: Send + Sync {
     /// Uninstalls a device by its instance id.
     fn remove_card(&self, id: &str) -> Done<()>;
 
-    /// Turns the machine off in full, never as a hybrid shutdown that fast start could resume.
-    fn power_off(&self) -> Done<()>;
+    /// Turns the machine off in full, never as a hybrid shutdown that fast start could resume; after that time, whatever becomes of us
+    /// until then. Asked again, the later word counts.
+    fn power_off(&self, after: Duration) -> Done<()>;
+
+    /// Calls off a power-off whose time has not come.
+    fn stay_on(&self) -> Done<()>;
 
     fn reboot(&self) -> Done<()>;
 

@@ -17,6 +17,8 @@ use crate::report::{FILE, LONGEST_FILE, PREFIX, Report, XENSTORE};
 
 /// xapi reads the store of a domain only while it lives (xapi.md 7.4: at least 10 s).
 pub const SURELY_SEEN: Duration = Duration::from_secs(15);
+/// By then Windows turns the machine off by itself. Many times what both channels take for a report, and [`SURELY_SEEN`].
+const LATEST_OFF: Duration = Duration::from_secs(120);
 /// Between two looks at the native image generator, which yields to whoever is active.
 const NGEN_PAUSE: Duration = Duration::from_secs(30);
 /// One run of the queue; a big .NET application takes a quarter of an hour on a slow machine.
@@ -130,18 +132,26 @@ pub fn finalize(machine: &Machine<'_>, bound: &Bound, order: Order) -> Result<Ou
         let unwritten = tell(machine, &mut report, &told)?;
         return Ok(Outcome { verdict, report, unwritten, off: false });
     }
-    let unwritten = tell(machine, &mut report, &verdict)?;
-    let off = verdict.clean();
-    if off {
-        machine.deeds.wait(SURELY_SEEN);
-        if let Err(failed) = machine.deeds.power_off() {
-            let told = left_on(&verdict, &failed.to_string());
-            // Where it cannot be written any more, the person who reads the trouble has to know.
-            tell(machine, &mut report, &told).unwrap_or_default();
-            return Err(Trouble::StaysOn(failed));
-        }
+    if !verdict.clean() {
+        let unwritten = tell(machine, &mut report, &verdict)?;
+        return Ok(Outcome { verdict, report, unwritten, off: false });
     }
-    Ok(Outcome { verdict, report, unwritten, off })
+    let stays_on = |failed: Failed, report: &mut Report| {
+        let told = left_on(&verdict, &failed.to_string());
+        // Where it cannot be written any more, the person who reads the trouble has to know.
+        tell(machine, report, &told).unwrap_or_default();
+        Trouble::StaysOn(failed)
+    };
+    // Before the report: a machine that stays on after a clean one could be changed, and be believed. A prompt may be closed and a user signed
+    // out at any moment, which ends this program, but not what Windows was asked for.
+    machine.deeds.power_off(LATEST_OFF).map_err(|failed| stays_on(failed, &mut report))?;
+    let unwritten = tell(machine, &mut report, &verdict).inspect_err(|_| {
+        // Off without a report does no harm: the layer asks for one.
+        machine.deeds.stay_on().unwrap_or_default();
+    })?;
+    machine.deeds.wait(SURELY_SEEN);
+    machine.deeds.power_off(Duration::ZERO).map_err(|failed| stays_on(failed, &mut report))?;
+    Ok(Outcome { verdict, report, unwritten, off: true })
 }
 
 /// What is reported of a machine that runs on after its check: anything may change in it before somebody shuts it down.

@@ -14,6 +14,7 @@ use lamina_guest::report::Report;
 
 const RUN_ONCE: &str = r"SOFTWARE\Microsoft\Windows\CurrentVersion\RunOnce";
 const QUEUE: &str = r"SOFTWARE\Microsoft\.NETFramework\NGenQueue";
+const OFF: Deed = Deed::PowerOff(Duration::ZERO);
 const KMS: Order = Order { rearm: true, wait_ngen: false, leave_on: false };
 
 /// A packaging machine: nonce and boot mark in its store, the config disk at E:.
@@ -68,11 +69,39 @@ fn a_clean_machine_reports_on_both_channels_waits_and_turns_itself_off() {
     assert_eq!(on_disk(&windows), Some(report));
     let (waited, off) = (
         at(&windows, |d| matches!(d, Deed::Wait(t) if *t >= Duration::from_secs(10))).unwrap(),
-        at(&windows, |d| *d == Deed::PowerOff).unwrap(),
+        at(&windows, |d| *d == OFF).unwrap(),
     );
     let wrote = at(&windows, |d| matches!(d, Deed::Write(_))).unwrap();
     assert!(wrote < waited && waited < off && off + 1 == windows.snapshot().deeds.len());
     assert_eq!(windows.snapshot().rearms, 3, "nobody asked for a rearm");
+}
+
+/// Whatever ends the program (a prompt that is closed, a sign-out), Windows was told to turn the machine off before a clean report stands.
+#[test]
+fn no_clean_report_stands_in_a_machine_that_may_stay_on() {
+    let windows = packaging(Windows::scripted(|state, deed| {
+        let clean =
+            Report::from_xenstore(state.store.as_ref().unwrap()).is_some_and(|r| r.sealed && r.findings.is_empty());
+        // The list has this deed too.
+        let asked = state.deeds.iter().any(|d| matches!(d, Deed::PowerOff(after) if !after.is_zero()));
+        assert!(!clean || asked, "{deed:?}");
+        Reply::Usual
+    }));
+    shut_down(&windows, KMS).unwrap();
+    assert_eq!(windows.snapshot().deeds.last(), Some(&OFF));
+}
+
+#[test]
+fn a_shutdown_whose_report_reaches_nobody_is_called_off() {
+    let windows = packaging(Windows::scripted(|state, deed| {
+        if matches!(deed, Deed::PowerOff(_)) {
+            state.store = None;
+            state.volumes.truncate(1);
+        }
+        Reply::Usual
+    }));
+    assert!(matches!(shut_down(&windows, Order::default()), Err(Trouble::Unreported(_))));
+    assert_eq!(windows.snapshot().deeds.last(), Some(&Deed::StayOn));
 }
 
 #[test]
@@ -80,7 +109,7 @@ fn with_a_finding_it_stays_on_and_says_so_on_both_channels() {
     let windows = packaging(Windows::clean());
     windows.change(|s| s.encrypted.insert(r"C:\".to_owned()));
     let outcome = shut_down(&windows, KMS).unwrap();
-    assert!(!outcome.off && at(&windows, |d| *d == Deed::PowerOff).is_none());
+    assert!(!outcome.off && at(&windows, |d| matches!(d, Deed::PowerOff(_))).is_none());
     let report = in_store(&windows).unwrap();
     assert_eq!((report.findings[0].0.as_str(), report.sealed), ("BitLockerOn", true));
     assert_eq!(on_disk(&windows), Some(report.clone()));
@@ -113,7 +142,7 @@ fn kms_rearms_as_the_last_thing_before_the_report() {
     assert!(outcome.off && outcome.report == report && report.findings.is_empty());
     let rearm = at(&windows, |d| *d == Deed::Rearm).unwrap();
     let rest: Vec<_> = windows.snapshot().deeds[rearm + 1..].to_vec();
-    assert!(matches!(&rest[..], [Deed::Write(_), Deed::Wait(_), Deed::PowerOff]), "{rest:?}");
+    assert!(matches!(&rest[..], [Deed::PowerOff(_), Deed::Write(_), Deed::Wait(_), Deed::PowerOff(_)]), "{rest:?}");
 }
 
 #[test]
@@ -178,7 +207,7 @@ fn leave_on_reports_and_stays_on() {
     let report = in_store(&windows).unwrap();
     assert!(!outcome.off && outcome.verdict.clean() && report.sealed);
     assert_eq!((report.findings.len(), report.findings[0].0.as_str()), (1, "LeftOn"));
-    assert_eq!(at(&windows, |d| *d == Deed::PowerOff), None);
+    assert_eq!(at(&windows, |d| matches!(d, Deed::PowerOff(_))), None);
 
     let report = shut_down(&windows, Order { leave_on: true, ..KMS }).unwrap().report;
     assert_eq!((report.rearms_before, report.rearmed, windows.snapshot().rearms), (Some(3), false, 3));
@@ -239,7 +268,7 @@ fn one_channel_is_enough_and_none_is_trouble() {
     let trouble = finalize(&machine(&windows), &bound, KMS).unwrap_err();
     assert!(matches!(&trouble, Trouble::Unreported(why) if why.len() == 2), "{trouble}");
     assert_eq!(
-        (windows.snapshot().rearms, at(&windows, |d| *d == Deed::PowerOff)),
+        (windows.snapshot().rearms, at(&windows, |d| matches!(d, Deed::PowerOff(_)))),
         (3, None),
         "nothing is spent on no report"
     );
@@ -258,7 +287,7 @@ fn a_full_config_disk_is_told_and_the_store_has_the_report() {
 #[test]
 fn a_machine_that_does_not_turn_off_is_told() {
     let windows = packaging(Windows::scripted(|_, deed| match deed {
-        Deed::PowerOff => Reply::Fails("a required privilege is not held (1314)".to_owned()),
+        Deed::PowerOff(_) => Reply::Fails("a required privilege is not held (1314)".to_owned()),
         _ => Reply::Usual,
     }));
     assert!(matches!(shut_down(&windows, KMS), Err(Trouble::StaysOn(_))));

@@ -21,6 +21,7 @@ use lamina_guest::steps::engine::{Answer, Stop};
 use lamina_guest::steps::progress::{self, Doing};
 use lamina_guest::steps::record::State as StepState;
 
+const OFF: Deed = Deed::PowerOff(Duration::ZERO);
 const NONCE: &str = "n1";
 const SERVICING: &str = r"SOFTWARE\Microsoft\Windows\CurrentVersion\Component Based Servicing\RebootPending";
 
@@ -151,7 +152,7 @@ fn a_layer_without_hands_installs_restarts_rearms_reports_and_turns_itself_off()
     assert_eq!(guest.boots, 3, "one restart that was asked for by a code, one always");
     let script = r#"-NoProfile -NonInteractive -ExecutionPolicy Bypass -File "E:\files\tidy\~step.ps1""#;
     assert_eq!(guest.ran(), [r#"/d /s /c "setup /tools""#, r#"/d /s /c "setup /broker""#, script]);
-    assert_eq!((guest.deeds(|d| *d == Deed::Rearm), guest.deeds(|d| *d == Deed::PowerOff)), (1, 1));
+    assert_eq!((guest.deeds(|d| *d == Deed::Rearm), guest.deeds(|d| *d == OFF)), (1, 1));
 
     let told = progress::read(&guest.store());
     let told: Vec<_> = told.iter().map(|s| (s.name.as_str(), s.state, s.exit_code)).collect();
@@ -177,7 +178,7 @@ fn a_layer_without_hands_installs_restarts_rearms_reports_and_turns_itself_off()
 fn a_person_finalizes_where_nobody_asked_for_more() {
     let mut guest = Guest::new(serde_json::json!([{"name": "a", "command": "x"}]), false, Windows::clean());
     assert_eq!((guest.live(), guest.doing()), (End::Done, Some(Doing::Done)));
-    assert_eq!(guest.deeds(|d| *d == Deed::PowerOff), 0);
+    assert_eq!(guest.deeds(|d| matches!(d, Deed::PowerOff(_))), 0);
     let (bound, _) = mark(&guest.machine(), "boot-1").unwrap();
     assert_eq!(
         (bound.nonce.as_str(), bound.boot.as_str(), bound.domid.as_str()),
@@ -403,7 +404,7 @@ fn a_power_cut_at_any_deed_costs_no_step() {
                 match deed {
                     Deed::Write(path) if torn => state.put(path, b"torn"),
                     // Begun, and off before it came to an end.
-                    Deed::Reboot | Deed::PowerOff if torn => return Reply::Usual,
+                    Deed::Reboot | Deed::PowerOff(_) if torn => return Reply::Usual,
                     _ => {}
                 }
                 power_cut();
@@ -612,7 +613,7 @@ fn a_log_that_fills_the_disk_gives_way_to_the_record() {
 #[test]
 fn a_boot_spends_one_rearm_though_its_service_is_started_anew() {
     let stuck = Windows::scripted(|_, deed| match deed {
-        Deed::PowerOff => Reply::Fails("a required privilege is not held (1314)".to_owned()),
+        Deed::PowerOff(_) => Reply::Fails("a required privilege is not held (1314)".to_owned()),
         _ => Reply::Usual,
     });
     let mut guest = Guest::new(serde_json::json!([]), true, stuck);

@@ -212,8 +212,12 @@ impl Deeds for Inside {
         self.act("remove a network card", |windows| windows.remove_card(id))
     }
 
-    fn power_off(&self) -> Done<()> {
-        self.act("turn the machine off", Windows::power_off)
+    fn power_off(&self, after: Duration) -> Done<()> {
+        self.act("turn the machine off", |windows| windows.power_off(after))
+    }
+
+    fn stay_on(&self) -> Done<()> {
+        self.act("keep the machine on", Windows::stay_on)
     }
 
     fn reboot(&self) -> Done<()> {

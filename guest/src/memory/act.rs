@@ -88,8 +88,12 @@ impl Deeds for Windows {
         self.deed(format!("remove network card {id}"), Deed::RemoveCard(id.to_owned()), remove).map(drop)
     }
 
-    fn power_off(&self) -> Done<()> {
-        self.deed("turn the machine off".to_owned(), Deed::PowerOff, |_| Ok(())).map(drop)
+    fn power_off(&self, after: Duration) -> Done<()> {
+        self.deed("turn the machine off".to_owned(), Deed::PowerOff(after), |_| Ok(())).map(drop)
+    }
+
+    fn stay_on(&self) -> Done<()> {
+        self.deed("keep the machine on".to_owned(), Deed::StayOn, |_| Ok(())).map(drop)
     }
 
     fn reboot(&self) -> Done<()> {

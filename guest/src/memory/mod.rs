@@ -23,7 +23,9 @@ pub enum Deed {
     Remove(String),
     Rearm,
     RemoveCard(String),
-    PowerOff,
+    /// After that time.
+    PowerOff(Duration),
+    StayOn,
     Reboot,
     Wait(Duration),
 }

@@ -50,8 +50,12 @@ impl Deeds for Windows {
         cards::remove(id)
     }
 
-    fn power_off(&self) -> Done<()> {
-        power::off()
+    fn power_off(&self, after: Duration) -> Done<()> {
+        power::off(after)
+    }
+
+    fn stay_on(&self) -> Done<()> {
+        power::stay_on()
     }
 
     fn reboot(&self) -> Done<()> {

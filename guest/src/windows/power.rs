@@ -1,5 +1,7 @@
 //! Off and on again. Both force programs to end: whoever asks has looked first, and nobody sits there to answer "save changes?".
 
+use std::time::Duration;
+
 use windows::Win32::Foundation::{
     ERROR_NOT_ALL_ASSIGNED, ERROR_SHUTDOWN_IN_PROGRESS, ERROR_SHUTDOWN_IS_SCHEDULED, HANDLE, WIN32_ERROR,
 };
@@ -18,23 +20,29 @@ use windows::core::{Error, Owned, PCWSTR, Result, w};
 use crate::deeds::{Done, Failed};
 
 /// In full: fast start resumes only what was shut down with `SHUTDOWN_HYBRID`, which is not asked for here.
-pub fn off() -> Done<()> {
-    ask("turn the machine off", SHUTDOWN_POWEROFF)
+/// Windows counts the time, says so to whoever is logged in, and keeps to it though they sign out.
+pub fn off(after: Duration) -> Done<()> {
+    ask("turn the machine off", SHUTDOWN_POWEROFF, after)
 }
 
 pub fn reboot() -> Done<()> {
-    ask("reboot", SHUTDOWN_RESTART)
+    ask("reboot", SHUTDOWN_RESTART, Duration::ZERO)
 }
 
-fn ask(what: &str, how: SHUTDOWN_FLAGS) -> Done<()> {
+/// Also what somebody else asked for, as ours took its place.
+pub fn stay_on() -> Done<()> {
+    let failed = |why: Error| Failed { what: "keep the machine on".to_owned(), why: why.to_string() };
+    may_shut_down().and_then(|()| abort()).map_err(failed)
+}
+
+fn ask(what: &str, how: SHUTDOWN_FLAGS, after: Duration) -> Done<()> {
     let failed = |why: Error| Failed { what: what.to_owned(), why: why.to_string() };
     may_shut_down().map_err(failed)?;
-    let mut code = initiate(how);
+    let mut code = initiate(how, after);
     if code == ERROR_SHUTDOWN_IS_SCHEDULED {
-        // Somebody else's may be a reboot, or hours away: ours takes its place.
-        // SAFETY: this machine needs no name.
-        unsafe { AbortSystemShutdownW(PCWSTR::null()) }.map_err(failed)?;
-        code = initiate(how);
+        // Our own with more time, or somebody else's, which may be a reboot, or hours away: this one takes its place.
+        abort().map_err(failed)?;
+        code = initiate(how, after);
     }
     match code {
         code if code.is_ok() => Ok(()),
@@ -44,13 +52,18 @@ fn ask(what: &str, how: SHUTDOWN_FLAGS) -> Done<()> {
     }
 }
 
-fn initiate(how: SHUTDOWN_FLAGS) -> WIN32_ERROR {
+fn abort() -> Result<()> {
+    // SAFETY: this machine needs no name.
+    unsafe { AbortSystemShutdownW(PCWSTR::null()) }
+}
+
+fn initiate(how: SHUTDOWN_FLAGS, after: Duration) -> WIN32_ERROR {
     // SAFETY: the message is static, and this machine needs no name.
     let code = unsafe {
         InitiateShutdownW(
             PCWSTR::null(),
             w!("Lamina: Shutdown For Finalize"),
-            0,
+            u32::try_from(after.as_secs()).unwrap_or_default(),
             how | SHUTDOWN_FORCE_OTHERS | SHUTDOWN_FORCE_SELF,
             SHTDN_REASON_MAJOR_APPLICATION | SHTDN_REASON_MINOR_MAINTENANCE | SHTDN_REASON_FLAG_PLANNED,
         )

@@ -72,7 +72,7 @@ fn in_console(how: Shutdown) -> Outcome {
         println!(
             "If nothing is found, the machine is switched off some seconds after its report. Leave this prompt open."
         );
-        // A machine that stays on after a clean report could be changed, and be believed: Ctrl-C does not come between the two.
+        // What is spent and reported belongs together: Ctrl-C does not come between them.
         // SAFETY: takes no function, and says that this process ignores Ctrl-C.
         unsafe { SetConsoleCtrlHandler(None, true) }?;
     }
