@@ -122,6 +122,37 @@ async fn a_lost_version_is_told() {
     rig.hands.assert_tidy().await;
 }
 
+/// Then the packaging disk is all that is left of the work: it stays until a person has seen to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_disk_that_is_lost_beside_its_packaging_disk_leaves_that_one() {
+    let rig = Rig::new().await;
+    rig.guest("both", quick());
+    let controller = rig.run().await;
+    rig.sim.pool.clock.hold("VM.destroy/");
+    rig.layer("both", json!({"finalize": {"approved": "1"}})).await;
+    rig.sim.pool.clock.held("VM.destroy/").await;
+    let frozen = rig.until("both", "the version", |l| !status(l).versions.is_empty()).await;
+    let [f, w] = [status(&frozen).versions[0].disk.clone(), disk(&frozen)];
+    rig.hands.destroy_disk(&f).await;
+    rig.sim.pool.clock.unhold("VM.destroy/");
+    let kept = |l: &PlatformLayer| ready(l).is_some_and(|(r, m)| r == "DiskLost" && m.contains(&w));
+    let told = rig.until("both", "the loss", kept).await;
+    drop(controller);
+    let _controller = rig.run().await;
+    rig.meanwhile().await;
+    let work = rig.hands.disk(&w).await.expect("W");
+    assert!(work.claimed(), "{work:?}");
+    assert_eq!(rig.hands.of_layer(&uid(&told)).await.len(), 1, "and nothing is made");
+
+    // As its message says.
+    rig.hands.destroy_disk(&w).await;
+    rig.until("both", "the rest", |l| ready(l).is_some_and(|(r, m)| r == "DiskLost" && !m.contains(&w))).await;
+    rig.patch("both", json!({"version": "2", "base": {"from": "OSLayer"}, "finalize": {"approved": "2"}})).await;
+    let done = rig.until_finalized("both", "2").await;
+    assert_eq!(status(&done).versions.iter().map(|v| v.lost).collect::<Vec<_>>(), [true, false]);
+    rig.hands.assert_tidy().await;
+}
+
 /// The newest version is as good as it was, so the layer stays ready; and says what is missing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_older_version_is_told_beside_a_ready_layer() {

@@ -52,6 +52,26 @@ async fn a_step_that_hangs_or_crashes_is_told_as_what_it_did() {
     }
 }
 
+/// What its author lets pass is shown and holds nobody up; one who answers it is not asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_step_that_may_be_passed_over_is_shown_and_the_layer_goes_on() {
+    let rig = Rig::new().await;
+    files(&rig).await;
+    let _controller = rig.run().await;
+    for (name, ended, state, code) in
+        [("fails", Ended::Code(5), StepState::Failed, Some(5)), ("hangs", Ended::TimedOut, StepState::TimedOut, None)]
+    {
+        rig.guest(name, person_at(ending(ended), vec![vec![Deed::Serve, Deed::Finalize]]));
+        let mut more = two_steps();
+        more["steps"][0]["onFailure"] = json!("Continue");
+        more["finalize"] = json!({"approved": "1"});
+        rig.layer(name, more).await;
+        let done = rig.until_finalized(name, "1").await;
+        let states: Vec<_> = status(&done).steps.iter().map(|s| (s.state, s.exit_code)).collect();
+        assert_eq!(states, [(state, code), (StepState::Succeeded, Some(0))]);
+    }
+}
+
 /// The machine restarts under whatever runs in its first boot, once somebody says so.
 fn restarting(inner: Program, now: Arc<Notify>) -> Program {
     program(move |g: Guest| {
